@@ -1,0 +1,2 @@
+//! What kernel and user space share.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,6 @@
+//! Generates the protobuf code from `proto/`, and builds the BPF object (see `bpf_object`).
+fn main() -> anyhow::Result<()> {
+    println!("cargo:rerun-if-changed=../proto");
+    prost_build::Config::new().compile_protos(&["../proto/ocserv.proto"], &["../proto"])?;
+    Ok(())
+}
