@@ -3,4 +3,6 @@
 //! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
+pub mod config;
+pub mod registry;
 pub mod session;

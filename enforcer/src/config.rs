@@ -1,0 +1,344 @@
+//! The configuration: one TOML file, every key optional, unknown keys refused.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::session::ServerName;
+
+/// Where the file is looked for when neither `--config` nor `ENFORCER_CONFIG` names one.
+pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{path}: cannot be read: {error}")]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    #[error("{path}: {text}")]
+    Invalid { path: PathBuf, text: String },
+}
+
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Config {
+    pub kernel: Kernel,
+    pub ocserv: Servers,
+    pub gate: Gate,
+    pub state: State,
+    pub control: Control,
+}
+
+/// Where the BPF programs go.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Kernel {
+    /// Interfaces that face the clients (XDP), names or patterns with `*`; unset: the default routes' ones.
+    pub outer: Option<Vec<String>>,
+    /// Interfaces that face the LAN (tc), names or patterns with `*`; unset: every other Ethernet one with an
+    /// address, or the outer ones where there is no other.
+    pub inner: Option<Vec<String>>,
+    pub pin_path: PathBuf,
+    pub xdp: Xdp,
+    pub tc: Tc,
+    /// How a session's sockets are ended; `kill` serves kernels without SOCK_DESTROY.
+    pub sockets: Sockets,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Xdp {
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tc {
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sockets {
+    /// SOCK_DESTROY, and the worker killed where the kernel lacks it.
+    #[default]
+    Auto,
+    Kill,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            outer: None,
+            inner: None,
+            pin_path: PathBuf::from("/sys/fs/bpf/enforcer"),
+            xdp: Xdp::Auto,
+            tc: Tc::Auto,
+            sockets: Sockets::Auto,
+        }
+    }
+}
+
+/// `[ocserv]` or `[[ocserv]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Servers {
+    One(Box<Server>),
+    Many(Vec<Server>),
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self::One(Box::default())
+    }
+}
+
+impl Servers {
+    pub fn iter(&self) -> impl Iterator<Item = &Server> {
+        match self {
+            Self::One(server) => std::slice::from_ref(server.as_ref()).iter(),
+            Self::Many(servers) => servers.iter(),
+        }
+    }
+}
+
+/// One ocserv server on this host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Server {
+    pub name: String,
+    /// ocserv's `occtl-socket-file`.
+    pub control_socket: PathBuf,
+    /// Whether to listen to ocserv's TOP feed. It has room for one listener: `false` leaves it to `occtl top`.
+    pub feed: bool,
+    /// What the gate runs after it lets a client in; its refusal counts.
+    pub next_script: Option<PathBuf>,
+    /// What the gate runs when it is called as disconnect-script.
+    pub next_disconnect_script: Option<PathBuf>,
+    /// Makes a revocation of a disconnect that somebody asks of the stock `occtl`.
+    pub invalidate_on_disconnect: bool,
+    /// Interfaces in the server's own network namespace, where that is not the daemon's; as in `[kernel]`.
+    pub outer: Option<Vec<String>>,
+    pub inner: Option<Vec<String>>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            control_socket: PathBuf::from("/var/run/occtl.socket"),
+            feed: true,
+            next_script: None,
+            next_disconnect_script: None,
+            invalidate_on_disconnect: false,
+            outer: None,
+            inner: None,
+        }
+    }
+}
+
+impl Server {
+    pub fn server_name(&self) -> ServerName {
+        ServerName::new(&self.name)
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Gate {
+    /// What the gate does when it can see neither the daemon nor the pinned maps, or not learn the safe_id.
+    pub when_blind: WhenBlind,
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenBlind {
+    #[default]
+    Refuse,
+    Admit,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { when_blind: WhenBlind::Refuse, socket: PathBuf::from("/run/enforcer/gate.sock") }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct State {
+    pub directory: PathBuf,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { directory: PathBuf::from("/var/lib/enforcer") }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Control {
+    pub socket: PathBuf,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: PathBuf::from("/run/enforcer/control.sock") }
+    }
+}
+
+impl Config {
+    /// Reads the named file; without a name the default one, which need not exist.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|text| ConfigError::Invalid { path: path.into(), text }),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(ConfigError::Unreadable { path: path.into(), error }),
+        }
+    }
+
+    /// The error is a text for people, with line and column where TOML's reader knows them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let file: Self = match toml::from_str(text) {
+            Ok(file) => file,
+            Err(error) => return Err(explain(text, &error)),
+        };
+        file.validate()?;
+        Ok(file)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        let mut sockets = BTreeSet::new();
+        for server in self.ocserv.iter() {
+            let name = &server.name;
+            if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                return Err(format!("[[ocserv]] name = {name:?}: a name is 1 to 64 characters without spaces"));
+            }
+            if !names.insert(name) {
+                return Err(format!("[[ocserv]] name = {name:?} is given twice: each server needs a name of its own"));
+            }
+            if !sockets.insert(&server.control_socket) {
+                return Err(format!(
+                    "[[ocserv]] control-socket = {:?} is given twice: each server has a socket of its own",
+                    server.control_socket
+                ));
+            }
+            for script in [&server.next_script, &server.next_disconnect_script].into_iter().flatten() {
+                // the design's own example writes "" for none
+                if !script.as_os_str().is_empty() && !script.is_absolute() {
+                    return Err(format!("[ocserv] next-script = {script:?}: it is an absolute path, or \"\" for none"));
+                }
+            }
+        }
+        if names.is_empty() {
+            return Err("ocserv = []: at least one server is needed (leave the key out for the default one)".into());
+        }
+        let paths = [
+            ("[kernel] pin-path", &self.kernel.pin_path),
+            ("[gate] socket", &self.gate.socket),
+            ("[state] directory", &self.state.directory),
+            ("[control] socket", &self.control.socket),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Err(format!("{key} = {path:?}: it is an absolute path"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// serde's message, and for an unknown key the nearest known one.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim();
+    // an untagged enum hides what was wrong within: read the section on its own to learn it
+    if message.contains("untagged enum") {
+        if let Some(inner) = explain_servers(text) {
+            return inner;
+        }
+    }
+    let mut told = match error.span() {
+        Some(span) => {
+            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+            format!("line {line}: {message}")
+        }
+        None => message.to_owned(),
+    };
+    if let Some(nearest) = nearest_key(message) {
+        told.push_str(&format!("; did you mean `{nearest}`?"));
+    }
+    told
+}
+
+fn explain_servers(text: &str) -> Option<String> {
+    let file: toml::Table = toml::from_str(text).ok()?;
+    let servers = match file.get("ocserv")? {
+        toml::Value::Array(servers) => servers.clone(),
+        one => vec![one.clone()],
+    };
+    let error = servers.into_iter().find_map(|server| server.try_into::<Server>().err())?;
+    let message = error.message().trim().to_owned();
+    let hint = nearest_key(&message).map(|key| format!("; did you mean `{key}`?")).unwrap_or_default();
+    Some(format!("[ocserv]: {message}{hint}"))
+}
+
+/// The known key that is nearest to the unknown one, from serde's "unknown field `a`, expected one of `b`, `c`".
+fn nearest_key(message: &str) -> Option<String> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field").then(|| quoted.next())??;
+    quoted.min_by_key(|known| strsim::damerau_levenshtein(unknown, known)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_optional() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.ocserv.iter().count(), 1);
+        assert_eq!(config.control.socket, Path::new("/run/enforcer/control.sock"));
+    }
+
+    #[test]
+    fn one_server_or_many() {
+        let one = Config::parse("[ocserv]\ncontrol-socket = '/a'").unwrap();
+        assert_eq!(one.ocserv.iter().next().unwrap().name, "default");
+        let two = "[[ocserv]]\nname='a'\ncontrol-socket='/a'\n[[ocserv]]\nname='b'\ncontrol-socket='/b'";
+        assert_eq!(Config::parse(two).unwrap().ocserv.iter().count(), 2);
+        let same = two.replace("name='b'", "name='a'");
+        assert!(Config::parse(&same).unwrap_err().contains("given twice"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_the_nearest_named() {
+        let told = Config::parse("[kernel]\noutter = ['eth0']").unwrap_err();
+        assert!(told.contains("outter") && told.contains("did you mean `outer`"), "{told}");
+        let told = Config::parse("[ocserv]\ncontrol-sokket = '/a'").unwrap_err();
+        assert!(told.contains("control-sokket") && told.contains("did you mean `control-socket`"), "{told}");
+    }
+
+    #[test]
+    fn what_is_not_toml_says_the_line() {
+        let told = Config::parse("[kernel]\nouter = [").unwrap_err();
+        assert!(told.contains("line"), "{told}");
+        assert!(Config::parse("[gate]\nwhen-blind = 'maybe'").unwrap_err().contains("refuse"));
+        assert!(Config::parse("[control]\nsocket = 'relative'").unwrap_err().contains("absolute"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = Config::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The rules of the product, pure: an event and the time go in, effects come out. No IO, no clock, no async.
+//!
+//! The order of a revocation: mark in the kernel first, then ask ocserv, then end what is left, then look
+//! again. Only this order closes the race with a running connect-script and with an automatic reconnect.
+
+mod admission;
+mod adopting;
+mod holdings;
+mod receipt;
+mod revoking;
+mod servers;
+mod sessions;
+mod show;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::session::{Netns, SafeId, ServerName};
+
+pub use holdings::Holdings;
+pub use receipt::{Layer, LayerResult, Receipt};
+pub use revoking::{Revocation, State as RevocationState};
+pub use servers::{GateState, Server, ServerState};
+pub use sessions::{Phase, Session};
+pub use show::{Preview, SessionRow};
+pub use words::*;
+
+/// How many sessions, and how many finished revocations, are remembered. What is in force is never forgotten.
+const MAX_SESSIONS: usize = 262_144;
+const MAX_FINISHED: usize = 10_000;
+/// How many revocations may be in force at once: each is a record here and an entry in the kernel.
+const MAX_REVOCATIONS: usize = 1_000_000;
+
+/// How long leases of an earlier run stand while their sessions are looked for.
+const ADOPTED_FOR: Duration = Duration::from_secs(10);
+
+/// The settings of the rules.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// A command is answered by then, in part if need be.
+    pub answer_within: Duration,
+    /// How long a revocation is looked after at the least, once it has acted.
+    pub look_for: Duration,
+    /// How often it looks.
+    pub look_every: Duration,
+    /// How often ocserv's cookies are listed while some are refused at the gate.
+    pub cookies_every: Duration,
+    /// Servers on which a stock disconnect becomes a revocation.
+    pub invalidate_on_disconnect: BTreeSet<ServerName>,
+    /// The first number to give.
+    pub first_number: Number,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            answer_within: Duration::from_millis(4_000),
+            look_for: Duration::from_secs(3),
+            look_every: Duration::from_millis(200),
+            cookies_every: Duration::from_secs(30),
+            invalidate_on_disconnect: BTreeSet::new(),
+            first_number: 1,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Registry {
+    rules: Rules,
+    servers: BTreeMap<ServerName, Server>,
+    sessions: BTreeMap<SessionKey, Session>,
+    /// The newest session under an ocserv id.
+    ids: BTreeMap<(ServerName, i32), SessionKey>,
+    next_session: SessionKey,
+    /// safe_ids that are refused at the gate.
+    marks: BTreeMap<SafeId, Mark>,
+    holdings: Holdings,
+    revocations: BTreeMap<Number, Revocation>,
+    next_number: Number,
+    /// Gate questions that wait for a list of cookies.
+    waiting: Vec<admission::Waiting>,
+    /// Disconnects by a stock occtl that may become revocations once a list shows who is left.
+    stock_disconnects: Vec<servers::StockDisconnect>,
+    netns: BTreeSet<Netns>,
+    /// When entries of an earlier run were taken over, while some of them are not accounted for.
+    adopted_at: Option<Duration>,
+}
+
+/// A safe_id that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub server: Option<ServerName>,
+    pub numbers: BTreeSet<Number>,
+    /// When it was marked: a list that was asked for earlier says nothing of it.
+    pub since: Duration,
+    /// Seen to be gone from ocserv's list.
+    pub gone: bool,
+    pub terminate: Terminate,
+    /// How often it was asked to be terminated.
+    pub tries: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Terminate {
+    /// Not asked for (or this ocserv cannot).
+    Not,
+    Asked,
+    /// Answered; the tries so far.
+    Answered(u32),
+}
+
+/// The effects of one event, in the order in which they have to happen.
+pub(crate) type Effects = Vec<Effect>;
+
+impl Registry {
+    pub fn new(servers: impl IntoIterator<Item = ServerName>, own_netns: Netns, rules: Rules) -> Self {
+        Self {
+            next_number: rules.first_number.max(1),
+            rules,
+            servers: servers.into_iter().map(|name| (name, Server::default())).collect(),
+            sessions: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            next_session: 1,
+            marks: BTreeMap::new(),
+            holdings: Holdings::default(),
+            revocations: BTreeMap::new(),
+            waiting: Vec::new(),
+            stock_disconnects: Vec::new(),
+            netns: BTreeSet::from([own_netns]),
+            adopted_at: None,
+        }
+    }
+
+    /// The one way in.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        let mut out = Effects::new();
+        match event {
+            Event::Adopt { entries } => self.adopt(entries, now, &mut out),
+            Event::ServerUp { server, main, terminate } => self.server_up(&server, main, terminate, now, &mut out),
+            Event::ServerDown { server, gone } => self.server_down(&server, gone, &mut out),
+            Event::GateConfigured { server, configured } => self.gate_configured(&server, configured),
+            Event::Sighted { server, sighting } => {
+                self.sight(&server, sighting, false, now, &mut out);
+            }
+            Event::Listed { server, asked, outcome } => self.listed(&server, asked, outcome, now, &mut out),
+            Event::Cookies { server, asked, outcome } => self.cookies(&server, asked, outcome, now, &mut out),
+            Event::FeedDisconnected { server, id, safe_id, user, reason } => {
+                self.feed_disconnected(&server, id, safe_id, user, reason, now, &mut out);
+            }
+            Event::GateAsked { ask, server, sighting, last } => {
+                self.gate_asked(ask, &server, sighting, last, now, &mut out);
+            }
+            Event::WorkerGone { key } => self.worker_gone(key, &mut out),
+            Event::DeviceGone { device } => self.device_gone(device, &mut out),
+            Event::Flows { key, outcome } => self.flows(key, outcome, &mut out),
+            Event::Ended { key, ended } => self.ended(key, ended, &mut out),
+            Event::Terminated { server, safe_id, outcome } => self.terminated(&server, safe_id, outcome, &mut out),
+            Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome),
+            Event::InsertFailed { entry, number, error } => self.insert_failed(&entry, number, error),
+            Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids),
+            Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
+            Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
+            Event::Lift { request, number } => self.lift(request, number, now, &mut out),
+            Event::Tick => self.tick(now, &mut out),
+        }
+        self.release_adopted(now, &mut out);
+        self.advance(now, &mut out);
+        out
+    }
+
+    /// When [`Event::Tick`] is wanted at the latest.
+    pub fn next_tick(&self, now: Now) -> Duration {
+        let acting = self.revocations.values().any(Revocation::is_busy);
+        let idle = if acting || !self.waiting.is_empty() {
+            self.rules.look_every.min(Duration::from_millis(50))
+        } else {
+            Duration::from_secs(1)
+        };
+        let expiry = self.holdings.next_expiry().map(|at| at.saturating_sub(now.mono));
+        idle.min(expiry.unwrap_or(idle)).max(Duration::from_millis(1))
+    }
+
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values()
+    }
+
+    pub fn servers(&self) -> impl Iterator<Item = (&ServerName, &Server)> {
+        self.servers.iter()
+    }
+
+    pub fn revocations(&self) -> impl Iterator<Item = &Revocation> {
+        self.revocations.values()
+    }
+
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+}

@@ -1,0 +1,121 @@
+//! The gate's question: may the client at the door get its tunnel?
+
+use std::time::Duration;
+
+use crate::session::{CutoffKey, Entry, ServerName};
+
+use super::{Ask, Effect, Effects, GateState, Now, Phase, Registry, SessionKey, Sighting, Verdict};
+
+/// How long a question waits for ocserv's list of cookies.
+const WAIT: Duration = Duration::from_millis(1_500);
+/// How many may wait at once.
+const MAX_WAITING: usize = 1_024;
+
+/// A question whose answer hangs on when the cookie was made.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    ask: Ask,
+    key: SessionKey,
+    server: ServerName,
+    last: bool,
+    until: Duration,
+}
+
+impl Registry {
+    pub(super) fn gate_asked(
+        &mut self,
+        ask: Ask,
+        name: &ServerName,
+        sighting: Sighting,
+        last: bool,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(server) = self.servers.get_mut(name) else {
+            let verdict = Verdict::Blind(format!("there is no server {name} in the configuration"));
+            return out.push(Effect::GateAnswer { ask, verdict });
+        };
+        server.gate = GateState::Seen;
+        let knows_cookie = sighting.observed.safe_id.is_some();
+        let addresses = sighting.observed.addresses.clone();
+        let netns = sighting.netns;
+        let Some(key) = self.sight(name, sighting, true, now, out) else {
+            let verdict = Verdict::Blind("the table of sessions is full".into());
+            return out.push(Effect::GateAnswer { ask, verdict });
+        };
+        // ocserv has just given these addresses out: whoever had them before has them no more
+        self.claim_addresses(key, netns, &addresses, true, out);
+        self.enforce(key, out);
+        if !knows_cookie && self.sessions.get(&key).is_none_or(|s| s.safe_id().is_none()) {
+            let verdict = Verdict::Blind("ocserv did not tell the safe_id of this login".into());
+            return out.push(Effect::GateAnswer { ask, verdict });
+        }
+        let waiting = Waiting { ask, key, server: name.clone(), last, until: now.mono + WAIT };
+        match self.verdict(&waiting) {
+            Some(verdict) => self.answer_gate(&waiting, verdict, out),
+            None if self.waiting.len() >= MAX_WAITING => {
+                self.answer_gate(&waiting, Verdict::Refuse("too many logins wait for ocserv's list".into()), out);
+            }
+            None => {
+                self.waiting.push(waiting);
+                self.ask_cookies(name, now, out);
+            }
+        }
+    }
+
+    /// `None`: the user was revoked while ocserv could not list its cookies, so that it hangs on this cookie's age.
+    fn verdict(&self, waiting: &Waiting) -> Option<Verdict> {
+        let Some(session) = self.sessions.get(&waiting.key) else {
+            return Some(Verdict::Refuse("the client is gone".into()));
+        };
+        if let Some(number) = self.numbers_of(session).first() {
+            return Some(Verdict::Refuse(format!("its session was revoked (revocation {number})")));
+        }
+        let cutoff = Entry::Cutoff(CutoffKey::new(&waiting.server, &session.observed.user));
+        if self.holdings.holds(&cutoff) { None } else { Some(Verdict::Admit) }
+    }
+
+    fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, out: &mut Effects) {
+        if let Some(session) = self.sessions.get_mut(&waiting.key) {
+            let user = session.observed.user.escape_default();
+            let (server, id) = (&session.server, session.observed.id);
+            match &verdict {
+                Verdict::Admit if waiting.last => session.phase = Phase::Live,
+                Verdict::Admit => {}
+                Verdict::Refuse(why) | Verdict::Blind(why) => {
+                    let text = format!("{server}: {user} (id {id}) at the gate: {why}");
+                    out.push(Effect::Note { kind: "gate", text });
+                }
+            }
+        }
+        out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
+    }
+
+    /// ocserv's list of cookies has come, or could not be had.
+    pub(super) fn decide_waiting(&mut self, name: &ServerName, listed: bool, now: Now, out: &mut Effects) {
+        let (mine, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.server == *name);
+        self.waiting = others;
+        for waiting in mine {
+            match self.verdict(&waiting) {
+                Some(verdict) => self.answer_gate(&waiting, verdict, out),
+                None if !listed || waiting.until <= now.mono => self.refuse_unknown_age(&waiting, out),
+                None => self.waiting.push(waiting),
+            }
+        }
+    }
+
+    pub(super) fn expire_waiting(&mut self, now: Now, out: &mut Effects) {
+        let (late, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now.mono);
+        self.waiting = rest;
+        for waiting in late {
+            self.refuse_unknown_age(&waiting, out);
+        }
+    }
+
+    fn refuse_unknown_age(&mut self, waiting: &Waiting, out: &mut Effects) {
+        let why = "the user was revoked, and ocserv cannot tell whether this cookie was made before or after";
+        self.answer_gate(waiting, Verdict::Refuse(why.into()), out);
+    }
+}

@@ -1,0 +1,246 @@
+//! What a revocation did, layer by layer; also what it could not do.
+
+use crate::session::{Entry, ServerName};
+
+use super::revoking::{EndingState, Revocation, Step};
+use super::servers::ServerState;
+use super::show::SessionRow;
+use super::{GateState, Now, Number, Registry};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub number: Number,
+    pub target: String,
+    pub by: String,
+    pub reason: String,
+    /// Unix seconds.
+    pub at: u64,
+    pub elapsed: std::time::Duration,
+    pub layers: Vec<LayerResult>,
+    pub sessions: Vec<SessionRow>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    Packets,
+    Sockets,
+    Cookie,
+}
+
+impl Layer {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Sockets => "sockets",
+            Self::Cookie => "cookie",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerResult {
+    pub layer: Layer,
+    pub done: u64,
+    pub failed: u64,
+    /// Still valid at ocserv, and refused at its gate.
+    pub guarded: u64,
+    pub text: String,
+}
+
+impl Receipt {
+    /// Nothing failed in any layer. A cookie that this ocserv cannot take back counts as done where the gate
+    /// that refuses it is in place.
+    pub fn is_complete(&self) -> bool {
+        self.layers.iter().all(|layer| layer.failed == 0)
+    }
+
+    pub(super) fn in_one_line(&self) -> String {
+        let layers: Vec<String> = self.layers.iter().map(|l| format!("{}: {}", l.layer.name(), l.text)).collect();
+        let head = if self.is_complete() { "done" } else { "in part" };
+        format!("{head}; {}", layers.join("; "))
+    }
+}
+
+fn count(n: u64, one: &str, many: &str) -> Option<String> {
+    match n {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        n => Some(format!("{n} {many}")),
+    }
+}
+
+fn sentence(parts: impl IntoIterator<Item = Option<String>>, otherwise: &str) -> String {
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { otherwise.into() } else { parts.join(", ") }
+}
+
+impl Registry {
+    pub(super) fn receipt(&self, number: Number, now: Now) -> Option<Receipt> {
+        let revocation = self.revocations.get(&number)?;
+        let mut notes = Vec::new();
+        let mut layers = vec![packets(revocation), sockets(revocation)];
+        if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
+            layers.push(self.cookie(revocation, &mut notes));
+        }
+        notes.extend(revocation.failures.iter().cloned());
+        if let Some(Err(why)) = &revocation.flow_sockets {
+            notes.push(format!("the flow's socket: {why}"));
+        }
+        for ending in revocation.sessions.values() {
+            if let EndingState::Left(why) = &ending.state {
+                notes.push(format!("{}: id {}: {why}", ending.info.server, ending.info.id));
+            }
+        }
+        Some(Receipt {
+            number,
+            target: revocation.order.target.to_string(),
+            by: revocation.order.by.clone(),
+            reason: revocation.order.reason.clone(),
+            at: revocation.at.wall,
+            elapsed: now.mono.saturating_sub(revocation.at.mono),
+            layers,
+            sessions: revocation.sessions.values().map(|ending| ending.info.clone()).collect(),
+            notes,
+        })
+    }
+
+    pub(super) fn lifted_receipt(&self, number: Number, held: &[Entry], now: Now) -> Option<Receipt> {
+        let revocation = self.revocations.get(&number)?;
+        let at_gate = held.iter().filter(|entry| matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).count() as u64;
+        let others = held.len() as u64 - at_gate;
+        let text = |n: u64, what: &str| count(n, what, what).unwrap_or_else(|| "nothing was in force".into());
+        let layer = |layer, done, text| LayerResult { layer, done, failed: 0, guarded: 0, text };
+        let mut notes = Vec::new();
+        if revocation.safe_ids.values().any(|fate| fate.gone) {
+            notes.push("a cookie that ocserv has deleted stays deleted: its user logs in anew".into());
+        }
+        Some(Receipt {
+            number,
+            target: revocation.order.target.to_string(),
+            by: revocation.order.by.clone(),
+            reason: revocation.order.reason.clone(),
+            at: revocation.at.wall,
+            elapsed: now.mono.saturating_sub(now.mono),
+            layers: vec![
+                layer(Layer::Packets, others, text(others, "entries taken out of the kernel")),
+                layer(Layer::Cookie, at_gate, text(at_gate, "no longer refused at the gate")),
+            ],
+            sessions: Vec::new(),
+            notes,
+        })
+    }
+
+    fn cookie(&self, revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
+        let (mut gone, mut guarded, mut open) = (0, 0, 0);
+        for fate in revocation.safe_ids.values() {
+            let gate = fate.server.as_ref().and_then(|name| self.servers.get(name)).map(|server| server.gate);
+            match (fate.gone, gate) {
+                (true, _) => gone += 1,
+                (false, Some(GateState::Seen | GateState::Configured)) => guarded += 1,
+                (false, Some(GateState::Missing) | None) => open += 1,
+            }
+        }
+        if open > 0 {
+            notes.push(
+                "ocserv has no gate of ours at its door: set connect-script to enforcer-gate in its configuration, \
+                 and restart it (enforcer check tells)"
+                    .into(),
+            );
+        }
+        let mut unasked = 0;
+        for (name, work) in &revocation.servers {
+            let why = match (&work.cookies, &work.list) {
+                (Step::Done, Step::Done) => continue,
+                (Step::Failed(why), _) | (_, Step::Failed(why)) => why.as_str(),
+                _ => "has not answered yet",
+            };
+            unasked += 1;
+            notes.push(self.silent_server(name, why));
+        }
+        let text = sentence(
+            [
+                count(gone, "cookie gone from ocserv's list", "cookies gone from ocserv's list"),
+                count(guarded, "cookie refused at the gate", "cookies refused at the gate"),
+                count(open, "cookie NOT refused: no gate", "cookies NOT refused: no gate"),
+                count(unasked, "server could not be asked", "servers could not be asked"),
+            ],
+            "none",
+        );
+        LayerResult { layer: Layer::Cookie, done: gone, failed: open + unasked, guarded, text }
+    }
+
+    fn silent_server(&self, name: &ServerName, why: &str) -> String {
+        match self.servers.get(name).map(|server| server.state) {
+            Some(ServerState::Unknown) => {
+                format!("{name}: not reached since the daemon started ({why}): is control-socket right, is ocserv running?")
+            }
+            _ => format!(
+                "{name}: {why}. The user's cookies made up to now are refused at its gate; the rest follows by itself"
+            ),
+        }
+    }
+}
+
+fn packets(revocation: &Revocation) -> LayerResult {
+    let of = |which: fn(&Entry) -> bool| revocation.packets.iter().filter(|entry| which(entry)).count() as u64;
+    let devices = of(|entry| matches!(entry, Entry::Device(_)));
+    let addresses = of(|entry| matches!(entry, Entry::Address(..)));
+    let flows = of(|entry| matches!(entry, Entry::Flow(..)));
+    let tokens = of(|entry| matches!(entry, Entry::Token(_)));
+    let failed = revocation.failures.len() as u64;
+    let text = sentence(
+        [
+            count(devices, "device", "devices"),
+            count(addresses, "address", "addresses"),
+            count(flows, "flow", "flows"),
+            count(tokens, "token", "tokens"),
+            count(failed, "NOT entered", "NOT entered"),
+        ],
+        "none to drop",
+    );
+    let text = if devices + addresses + flows + tokens > 0 { format!("dropped by {text}") } else { text };
+    LayerResult { layer: Layer::Packets, done: devices + addresses + flows + tokens, failed, guarded: 0, text }
+}
+
+fn sockets(revocation: &Revocation) -> LayerResult {
+    let (mut polite, mut destroyed, mut killed, mut left, mut at_gate, mut pending, mut gone) = (0, 0, 0, 0, 0, 0, 0);
+    let mut unsupported = false;
+    for ending in revocation.sessions.values() {
+        match &ending.state {
+            EndingState::AtGate => at_gate += 1,
+            EndingState::Pending => pending += 1,
+            EndingState::Left(_) => left += 1,
+            EndingState::Gone => gone += 1,
+            EndingState::Ended(ended) => {
+                polite += u64::from(ended.politely);
+                destroyed += ended.destroyed;
+                killed += u64::from(ended.killed);
+                unsupported |= ended.unsupported;
+            }
+        }
+    }
+    let mut done = revocation.sessions.len() as u64 - left - at_gate - pending;
+    match &revocation.flow_sockets {
+        Some(Ok(n)) => {
+            destroyed += n;
+            done += n;
+        }
+        Some(Err(_)) => left += 1,
+        None => {}
+    }
+    let text = sentence(
+        [
+            count(polite, "closed by ocserv", "closed by ocserv"),
+            count(destroyed, "socket destroyed", "sockets destroyed"),
+            count(killed, "worker killed", "workers killed"),
+            count(gone, "closed", "closed"),
+            unsupported.then(|| "this kernel has no SOCK_DESTROY".to_owned()),
+            count(at_gate, "still in its connect-script, to be refused", "still in their connect-scripts, to be refused"),
+            count(pending, "not closed yet", "not closed yet"),
+            count(left, "NOT closed", "NOT closed"),
+        ],
+        "none open",
+    );
+    LayerResult { layer: Layer::Sockets, done, failed: left + pending, guarded: at_gate, text }
+}

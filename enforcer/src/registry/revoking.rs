@@ -1,0 +1,634 @@
+//! A revocation from the order to its end: mark, act, answer, look again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::session::{CutoffKey, Entry, Netns, SafeId, ServerName};
+
+use super::holdings::Want;
+use super::servers::ServerState;
+use super::{
+    Answer, Effect, Effects, Ended, MAX_FINISHED, MAX_REVOCATIONS, Now, Number, Order, Registry, Request, Session,
+    SessionKey, Target, Terminate,
+};
+
+/// One decision that something is over.
+#[derive(Debug)]
+pub struct Revocation {
+    pub number: Number,
+    pub order: Order,
+    pub at: Now,
+    pub state: State,
+    pub(super) request: Option<Request>,
+    pub(super) servers: BTreeMap<ServerName, Work>,
+    pub(super) sessions: BTreeMap<SessionKey, Ending>,
+    pub(super) safe_ids: BTreeMap<SafeId, Fate>,
+    /// Everything that was ever put into the kernel for it.
+    pub(super) packets: BTreeSet<Entry>,
+    pub(super) failures: Vec<String>,
+    /// The last look at whether ocserv still holds the cookies.
+    verify: Verify,
+    looked: Duration,
+    /// Found at start.
+    pub(super) adopted: bool,
+    /// For an explicit flow: how many sockets of it were destroyed.
+    pub(super) flow_sockets: Option<Result<u64, String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not answered yet.
+    Acting,
+    /// Answered; looked after until nothing of it can come up any more.
+    Looking,
+    /// Done, and in force as long as it has to be.
+    Settled,
+    Lifted,
+    /// Its time is over.
+    Expired,
+}
+
+/// What a server has told for this revocation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Work {
+    pub list: Step,
+    pub cookies: Step,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Step {
+    #[default]
+    Pending,
+    Done,
+    Failed(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fate {
+    pub server: Option<ServerName>,
+    /// Seen to be gone from ocserv's list.
+    pub gone: bool,
+}
+
+/// What became of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub info: super::show::SessionRow,
+    pub state: EndingState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EndingState {
+    /// In its connect-script: the gate refuses it at the script's end.
+    AtGate,
+    Pending,
+    Ended(Ended),
+    Left(String),
+    /// Its worker is gone.
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verify {
+    Not,
+    Asked,
+    Done,
+}
+
+impl Revocation {
+    pub(super) fn new(number: Number, order: Order, at: Now, request: Option<Request>) -> Self {
+        Self {
+            number,
+            order,
+            at,
+            state: State::Acting,
+            request,
+            servers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            safe_ids: BTreeMap::new(),
+            packets: BTreeSet::new(),
+            failures: Vec::new(),
+            verify: Verify::Not,
+            looked: at.mono,
+            adopted: false,
+            flow_sockets: None,
+        }
+    }
+
+    pub(super) fn since(&self) -> Duration {
+        self.at.mono
+    }
+
+    pub fn is_busy(&self) -> bool {
+        matches!(self.state, State::Acting | State::Looking)
+    }
+
+    fn is_explicit(&self) -> bool {
+        matches!(self.order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_))
+    }
+
+    pub(super) fn take_on(&mut self, session: &Session) {
+        let state = if session.is_in_flight() { EndingState::AtGate } else { EndingState::Pending };
+        let ending = (self.sessions.entry(session.key))
+            .or_insert_with(|| Ending { info: super::show::SessionRow::of(session), state: state.clone() });
+        if ending.state == EndingState::AtGate {
+            ending.state = state;
+        }
+    }
+
+    pub(super) fn session_ended(&mut self, key: SessionKey, ended: &Ended) {
+        if let Some(ending) = self.sessions.get_mut(&key) {
+            ending.state = if ended.left.is_empty() {
+                EndingState::Ended(ended.clone())
+            } else {
+                EndingState::Left(ended.left.join("; "))
+            };
+        }
+    }
+
+    pub(super) fn session_left(&mut self, key: SessionKey, why: String) {
+        if let Some(ending) = self.sessions.get_mut(&key) {
+            ending.state = EndingState::Left(why);
+        }
+    }
+
+    pub(super) fn session_gone(&mut self, key: SessionKey) {
+        if let Some(ending) = self.sessions.get_mut(&key) {
+            // a pending one is about to tell how it ended
+            if matches!(ending.state, EndingState::AtGate | EndingState::Left(_)) {
+                ending.state = EndingState::Gone;
+            }
+        }
+    }
+
+    fn sessions_done(&self) -> bool {
+        if matches!(self.order.target, Target::Flow(_)) && self.flow_sockets.is_none() && !self.adopted {
+            return false;
+        }
+        self.sessions.values().all(|ending| ending.state != EndingState::Pending)
+    }
+
+    fn servers_told(&self) -> bool {
+        self.servers.values().all(|work| work.list != Step::Pending && work.cookies != Step::Pending)
+    }
+
+    fn servers_done(&self) -> bool {
+        self.servers.values().all(|work| work.list == Step::Done && work.cookies == Step::Done)
+    }
+
+    fn touched_nothing(&self) -> bool {
+        self.sessions.is_empty() && self.safe_ids.is_empty()
+    }
+}
+
+impl Registry {
+    pub(super) fn revoke(&mut self, request: Option<Request>, order: Order, now: Now, out: &mut Effects) {
+        if let Err(why) = self.may_revoke(&order) {
+            if let Some(request) = request {
+                out.push(Effect::Answer { request, answer: Answer::Refused(why) });
+            }
+            return;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        out.push(Effect::Numbered { next: self.next_number });
+        self.revocations.insert(number, Revocation::new(number, order.clone(), now, request));
+        let until = order.stands.map(|stands| now.mono + stands);
+        let explicit = until.map_or(Want::Forever, Want::Until);
+        match &order.target {
+            Target::Address(address) => {
+                for netns in self.netns.clone() {
+                    self.hold_explicit(Entry::Address(netns, *address), number, explicit.clone(), out);
+                }
+            }
+            Target::Flow(flow) => {
+                for netns in self.netns.clone() {
+                    self.hold_explicit(Entry::Flow(netns, *flow), number, explicit.clone(), out);
+                }
+                out.push(Effect::DestroyFlow { number, flow: *flow });
+            }
+            Target::Token(token) => self.hold_explicit(Entry::Token(token.clone()), number, explicit, out),
+            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
+                self.revoke_sessions(number, &order, now, out);
+            }
+        }
+    }
+
+    fn may_revoke(&self, order: &Order) -> Result<(), String> {
+        if let Some(server) = &order.server {
+            if !self.servers.contains_key(server) {
+                let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
+                return Err(format!("there is no server {server}: the configuration has {}", known.join(", ")));
+            }
+        }
+        if self.revocations.len() >= MAX_REVOCATIONS {
+            return Err(format!("{MAX_REVOCATIONS} revocations are in force: lift some first (show revocations)"));
+        }
+        if let Target::Id(id) = order.target {
+            let on: Vec<&str> = (self.ids.keys())
+                .filter(|(server, theirs)| *theirs == id && order.server.as_ref().is_none_or(|only| only == server))
+                .map(|(server, _)| server.as_str())
+                .collect();
+            if on.len() > 1 {
+                return Err(format!("id {id} stands for a session on each of {}: name one with --server", on.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    fn hold_explicit(&mut self, entry: Entry, number: Number, want: Want, out: &mut Effects) {
+        self.note_entry(number, entry.clone());
+        self.holdings.hold(entry, number, want, out);
+    }
+
+    pub(super) fn netns_added(&mut self, netns: Netns, out: &mut Effects) {
+        if !self.netns.insert(netns) {
+            return;
+        }
+        let explicit: Vec<(Number, Target, Want)> = (self.revocations.values())
+            .filter(|r| r.is_explicit() && !matches!(r.state, State::Lifted | State::Expired))
+            .map(|r| {
+                let until = r.order.stands.map(|stands| r.at.mono + stands);
+                (r.number, r.order.target.clone(), until.map_or(Want::Forever, Want::Until))
+            })
+            .collect();
+        for (number, target, want) in explicit {
+            match target {
+                Target::Address(address) => self.hold_explicit(Entry::Address(netns, address), number, want, out),
+                Target::Flow(flow) => self.hold_explicit(Entry::Flow(netns, flow), number, want, out),
+                _ => {}
+            }
+        }
+    }
+
+    /// Everything that is known is marked before ocserv is asked for what is not.
+    fn revoke_sessions(&mut self, number: Number, order: &Order, now: Now, out: &mut Effects) {
+        let servers: Vec<ServerName> =
+            self.servers.keys().filter(|name| order.server.as_ref().is_none_or(|only| only == *name)).cloned().collect();
+        for name in &servers {
+            let work = match self.servers.get(name).map(|server| server.state) {
+                // without a main process there is no cookie
+                Some(ServerState::Gone) => Work { list: Step::Done, cookies: Step::Done },
+                _ => Work::default(),
+            };
+            if let Some(revocation) = self.revocations.get_mut(&number) {
+                revocation.servers.insert(name.clone(), work);
+            }
+            if let Target::User(user) = &order.target {
+                // holds until a complete list was marked, and in the pinned map also without the daemon
+                let cutoff = Entry::Cutoff(CutoffKey::new(name, user));
+                self.holdings.hold_for_gate(cutoff, number, Some(name.clone()), now.wall, out);
+            }
+        }
+        if let Target::Session(id) = order.target {
+            let server = (self.sessions.values())
+                .find(|s| s.safe_id() == Some(id))
+                .map(|s| s.server.clone())
+                .or_else(|| self.marks.get(&id).and_then(|mark| mark.server.clone()));
+            self.mark(id, server, number, now, out);
+        }
+        for key in self.matching(order) {
+            self.name_session(key, number, now, out);
+        }
+        for name in &servers {
+            self.ask_cookies(name, now, out);
+            self.ask_list(name, now, out);
+        }
+    }
+
+    fn matching(&self, order: &Order) -> Vec<SessionKey> {
+        (self.sessions.values())
+            .filter(|s| order.server.as_ref().is_none_or(|only| *only == s.server))
+            .filter(|s| match &order.target {
+                Target::User(user) => s.observed.user == *user,
+                Target::Id(id) => {
+                    s.observed.id == *id && self.ids.get(&(s.server.clone(), *id)) == Some(&s.key)
+                }
+                Target::Session(id) => s.safe_id() == Some(*id),
+                _ => false,
+            })
+            .map(|s| s.key)
+            .collect()
+    }
+
+    fn name_session(&mut self, key: SessionKey, number: Number, now: Now, out: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        match session.safe_id() {
+            Some(id) => {
+                let server = session.server.clone();
+                self.mark(id, Some(server), number, now, out);
+            }
+            None => {
+                session.named.insert(number);
+            }
+        }
+        self.enforce(key, out);
+    }
+
+    /// A complete list of workers was gone through, or could not be had.
+    pub(super) fn list_answered(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        outcome: Result<(), String>,
+        out: &mut Effects,
+    ) {
+        let mut found = Vec::new();
+        for revocation in self.revocations.values_mut().filter(|r| r.is_busy()) {
+            let since = revocation.since();
+            let Some(work) = revocation.servers.get_mut(name) else { continue };
+            if work.list == Step::Done || (outcome.is_ok() && asked < since) {
+                continue;
+            }
+            work.list = outcome.clone().map_or_else(Step::Failed, |()| Step::Done);
+            if matches!(revocation.order.target, Target::Id(_)) && revocation.touched_nothing() {
+                found.push(revocation.number);
+            }
+        }
+        for number in found {
+            let Some(order) = self.revocations.get(&number).map(|r| r.order.clone()) else { continue };
+            let Some(at) = self.revocations.get(&number).map(|r| r.at) else { continue };
+            for key in self.matching(&order) {
+                self.name_session(key, number, at, out);
+            }
+        }
+    }
+
+    /// A complete list of cookies was gone through, or could not be had.
+    pub(super) fn cookies_answered(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        outcome: Result<(), String>,
+    ) {
+        let marks = &self.marks;
+        for revocation in self.revocations.values_mut().filter(|r| r.state != State::Lifted) {
+            for (id, fate) in &mut revocation.safe_ids {
+                if let Some(mark) = marks.get(id) {
+                    fate.gone = mark.gone;
+                    if fate.server.is_none() {
+                        fate.server.clone_from(&mark.server);
+                    }
+                }
+            }
+            let since = revocation.since();
+            let Some(work) = revocation.servers.get_mut(name) else { continue };
+            if outcome.is_ok() && asked < since {
+                continue;
+            }
+            if work.cookies != Step::Done {
+                work.cookies = outcome.clone().map_or_else(Step::Failed, |()| Step::Done);
+            }
+            if revocation.verify == Verify::Asked {
+                revocation.verify = Verify::Done;
+            }
+        }
+    }
+
+    /// A server has neither sessions nor cookies any more.
+    pub(super) fn server_has_nothing(&mut self, name: &ServerName) {
+        for revocation in self.revocations.values_mut() {
+            if let Some(work) = revocation.servers.get_mut(name) {
+                *work = Work { list: Step::Done, cookies: Step::Done };
+            }
+            for fate in revocation.safe_ids.values_mut().filter(|fate| fate.server.as_ref() == Some(name)) {
+                fate.gone = true;
+            }
+        }
+    }
+
+    pub(super) fn flow_destroyed(&mut self, number: Number, outcome: Result<u64, String>) {
+        if let Some(revocation) = self.revocations.get_mut(&number) {
+            revocation.flow_sockets = Some(outcome);
+        }
+    }
+
+    pub(super) fn insert_failed(&mut self, entry: &Entry, number: Number, error: String) {
+        self.holdings.failed(entry);
+        if let Some(revocation) = self.revocations.get_mut(&number) {
+            revocation.packets.remove(entry);
+            if revocation.failures.len() < 100 {
+                revocation.failures.push(error);
+            }
+        }
+    }
+
+    /// Moves every revocation on as far as it can go now.
+    pub(super) fn advance(&mut self, now: Now, out: &mut Effects) {
+        let busy: Vec<Number> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
+        for number in busy {
+            self.advance_one(number, now, out);
+        }
+    }
+
+    fn advance_one(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        match revocation.state {
+            State::Acting => {
+                let late = now.mono >= revocation.at.mono + self.rules.answer_within;
+                let acted = revocation.servers_told() && revocation.sessions_done() && !self.terminating(number);
+                if acted && self.nothing_matched(number) {
+                    return self.answer_nothing(number, out);
+                }
+                if (acted && self.verified(number, now, out)) || late {
+                    self.answer(number, now, out);
+                }
+            }
+            State::Looking => {
+                let in_flight = self.in_flight(number);
+                let Some(revocation) = self.revocations.get(&number) else { return };
+                let looked = now.mono >= revocation.at.mono + self.rules.look_for;
+                let done = revocation.servers_done()
+                    && !(revocation.sessions.values())
+                        .any(|e| matches!(e.state, EndingState::Pending | EndingState::Left(_)));
+                if looked && done && !in_flight {
+                    self.settle(number, now, out);
+                }
+            }
+            State::Settled | State::Lifted | State::Expired => {}
+        }
+    }
+
+    /// Whether ocserv was asked once more what it holds, after all was ended.
+    fn verified(&mut self, number: Number, now: Now, out: &mut Effects) -> bool {
+        let Some(revocation) = self.revocations.get_mut(&number) else { return true };
+        // a server that does not answer will not verify anything either
+        if revocation.is_explicit() || revocation.safe_ids.is_empty() || !revocation.servers_done() {
+            return true;
+        }
+        match revocation.verify {
+            Verify::Done => true,
+            Verify::Asked => false,
+            Verify::Not => {
+                revocation.verify = Verify::Asked;
+                let names: BTreeSet<ServerName> =
+                    revocation.safe_ids.values().filter_map(|fate| fate.server.clone()).collect();
+                if names.is_empty() {
+                    revocation.verify = Verify::Done;
+                    return true;
+                }
+                for name in names {
+                    self.ask_cookies(&name, now, out);
+                }
+                false
+            }
+        }
+    }
+
+    fn terminating(&self, number: Number) -> bool {
+        self.marks.values().any(|mark| mark.numbers.contains(&number) && mark.terminate == Terminate::Asked)
+    }
+
+    fn in_flight(&self, number: Number) -> bool {
+        let Some(revocation) = self.revocations.get(&number) else { return false };
+        revocation.sessions.keys().filter_map(|key| self.sessions.get(key)).any(Session::is_in_flight)
+    }
+
+    fn nothing_matched(&self, number: Number) -> bool {
+        let Some(revocation) = self.revocations.get(&number) else { return false };
+        if revocation.is_explicit() || revocation.adopted || !revocation.servers_done() {
+            return false;
+        }
+        match revocation.order.target {
+            // it was marked before anybody was asked: nobody has it
+            Target::Session(_) => {
+                revocation.sessions.is_empty() && revocation.safe_ids.values().all(|fate| fate.gone || fate.server.is_none())
+            }
+            _ => revocation.touched_nothing(),
+        }
+    }
+
+    fn answer_nothing(&mut self, number: Number, out: &mut Effects) {
+        self.drop_number(number, out);
+        let Some(revocation) = self.revocations.remove(&number) else { return };
+        if let Some(request) = revocation.request {
+            let text = format!("{}: no session and no cookie of it", revocation.order.target);
+            out.push(Effect::Answer { request, answer: Answer::Nothing(text) });
+        }
+    }
+
+    fn answer(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(receipt) = self.receipt(number, now) else { return };
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        revocation.state = if revocation.is_explicit() { State::Settled } else { State::Looking };
+        let text = format!("{number}: {}: {}", revocation.order.target, receipt.in_one_line());
+        out.push(Effect::Note { kind: "revoked", text });
+        if let Some(request) = revocation.request.take() {
+            out.push(Effect::Answer { request, answer: Answer::Receipt(Box::new(receipt)) });
+        }
+    }
+
+    fn settle(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(receipt) = self.receipt(number, now) else { return };
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        revocation.state = State::Settled;
+        let text = format!("{number}: {}: {}", revocation.order.target, receipt.in_one_line());
+        out.push(Effect::Note { kind: "settled", text });
+        self.forget_finished();
+    }
+
+    /// The oldest of those that hold nothing any more.
+    fn forget_finished(&mut self) {
+        if self.revocations.len() <= MAX_FINISHED {
+            return;
+        }
+        let finished: Vec<Number> = (self.revocations.values())
+            .filter(|r| !r.is_busy() && self.holdings.of(r.number).is_empty())
+            .map(|r| r.number)
+            .take(MAX_FINISHED / 10)
+            .collect();
+        for number in finished {
+            self.revocations.remove(&number);
+        }
+    }
+
+    /// Takes a revocation out of everything.
+    fn drop_number(&mut self, number: Number, out: &mut Effects) {
+        self.holdings.release_number(number, out);
+        let mut free = Vec::new();
+        for (id, mark) in &mut self.marks {
+            if mark.numbers.remove(&number) && mark.numbers.is_empty() {
+                free.push(*id);
+            }
+        }
+        for id in free {
+            self.marks.remove(&id);
+        }
+        for session in self.sessions.values_mut() {
+            session.named.remove(&number);
+        }
+    }
+
+    pub(super) fn lift(&mut self, request: Request, number: Number, now: Now, out: &mut Effects) {
+        let answer = match self.revocations.get(&number).map(|r| r.state) {
+            None => Answer::Nothing(format!("there is no revocation {number} (show revocations lists them)")),
+            Some(State::Lifted) => Answer::Nothing(format!("revocation {number} is lifted already")),
+            Some(_) => {
+                let held = self.holdings.of(number);
+                self.drop_number(number, out);
+                if let Some(revocation) = self.revocations.get_mut(&number) {
+                    revocation.state = State::Lifted;
+                }
+                match self.lifted_receipt(number, &held, now) {
+                    Some(receipt) => Answer::Receipt(Box::new(receipt)),
+                    None => Answer::Nothing(format!("there is no revocation {number}")),
+                }
+            }
+        };
+        if let Answer::Receipt(receipt) = &answer {
+            out.push(Effect::Note { kind: "lifted", text: format!("{number}: {}", receipt.target) });
+        }
+        out.push(Effect::Answer { request, answer });
+    }
+
+    pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
+        for number in self.holdings.expire(now.mono, out) {
+            if self.holdings.of(number).is_empty() {
+                if let Some(revocation) = self.revocations.get_mut(&number) {
+                    revocation.state = State::Expired;
+                }
+            }
+        }
+        self.expire_waiting(now, out);
+        let due: Vec<Number> = (self.revocations.values())
+            .filter(|r| r.is_busy() && now.mono >= r.looked + self.rules.look_every)
+            .map(|r| r.number)
+            .collect();
+        for number in due {
+            self.look_again(number, now, out);
+        }
+        self.list_cookies_in_force(now, out);
+    }
+
+    fn look_again(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        revocation.looked = now.mono;
+        let keys: Vec<SessionKey> = revocation.sessions.keys().copied().collect();
+        let open: Vec<(ServerName, bool)> = (revocation.servers.iter())
+            .map(|(name, work)| (name.clone(), work.cookies != Step::Done || !revocation.safe_ids.is_empty()))
+            .collect();
+        let names: BTreeSet<ServerName> = if revocation.is_explicit() { BTreeSet::new() } else {
+            open.iter().map(|(name, _)| name.clone()).collect()
+        };
+        for key in keys {
+            self.look_at(key, out);
+        }
+        for name in names {
+            self.ask_list(&name, now, out);
+        }
+        for (name, _) in open.into_iter().filter(|(_, cookies)| *cookies) {
+            self.ask_cookies(&name, now, out);
+        }
+    }
+
+    /// While cookies are refused at the gate it is looked now and then whether ocserv still holds them.
+    fn list_cookies_in_force(&mut self, now: Now, out: &mut Effects) {
+        let names: BTreeSet<ServerName> = self.marks.values().filter_map(|mark| mark.server.clone()).collect();
+        for name in names {
+            let up = self.servers.get(&name).is_some_and(|server| server.state == ServerState::Up);
+            if up && self.cookies_age(&name, now).is_none_or(|age| age >= self.rules.cookies_every) {
+                self.ask_cookies(&name, now, out);
+            }
+        }
+    }
+}

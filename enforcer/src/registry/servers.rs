@@ -1,0 +1,436 @@
+//! What is known of each ocserv server: whether it answers, what it can do, whether our gate is at its door.
+
+use std::time::Duration;
+
+use crate::session::{Cookie, CutoffKey, Entry, Process, SafeId, ServerName};
+
+use super::{Effect, Effects, Now, Order, Registry, Sighting, Target, Terminate};
+
+/// ocserv's `disconnect_reason` for a disconnect that the server made (`REASON_SERVER_DISCONNECT`, `src/vpn.h`).
+const SERVER_DISCONNECT: u32 = 3;
+
+/// How long a list that lacks a connected user is asked for again before it counts as failed.
+const INCOMPLETE_FOR: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub struct Server {
+    pub main: Option<Process>,
+    pub terminate: bool,
+    pub state: ServerState,
+    pub gate: GateState,
+    /// Sessions of an earlier run are accounted for once this is set.
+    pub(super) listed: bool,
+    list: Asking,
+    cookies: Asking,
+    cookies_complete_at: Option<Duration>,
+    incomplete_since: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServerState {
+    /// Not reached since the daemon started.
+    #[default]
+    Unknown,
+    Up,
+    /// It was up, and does not answer.
+    Silent,
+    /// Its main process is gone, and all its cookies with it.
+    Gone,
+}
+
+/// Whether a refused cookie is really refused there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GateState {
+    /// Neither was our gate ever asked, nor does ocserv's configuration name it.
+    #[default]
+    Missing,
+    /// ocserv's configuration names it.
+    Configured,
+    /// It has asked.
+    Seen,
+}
+
+/// A question to ocserv: one at a time, and once more if it was wanted again meanwhile.
+#[derive(Debug, Default)]
+struct Asking {
+    since: Option<Duration>,
+    again: bool,
+}
+
+impl Asking {
+    /// Whether to ask now.
+    fn want(&mut self, now: Duration) -> bool {
+        // an answer that was on its way already says nothing of what happened since
+        if self.since.is_some() {
+            self.again = true;
+            return false;
+        }
+        self.since = Some(now);
+        true
+    }
+
+    /// Whether to ask once more.
+    fn answered(&mut self) -> bool {
+        self.since = None;
+        std::mem::take(&mut self.again)
+    }
+}
+
+/// A disconnect that somebody asked of ocserv itself.
+#[derive(Debug)]
+pub(super) struct StockDisconnect {
+    server: ServerName,
+    id: i32,
+    safe_id: SafeId,
+    user: String,
+    main: Option<Process>,
+    since: Duration,
+}
+
+impl Registry {
+    pub(super) fn server_up(&mut self, name: &ServerName, main: Process, terminate: bool, now: Now, out: &mut Effects) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let before = server.main.replace(main);
+        server.terminate = terminate;
+        server.state = ServerState::Up;
+        if before.is_some_and(|before| before != main) {
+            server.gate = GateState::Missing;
+            self.forget_cookies(name, out);
+            out.push(Effect::Note { kind: "ocserv", text: format!("{name}: a new main process, pid {}", main.pid) });
+        }
+        self.ask_list(name, now, out);
+        self.ask_cookies(name, now, out);
+    }
+
+    pub(super) fn server_down(&mut self, name: &ServerName, gone: bool, out: &mut Effects) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        match server.state {
+            ServerState::Unknown => return,
+            ServerState::Up | ServerState::Silent | ServerState::Gone => {}
+        }
+        server.state = if gone { ServerState::Gone } else { ServerState::Silent };
+        self.stock_disconnects.retain(|pending| pending.server != *name);
+        if gone {
+            // ocserv keeps its cookies in the memory of its sec-mod: they went with it
+            self.forget_cookies(name, out);
+            self.server_has_nothing(name);
+            let unseen: Vec<_> =
+                (self.sessions.values()).filter(|s| s.server == *name && s.worker.is_none()).map(|s| s.key).collect();
+            for key in unseen {
+                self.worker_gone(key, out);
+            }
+        }
+    }
+
+    /// A restart of ocserv drops every cookie: what was refused at its gate can never come again.
+    fn forget_cookies(&mut self, name: &ServerName, out: &mut Effects) {
+        let gone: Vec<SafeId> = (self.marks.iter())
+            .filter(|(_, mark)| mark.server.as_ref() == Some(name))
+            .map(|(safe_id, _)| *safe_id)
+            .collect();
+        for safe_id in gone {
+            // a session of it that is still dying stays marked by its device
+            self.unmark(safe_id, out);
+        }
+        let cutoffs: Vec<Entry> = (self.holdings.cutoffs())
+            .filter(|(_, server, _)| *server == Some(name))
+            .map(|(entry, ..)| entry.clone())
+            .collect();
+        for cutoff in cutoffs {
+            self.holdings.release_all(&cutoff, out);
+        }
+    }
+
+    pub(super) fn gate_configured(&mut self, name: &ServerName, configured: bool) {
+        if let Some(server) = self.servers.get_mut(name) {
+            server.gate = match (server.gate, configured) {
+                (GateState::Seen, _) => GateState::Seen,
+                (_, true) => GateState::Configured,
+                (_, false) => GateState::Missing,
+            };
+        }
+    }
+
+    pub(super) fn ask_list(&mut self, name: &ServerName, now: Now, out: &mut Effects) {
+        if self.servers.get_mut(name).is_some_and(|server| server.list.want(now.mono)) {
+            out.push(Effect::AskList { server: name.clone() });
+        }
+    }
+
+    pub(super) fn ask_cookies(&mut self, name: &ServerName, now: Now, out: &mut Effects) {
+        if self.servers.get_mut(name).is_some_and(|server| server.cookies.want(now.mono)) {
+            out.push(Effect::AskCookies { server: name.clone() });
+        }
+    }
+
+    /// `asked` is zero for a list that came unasked (the feed's).
+    pub(super) fn listed(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        outcome: Result<Vec<Sighting>, String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let again = !asked.is_zero() && server.list.answered();
+        match outcome {
+            Ok(sightings) => {
+                server.listed = true;
+                server.state = ServerState::Up;
+                let ids: std::collections::BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
+                for sighting in sightings {
+                    self.sight(name, sighting, false, now, out);
+                }
+                let vanished: Vec<_> = (self.sessions.values())
+                    .filter(|s| s.server == *name && s.worker.is_none() && !ids.contains(&s.observed.id))
+                    .map(|s| s.key)
+                    .collect();
+                for key in vanished {
+                    self.worker_gone(key, out);
+                }
+                self.resolve_stock_disconnects(name, asked, now, out);
+                self.list_answered(name, asked, Ok(()), out);
+            }
+            Err(why) => {
+                if server.state == ServerState::Up {
+                    server.state = ServerState::Silent;
+                }
+                self.list_answered(name, asked, Err(why), out);
+            }
+        }
+        if again {
+            self.ask_list(name, now, out);
+        }
+    }
+
+    pub(super) fn cookies(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        outcome: Result<Vec<Cookie>, String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let again = server.cookies.answered();
+        let incomplete = server.incomplete_since;
+        let mut lacks = false;
+        let outcome = outcome.and_then(|cookies| match self.missing_from(name, asked, &cookies) {
+            // main skips a sec-mod instance that does not answer, and does not say so
+            Some(user) => {
+                lacks = true;
+                Err(format!("its list of cookies lacks the session of {user}, who is connected: it is not complete"))
+            }
+            None => Ok(cookies),
+        });
+        if let Some(server) = self.servers.get_mut(name) {
+            server.incomplete_since = lacks.then(|| incomplete.unwrap_or(now.mono));
+        }
+        // most likely that session has just ended: it is asked again before anything is made of it
+        if lacks && incomplete.is_none_or(|since| now.mono < since + INCOMPLETE_FOR) {
+            if again || !self.waiting.is_empty() {
+                self.ask_cookies(name, now, out);
+            }
+            return;
+        }
+        match &outcome {
+            Ok(cookies) => {
+                if let Some(server) = self.servers.get_mut(name) {
+                    server.cookies_complete_at = Some(now.mono);
+                    server.state = ServerState::Up;
+                }
+                self.apply_cutoffs(name, asked, cookies, now, out);
+                self.notice_gone_cookies(name, asked, cookies, out);
+            }
+            Err(_) => {
+                if let Some(server) = self.servers.get_mut(name) {
+                    if server.state == ServerState::Up {
+                        server.state = ServerState::Silent;
+                    }
+                }
+            }
+        }
+        self.cookies_answered(name, asked, outcome.as_ref().map(|_| ()).map_err(Clone::clone));
+        self.decide_waiting(name, outcome.is_ok(), now, out);
+        if again {
+            self.ask_cookies(name, now, out);
+        }
+    }
+
+    /// A connected user whose cookie the list lacks: then the list is not complete.
+    fn missing_from(&self, name: &ServerName, asked: Duration, cookies: &[Cookie]) -> Option<String> {
+        let listed: std::collections::BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        (self.sessions.values())
+            .filter(|s| s.server == *name && s.is_connected() && s.seen_first < asked)
+            .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id) && !self.marks.contains_key(&id)))
+            .map(|s| s.observed.user.escape_default().to_string())
+            .next()
+    }
+
+    /// Users whose cookies could not be listed when they were revoked: now they can.
+    fn apply_cutoffs(&mut self, name: &ServerName, asked: Duration, cookies: &[Cookie], now: Now, out: &mut Effects) {
+        let due: Vec<(Entry, u64)> = (self.holdings.cutoffs())
+            .filter(|(_, server, _)| *server == Some(name))
+            .map(|(entry, _, up_to)| (entry.clone(), up_to))
+            .collect();
+        for (cutoff, up_to) in due {
+            let numbers = self.holdings.numbers(&cutoff);
+            // a list that was asked for before a revocation says nothing of what came between
+            if numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.since() > asked)) {
+                continue;
+            }
+            for cookie in cookies {
+                // a cookie from the future was made before the clock was set back: it is not a fresh one
+                let old = cookie.created <= up_to || cookie.created > now.wall;
+                if old && Entry::Cutoff(CutoffKey::new(name, &cookie.user)) == cutoff {
+                    for number in &numbers {
+                        self.mark(cookie.safe_id, Some(name.clone()), *number, now, out);
+                    }
+                }
+            }
+            self.holdings.release_all(&cutoff, out);
+        }
+    }
+
+    /// What of the refused safe_ids ocserv does not hold any more.
+    fn notice_gone_cookies(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        cookies: &[Cookie],
+        out: &mut Effects,
+    ) {
+        let listed: std::collections::BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        for id in &listed {
+            if let Some(mark) = self.marks.get_mut(id) {
+                mark.server.get_or_insert_with(|| name.clone());
+                mark.gone = false;
+            }
+        }
+        let terminate = self.servers.get(name).is_some_and(|server| server.terminate);
+        let mut forget = Vec::new();
+        let mut once_more = Vec::new();
+        for (id, mark) in self.marks.iter_mut().filter(|(_, mark)| mark.server.as_ref() == Some(name)) {
+            if listed.contains(id) {
+                if let Terminate::Answered(tries) = mark.terminate {
+                    if terminate && tries < 3 && asked > mark.since {
+                        once_more.push((*id, tries));
+                    }
+                } else if terminate && mark.terminate == Terminate::Not {
+                    once_more.push((*id, 0));
+                }
+            } else if asked >= mark.since {
+                mark.gone = true;
+                forget.push(*id);
+            }
+        }
+        for (id, tries) in once_more {
+            self.terminate(id, name, tries, out);
+        }
+        for id in forget {
+            // nothing can bring it back: no cookie, no session, nobody at the door
+            let quiet = !self.sessions.values().any(|s| s.safe_id() == Some(id));
+            let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
+                .all(|n| self.revocations.get(n).is_none_or(|r| !r.is_busy()));
+            if quiet && settled {
+                self.unmark(id, out);
+            }
+        }
+    }
+
+    pub(super) fn terminate(&mut self, id: SafeId, name: &ServerName, tries: u32, out: &mut Effects) {
+        if let Some(mark) = self.marks.get_mut(&id) {
+            if mark.terminate != Terminate::Asked {
+                mark.terminate = Terminate::Asked;
+                mark.tries = tries + 1;
+                out.push(Effect::Terminate { server: name.clone(), safe_id: id });
+            }
+        }
+    }
+
+    pub(super) fn terminated(
+        &mut self,
+        name: &ServerName,
+        id: SafeId,
+        outcome: Result<bool, String>,
+        out: &mut Effects,
+    ) {
+        if let Some(mark) = self.marks.get_mut(&id) {
+            mark.terminate = Terminate::Answered(mark.tries);
+        }
+        if let Err(why) = outcome {
+            out.push(Effect::Note { kind: "ocserv", text: format!("{name}: terminate session {id}: {why}") });
+        }
+    }
+
+    pub(super) fn plain_disconnect(&mut self, name: &ServerName, ids: &[i32]) {
+        for session in self.sessions.values_mut() {
+            if session.server == *name && ids.contains(&session.observed.id) {
+                session.plain_disconnect = true;
+            }
+        }
+    }
+
+    /// A disconnect that ocserv tells of. The worker's end is believed only of its process; but who asked for it
+    /// can be learned only here.
+    #[allow(clippy::too_many_arguments, reason = "an event's fields, taken apart by the one caller")]
+    pub(super) fn feed_disconnected(
+        &mut self,
+        name: &ServerName,
+        id: i32,
+        safe_id: Option<SafeId>,
+        user: String,
+        reason: u32,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let known = (self.sessions.values())
+            .find(|s| s.server == *name && s.observed.id == id && safe_id.is_none_or(|id| s.safe_id() == Some(id)));
+        let ours = known.is_some_and(|s| s.plain_disconnect || s.is_ending());
+        let Some(safe_id) = safe_id.or_else(|| known.and_then(|s| s.safe_id())) else { return };
+        if reason != SERVER_DISCONNECT
+            || ours
+            || self.marks.contains_key(&safe_id)
+            || !self.rules.invalidate_on_disconnect.contains(name)
+            || self.stock_disconnects.len() >= super::MAX_FINISHED
+        {
+            return;
+        }
+        let main = self.servers.get(name).and_then(|server| server.main);
+        let pending = StockDisconnect { server: name.clone(), id, safe_id, user, main, since: now.mono };
+        self.stock_disconnects.push(pending);
+        // only a main process that goes on answers: one that shuts down ends its workers the same way
+        self.ask_list(name, now, out);
+    }
+
+    fn resolve_stock_disconnects(&mut self, name: &ServerName, asked: Duration, now: Now, out: &mut Effects) {
+        let main = self.servers.get(name).and_then(|server| server.main);
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.stock_disconnects)
+            .into_iter()
+            .partition(|pending| pending.server == *name && asked >= pending.since);
+        self.stock_disconnects = later;
+        for pending in due {
+            // roaming: a newer worker of the same cookie took over, and ocserv ended the older one
+            let roamed = (self.sessions.values()).any(|s| {
+                s.server == *name && s.safe_id() == Some(pending.safe_id) && s.observed.id != pending.id
+            });
+            if roamed || pending.main != main {
+                continue;
+            }
+            let order = Order {
+                target: Target::Session(pending.safe_id),
+                server: Some(name.clone()),
+                stands: None,
+                reason: format!("occtl disconnected {}, and invalidate-on-disconnect is set", pending.user.escape_default()),
+                by: "ocserv's occtl".into(),
+            };
+            self.revoke(None, order, now, out);
+        }
+    }
+
+    /// How long ago this server's cookies were listed completely.
+    pub(super) fn cookies_age(&self, name: &ServerName, now: Now) -> Option<Duration> {
+        self.servers.get(name)?.cookies_complete_at.map(|at| now.mono.saturating_sub(at))
+    }
+}

@@ -1,0 +1,192 @@
+//! What goes into the registry and what comes out of it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::session::{Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands, Token};
+
+/// A revocation's number: what `lift` takes and what every entry in the kernel carries.
+pub type Number = u64;
+/// A session as the registry counts it. Never reused, unlike pids, device names and tunnel addresses.
+pub type SessionKey = u64;
+/// Where an answer to a command goes.
+pub type Request = u64;
+/// Where a verdict goes.
+pub type Ask = u64;
+
+/// The moment of an event. The registry has no clock of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// CLOCK_MONOTONIC.
+    pub mono: Duration,
+    /// Unix seconds, as ocserv's own `time()` gives them.
+    pub wall: u64,
+}
+
+/// Whom or what a revocation ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// All sessions that this user has now, connected or not.
+    User(String),
+    /// The session with this ocserv id.
+    Id(i32),
+    Session(SafeId),
+    Address(IpAddr),
+    Flow(Flow),
+    Token(Token),
+    /// What an earlier run of the daemon left in the kernel.
+    Adopted,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user {}", name.escape_default()),
+            Self::Id(id) => write!(f, "id {id}"),
+            Self::Session(safe_id) => write!(f, "session {safe_id}"),
+            Self::Address(address) => write!(f, "address {address}"),
+            Self::Flow(flow) => write!(f, "flow {flow}"),
+            Self::Token(token) => write!(f, "token {token}"),
+            Self::Adopted => f.write_str("found in the kernel at start"),
+        }
+    }
+}
+
+/// A revocation as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    pub target: Target,
+    /// Only on this server.
+    pub server: Option<ServerName>,
+    /// How long an explicit address, flow or token stands; `None`: until lifted.
+    pub stands: Option<Duration>,
+    pub reason: String,
+    /// Who asked.
+    pub by: String,
+}
+
+/// A worker as it was seen, with what only this host can tell of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sighting {
+    pub observed: Observed,
+    /// Alive when it was seen. `None`: its process is not visible from here.
+    pub worker: Option<Process>,
+    /// Its tun device, by number, checked to be its own.
+    pub device: Option<Device>,
+    pub netns: Option<Netns>,
+    /// The worker holds its tun device: it is past its connect-script.
+    pub has_tun: bool,
+}
+
+/// How a worker ended, as the sockets adapter saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ended {
+    /// It went by itself within the head start that the polite disconnect gave it.
+    pub politely: bool,
+    /// Connected sockets that were destroyed.
+    pub destroyed: u64,
+    /// It had to be killed.
+    pub killed: bool,
+    /// The kernel has no SOCK_DESTROY.
+    pub unsupported: bool,
+    /// What is left, and why. Empty: neither worker nor socket is left.
+    pub left: Vec<String>,
+}
+
+/// An entry as an earlier run left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    pub entry: Entry,
+    pub number: Number,
+    pub stands: Stands,
+    /// Whose: for a safe_id and a cutoff. `None`: of a server that is not configured (any more).
+    pub server: Option<ServerName>,
+    /// A cutoff's moment.
+    pub moment: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Once, before anything else.
+    Adopt { entries: Vec<Adopted> },
+    /// ocserv answers: its main process, and whether it has `terminate`.
+    ServerUp { server: ServerName, main: Process, terminate: bool },
+    /// ocserv does not answer; `gone`: its main process is known to be gone.
+    ServerDown { server: ServerName, gone: bool },
+    /// Whether ocserv's configuration names our gate.
+    GateConfigured { server: ServerName, configured: bool },
+    /// One worker was seen.
+    Sighted { server: ServerName, sighting: Sighting },
+    /// A complete list of workers, asked for at `asked`.
+    Listed { server: ServerName, asked: Duration, outcome: Result<Vec<Sighting>, String> },
+    /// A complete list of cookies, asked for at `asked`.
+    Cookies { server: ServerName, asked: Duration, outcome: Result<Vec<Cookie>, String> },
+    /// The feed told of a disconnect. Late, and about an id that may be somebody else's by now: a hint.
+    FeedDisconnected { server: ServerName, id: i32, safe_id: Option<SafeId>, user: String, reason: u32 },
+    /// The gate asks for a client that is at the door.
+    GateAsked { ask: Ask, server: ServerName, sighting: Sighting, last: bool },
+    WorkerGone { key: SessionKey },
+    DeviceGone { device: Device },
+    /// The outer flows of a session's connected sockets.
+    Flows { key: SessionKey, outcome: Result<(Netns, Vec<Flow>), String> },
+    Ended { key: SessionKey, ended: Ended },
+    Terminated { server: ServerName, safe_id: SafeId, outcome: Result<bool, String> },
+    /// Answers [`Effect::DestroyFlow`]: how many sockets it took.
+    FlowDestroyed { number: Number, outcome: Result<u64, String> },
+    InsertFailed { entry: Entry, number: Number, error: String },
+    /// A plain disconnect (no revocation) went out through us.
+    PlainDisconnect { server: ServerName, ids: Vec<i32> },
+    /// Programs are attached in this namespace from now on.
+    NetnsAdded { netns: Netns },
+    Revoke { request: Option<Request>, order: Order },
+    Lift { request: Request, number: Number },
+    Tick,
+}
+
+/// What the gate is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Admit,
+    Refuse(String),
+    /// The safe_id could not be learned: `[gate] when-blind` decides.
+    Blind(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Into the kernel's maps. `moment`: unix seconds, for a cutoff the last second that it covers.
+    Insert { entry: Entry, number: Number, stands: Stands, server: Option<ServerName>, moment: u64 },
+    Remove { entry: Entry },
+    /// Attach to the session's tunnel device, before anything is answered.
+    Attach { device: Device, name: String },
+    /// Tell when this worker is gone.
+    Watch { key: SessionKey, worker: Process },
+    /// Answered at once by [`Event::Flows`].
+    FindFlows { key: SessionKey, worker: Process },
+    AskList { server: ServerName },
+    AskCookies { server: ServerName },
+    Terminate { server: ServerName, safe_id: SafeId },
+    Disconnect { server: ServerName, id: i32 },
+    /// Give the polite disconnect its head start, then destroy what sockets are left, then kill.
+    End { key: SessionKey, worker: Process },
+    DestroyFlow { number: Number, flow: Flow },
+    /// Look at this worker again: is it past its connect-script, is it gone? Answered by a sighting.
+    Probe { key: SessionKey, server: ServerName, observed: Observed },
+    /// Tell when this device is gone.
+    WatchDevice { device: Device },
+    GateAnswer { ask: Ask, verdict: Verdict },
+    Answer { request: Request, answer: Answer },
+    /// The next revocation's number has moved.
+    Numbered { next: Number },
+    /// For `show events` and the log.
+    Note { kind: &'static str, text: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Receipt(Box<super::receipt::Receipt>),
+    /// Nobody and nothing matched.
+    Nothing(String),
+    /// It was not done, and nothing was changed.
+    Refused(String),
+}
