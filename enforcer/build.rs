@@ -2,5 +2,9 @@
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../proto");
     prost_build::Config::new().compile_protos(&["../proto/ocserv.proto"], &["../proto"])?;
+    // Serialize: what --json prints is the API's own records
+    tonic_prost_build::configure()
+        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .compile_protos(&["../proto/enforcer.proto"], &["../proto"])?;
     Ok(())
 }

@@ -4,5 +4,6 @@
 //! The adapters know neither each other nor the registry.
 
 pub mod config;
+pub mod control;
 pub mod registry;
 pub mod session;

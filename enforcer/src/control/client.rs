@@ -1,0 +1,38 @@
+//! The client's end: a unix socket as a gRPC channel.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::api;
+
+pub type ControlClient = api::control_client::ControlClient<Channel>;
+pub type GateClient = api::gate_client::GateClient<Channel>;
+
+async fn channel(socket: &Path) -> std::io::Result<Channel> {
+    // connected here first, so that the error is the system's own and not a transport's
+    let mut first = Some(UnixStream::connect(socket).await?);
+    let path = PathBuf::from(socket);
+    let connector = tower::service_fn(move |_: Uri| {
+        let (first, path) = (first.take(), path.clone());
+        async move {
+            let stream = match first {
+                Some(stream) => stream,
+                None => UnixStream::connect(path).await?,
+            };
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    // the address is never looked up: the connector decides
+    Endpoint::from_static("http://enforcer.invalid").connect_with_connector(connector).await.map_err(std::io::Error::other)
+}
+
+pub async fn connect_control(socket: &Path) -> std::io::Result<ControlClient> {
+    Ok(ControlClient::new(channel(socket).await?))
+}
+
+pub async fn connect_gate(socket: &Path) -> std::io::Result<GateClient> {
+    Ok(GateClient::new(channel(socket).await?))
+}

@@ -1,0 +1,117 @@
+//! Unix sockets that only root and the daemon's own user can speak through, and only so many at once.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use nix::sys::stat::{Mode, umask};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+
+/// How many may be connected to one socket at once.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Who is at the other end (SO_PEERCRED).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    pub uid: u32,
+    /// In the daemon's pid namespace; `None` where it is not visible there.
+    pub pid: Option<i32>,
+}
+
+/// Binds a socket of mode 0600, in a folder that is made (0700) if it is not there.
+///
+/// A socket that a dead daemon left behind is replaced; one that a living daemon answers on is an error.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        if !folder.exists() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("cannot close {} to others", folder.display()))?;
+        }
+    }
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        anyhow::ensure!(there.file_type().is_socket(), "{} is there and is not a socket: move it away", path.display());
+        anyhow::ensure!(
+            std::os::unix::net::UnixStream::connect(path).is_err(),
+            "another enforcer answers on {}: stop it first",
+            path.display()
+        );
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    // before the socket is there: nobody may slip in between bind and chmod
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    umask(before);
+    bound.with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// A connection whose peer was checked.
+pub struct Checked {
+    stream: UnixStream,
+    caller: Caller,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The connections of a listener, one by one; strangers are turned away.
+pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Checked>> {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let own = nix::unistd::geteuid().as_raw();
+    futures::stream::unfold((listener, places), move |(listener, places)| async move {
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // out of descriptors, most likely: the next one may fit again
+                    tracing::warn!(%error, "a connection could not be taken");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
+                    let caller = Caller { uid: peer.uid(), pid: peer.pid().filter(|pid| *pid > 0) };
+                    return Some((Ok(Checked { stream, caller, _place: place }), (listener, places)));
+                }
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "turned away: only root may speak here"),
+                Err(error) => tracing::warn!(%error, "turned away: its credentials cannot be read"),
+            }
+        }
+    })
+}
+
+impl Connected for Checked {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller
+    }
+}
+
+impl AsyncRead for Checked {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Checked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,164 @@
+//! The server's end: each call becomes a [`Call`] for the daemon's loop.
+
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt as _;
+use tonic::{Request as Rpc, Response, Status, Streaming};
+
+use super::api;
+use super::incoming::{Caller, incoming};
+
+/// A request as it came, still unread.
+#[derive(Debug)]
+pub enum Request {
+    Disconnect(api::DisconnectRequest),
+    Revoke(api::RevokeRequest),
+    Lift(api::LiftRequest),
+    Status(api::ShowRequest),
+    Users(api::ShowRequest),
+    Sessions(api::ShowRequest),
+    Revocations(api::ShowRequest),
+    Events(api::ShowRequest),
+    Check(api::ShowRequest),
+    Look(api::GateLook),
+    Left(api::GateLook),
+}
+
+#[derive(Debug)]
+pub enum Reply {
+    Disconnect(api::DisconnectReply),
+    Receipt(Box<api::Receipt>),
+    Status(Box<api::Status>),
+    Users(api::Users),
+    Sessions(api::Sessions),
+    Revocations(api::Revocations),
+    Events(api::Events),
+    Findings(api::Findings),
+    Verdict(api::GateVerdict),
+}
+
+#[derive(Debug)]
+pub struct Call {
+    pub request: Request,
+    pub caller: Caller,
+    pub reply: oneshot::Sender<Result<Reply, Status>>,
+}
+
+/// Serves the control socket until the listener fails.
+pub async fn serve_control(listener: UnixListener, calls: mpsc::Sender<Call>) -> Result<(), tonic::transport::Error> {
+    let service = api::control_server::ControlServer::new(Front { calls });
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(64)
+        .add_service(service)
+        .serve_with_incoming(incoming(listener))
+        .await
+}
+
+/// Serves the gate's socket: questions about logins, and nothing else.
+pub async fn serve_gate(listener: UnixListener, calls: mpsc::Sender<Call>) -> Result<(), tonic::transport::Error> {
+    let service = api::gate_server::GateServer::new(Front { calls });
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(4)
+        .add_service(service)
+        .serve_with_incoming(incoming(listener))
+        .await
+}
+
+struct Front {
+    calls: mpsc::Sender<Call>,
+}
+
+impl Front {
+    async fn call(&self, caller: Option<Caller>, request: Request) -> Result<Reply, Status> {
+        let caller = caller.ok_or_else(|| Status::permission_denied("who is asking cannot be told"))?;
+        let (reply, answer) = oneshot::channel();
+        let stopping = || Status::unavailable("the daemon is stopping");
+        self.calls.send(Call { request, caller, reply }).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+}
+
+fn caller<T>(rpc: &Rpc<T>) -> Option<Caller> {
+    rpc.extensions().get::<Caller>().copied()
+}
+
+fn mixed_up() -> Status {
+    Status::internal("the daemon answered another question: this is a bug")
+}
+
+/// A service of methods that are alike: the request's record in, the reply's record out. The whole block, since
+/// async_trait has to see the methods written out.
+macro_rules! service {
+    ($service:path; $($name:ident($input:ty) as $wrap:expr => $variant:ident($output:ty);)* { $($more:tt)* }) => {
+        #[tonic::async_trait]
+        impl $service for Front {
+            $(async fn $name(&self, rpc: Rpc<$input>) -> Result<Response<$output>, Status> {
+                let caller = caller(&rpc);
+                match self.call(caller, $wrap(rpc.into_inner())).await? {
+                    Reply::$variant(reply) => Ok(Response::new(reply.into())),
+                    _ => Err(mixed_up()),
+                }
+            })*
+            $($more)*
+        }
+    };
+}
+
+/// A reply comes boxed where it is large.
+impl From<Box<api::Receipt>> for api::Receipt {
+    fn from(boxed: Box<Self>) -> Self {
+        *boxed
+    }
+}
+
+impl From<Box<api::Status>> for api::Status {
+    fn from(boxed: Box<Self>) -> Self {
+        *boxed
+    }
+}
+
+service! {
+    api::control_server::Control;
+    disconnect(api::DisconnectRequest) as Request::Disconnect => Disconnect(api::DisconnectReply);
+    revoke(api::RevokeRequest) as Request::Revoke => Receipt(api::Receipt);
+    lift(api::LiftRequest) as Request::Lift => Receipt(api::Receipt);
+    show_status(api::ShowRequest) as |_| Request::Status => Status(api::Status);
+    show_users(api::ShowRequest) as |_| Request::Users => Users(api::Users);
+    show_sessions(api::ShowRequest) as |_| Request::Sessions => Sessions(api::Sessions);
+    show_revocations(api::ShowRequest) as |_| Request::Revocations => Revocations(api::Revocations);
+    show_events(api::ShowRequest) as |_| Request::Events => Events(api::Events);
+    check(api::ShowRequest) as |_| Request::Check => Findings(api::Findings);
+
+    {
+    async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeRequest>>) -> Result<Response<api::BulkReceipt>, Status> {
+        let caller = caller(&rpc);
+        let mut orders = rpc.into_inner();
+        let mut bulk = api::BulkReceipt::default();
+        while let Some(order) = orders.next().await {
+            let outcome = match self.call(caller, Request::Revoke(order?)).await {
+                Ok(Reply::Receipt(receipt)) if receipt.complete => Ok(()),
+                Ok(Reply::Receipt(receipt)) => Err(format!("{}: {}", receipt.target, receipt.notes.join("; "))),
+                Ok(_) => return Err(mixed_up()),
+                Err(status) => Err(status.message().to_owned()),
+            };
+            match outcome {
+                Ok(()) => bulk.done += 1,
+                Err(why) => {
+                    bulk.failed += 1;
+                    if bulk.errors.len() < 100 {
+                        bulk.errors.push(why);
+                    }
+                }
+            }
+        }
+        Ok(Response::new(bulk))
+    }
+    }
+}
+
+service! {
+    api::gate_server::Gate;
+    look(api::GateLook) as Request::Look => Verdict(api::GateVerdict);
+    left(api::GateLook) as Request::Left => Verdict(api::GateVerdict);
+    {}
+}
