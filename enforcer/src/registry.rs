@@ -187,6 +187,11 @@ impl Registry {
         self.sessions.values()
     }
 
+    /// The newest session under an ocserv id.
+    pub fn session(&self, server: &ServerName, id: i32) -> Option<&Session> {
+        self.ids.get(&(server.clone(), id)).and_then(|key| self.sessions.get(key))
+    }
+
     pub fn servers(&self) -> impl Iterator<Item = (&ServerName, &Server)> {
         self.servers.iter()
     }

@@ -29,7 +29,7 @@ pub struct Caller {
 /// Binds a socket of mode 0600, in a folder that is made (0700) if it is not there.
 ///
 /// A socket that a dead daemon left behind is replaced; one that a living daemon answers on is an error.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+pub fn bind(path: &Path) -> anyhow::Result<std::os::unix::net::UnixListener> {
     if let Some(folder) = path.parent() {
         if !folder.exists() {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -48,9 +48,11 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     }
     // before the socket is there: nobody may slip in between bind and chmod
     let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
+    let bound = std::os::unix::net::UnixListener::bind(path);
     umask(before);
-    bound.with_context(|| format!("cannot listen on {}", path.display()))
+    let bound = bound.with_context(|| format!("cannot listen on {}", path.display()))?;
+    bound.set_nonblocking(true)?;
+    Ok(bound)
 }
 
 /// A connection whose peer was checked.

@@ -122,12 +122,12 @@ service! {
     disconnect(api::DisconnectRequest) as Request::Disconnect => Disconnect(api::DisconnectReply);
     revoke(api::RevokeRequest) as Request::Revoke => Receipt(api::Receipt);
     lift(api::LiftRequest) as Request::Lift => Receipt(api::Receipt);
-    show_status(api::ShowRequest) as |_| Request::Status => Status(api::Status);
-    show_users(api::ShowRequest) as |_| Request::Users => Users(api::Users);
-    show_sessions(api::ShowRequest) as |_| Request::Sessions => Sessions(api::Sessions);
-    show_revocations(api::ShowRequest) as |_| Request::Revocations => Revocations(api::Revocations);
-    show_events(api::ShowRequest) as |_| Request::Events => Events(api::Events);
-    check(api::ShowRequest) as |_| Request::Check => Findings(api::Findings);
+    show_status(api::ShowRequest) as Request::Status => Status(api::Status);
+    show_users(api::ShowRequest) as Request::Users => Users(api::Users);
+    show_sessions(api::ShowRequest) as Request::Sessions => Sessions(api::Sessions);
+    show_revocations(api::ShowRequest) as Request::Revocations => Revocations(api::Revocations);
+    show_events(api::ShowRequest) as Request::Events => Events(api::Events);
+    check(api::ShowRequest) as Request::Check => Findings(api::Findings);
 
     {
     async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeRequest>>) -> Result<Response<api::BulkReceipt>, Status> {

@@ -76,6 +76,11 @@ fn sentence(parts: impl IntoIterator<Item = Option<String>>, otherwise: &str) ->
 }
 
 impl Registry {
+    /// The receipt of a revocation as it stands now.
+    pub fn receipt_of(&self, number: Number, now: Now) -> Option<Receipt> {
+        self.receipt(number, now)
+    }
+
     pub(super) fn receipt(&self, number: Number, now: Now) -> Option<Receipt> {
         let revocation = self.revocations.get(&number)?;
         let mut notes = Vec::new();

@@ -1,0 +1,255 @@
+//! The command line.
+
+mod bulk;
+mod occtl;
+mod output;
+mod run;
+mod words;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use occtl::run as run_as_occtl;
+pub use words::{Code, parse_duration};
+
+/// Ends gateway sessions in every layer at once: packets, sockets, VPN cookie.
+#[derive(Debug, Parser)]
+#[command(
+    name = "enforcer",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done in every layer, 1 error, 2 usage, 3 nothing matched, 4 done in part (the receipt \
+                  says where not).\n\nExamples:\n  enforcer disconnect user -i alice      end alice's sessions, and keep \
+                  them ended\n  enforcer terminate id 4711 --reason 'laptop lost'\n  enforcer show sessions\n  enforcer \
+                  check"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Print JSON instead of tables
+    #[arg(short, long, global = true)]
+    pub json: bool,
+    /// The daemon's control socket [default: as in the configuration]
+    #[arg(short, long, global = true, value_name = "FILE", env = "ENFORCER_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// The configuration file [default: /etc/enforcer/enforcer.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "ENFORCER_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The daemon, in the foreground
+    Run,
+    /// ocserv's own disconnect, which leaves the cookie valid; with -i a revocation, which does not
+    #[command(
+        subcommand_required = true,
+        after_help = "Examples:\n  enforcer disconnect user -i alice\n  enforcer disconnect id 4711 --invalidate --dry-run"
+    )]
+    Disconnect {
+        #[command(subcommand)]
+        whom: Disconnect,
+    },
+    /// End sessions and keep them ended: a revocation
+    #[command(after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
+                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk=")]
+    Terminate {
+        #[command(subcommand)]
+        whom: Terminate,
+    },
+    /// Revoke an address, a flow or a wire token by itself (for any VPN's hooks)
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  enforcer revoke address 10.8.0.7 --for 2h\n  enforcer revoke flow tcp \
+                      198.51.100.7:51234 203.0.113.1:443\n  enforcer revoke --from list.txt      one a line, as on the \
+                      command line: address 10.8.0.7 --for 2h"
+    )]
+    Revoke {
+        #[command(subcommand)]
+        what: Option<Revoke>,
+        #[command(flatten)]
+        from: From,
+    },
+    /// Take one revocation back
+    Lift {
+        /// Its number (show revocations)
+        number: u64,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// What is there, and what is in force
+    Show {
+        #[command(subcommand)]
+        what: Show,
+    },
+    /// ocserv's connect-script and disconnect-script; also under the name enforcer-gate
+    #[command(after_help = "In ocserv.conf (ocserv passes no arguments, so it goes by the link's name):\n  \
+                            connect-script = /usr/sbin/enforcer-gate\n  disconnect-script = /usr/sbin/enforcer-gate")]
+    Gate,
+    /// Is this host ready, is everything in force?
+    Check,
+    /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
+    Unload,
+}
+
+/// What everything takes that changes something.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Change {
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Only show whom and what it would touch
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct OnServer {
+    /// Only on this ocserv server, by its configured name
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub server: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Disconnect {
+    /// All sessions of a user
+    User {
+        name: String,
+        /// Make its cookies worthless as well: a revocation
+        #[arg(short, long)]
+        invalidate: bool,
+        #[command(flatten)]
+        on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// One session, by ocserv's id
+    Id {
+        id: i32,
+        /// Make its cookie worthless as well: a revocation
+        #[arg(short, long)]
+        invalidate: bool,
+        #[command(flatten)]
+        on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Terminate {
+    /// All sessions and cookies that a user has now
+    User {
+        name: String,
+        #[command(flatten)]
+        on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// One session, by ocserv's id
+    Id {
+        id: i32,
+        #[command(flatten)]
+        on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// One session by its safe_id, also one whose client is offline
+    Session {
+        safe_id: String,
+        #[command(flatten)]
+        on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct For {
+    /// How long it stands (90s, 15min, 2h, 1d) [default: until lifted]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    pub stands: Option<std::time::Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Revoke {
+    /// A tunnel address: dropped on the LAN side and on tunnel devices
+    Address {
+        #[arg(value_name = "IP")]
+        address: std::net::IpAddr,
+        #[command(flatten)]
+        stands: For,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// An exact outer flow: dropped in XDP, its socket destroyed
+    Flow {
+        #[arg(value_name = "tcp|udp")]
+        protocol: String,
+        #[arg(value_name = "CLIENT:PORT")]
+        client: std::net::SocketAddr,
+        #[arg(value_name = "LOCAL:PORT")]
+        local: std::net::SocketAddr,
+        #[command(flatten)]
+        stands: For,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// A wire token: the session id of a DTLS ClientHello
+    Token {
+        #[arg(value_name = "dtls")]
+        kind: String,
+        #[arg(value_name = "HEX")]
+        id: String,
+        #[command(flatten)]
+        stands: For,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct From {
+    /// Revoke what a file lists, one a line; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    #[command(flatten)]
+    pub change: Change,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Show {
+    /// The daemon, the servers, the interfaces, the tables, the counters
+    Status,
+    /// Who is connected, a line each
+    Users,
+    /// Every session, and every cookie whose client is offline
+    Sessions,
+    /// Revocations, and what they have stopped
+    Revocations,
+    /// What happened lately
+    Events,
+}
+
+/// Runs what the command line says. Usage errors are printed, with exit code 2.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are errors to clap, and not to anybody else
+            let code = if error.use_stderr() { Code::Usage } else { Code::Done };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    run::run(cli)
+}

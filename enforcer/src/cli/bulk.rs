@@ -1,0 +1,95 @@
+//! `revoke --from FILE`: one explicit revocation a line, in the words of the command line.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use super::{Change, Revoke};
+use crate::control::api;
+
+/// A line may be this long; anything longer is no revocation.
+const MAX_LINE: u64 = 1_024;
+
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true, disable_version_flag = true)]
+struct Line {
+    #[command(subcommand)]
+    what: Revoke,
+}
+
+/// Reads the lines one by one; an empty line and one that starts with `#` say nothing. The error names the line.
+pub fn orders(file: &Path, change: &Change) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>>> {
+    let reader: Box<dyn Read + Send> = if file == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?)
+    };
+    let change = change.clone();
+    let mut reader = BufReader::new(reader);
+    let mut number = 0_u64;
+    Ok(std::iter::from_fn(move || {
+        loop {
+            number += 1;
+            let mut line = Vec::new();
+            match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(Err(format!("line {number}: {error}"))),
+            }
+            if line.len() as u64 == MAX_LINE && line.last() != Some(&b'\n') {
+                let mut rest = Vec::new();
+                while reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut rest).is_ok_and(|n| n > 0) {
+                    if rest.last() == Some(&b'\n') {
+                        break;
+                    }
+                    rest.clear();
+                }
+                return Some(Err(format!("line {number}: longer than {MAX_LINE} bytes")));
+            }
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            return Some(parse(line, &change).map_err(|why| format!("line {number}: {why}")));
+        }
+    }))
+}
+
+fn parse(line: &str, change: &Change) -> Result<api::RevokeRequest, String> {
+    let line = Line::try_parse_from(line.split_whitespace()).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or("not a revocation").trim_start_matches("error: ").to_owned()
+    })?;
+    let mut order = super::run::explicit(&line.what);
+    if order.reason.is_empty() {
+        order.reason.clone_from(&change.reason);
+    }
+    order.dry_run |= change.dry_run;
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_the_command_line_is() {
+        let change = Change { reason: "r".into(), dry_run: false };
+        let order = parse("address 10.0.0.1 --for 2h", &change).unwrap();
+        assert_eq!((order.for_seconds, order.reason.as_str()), (7_200, "r"));
+        assert!(parse("flow tcp 192.0.2.1:1 198.51.100.1:443", &change).is_ok());
+        for bad in ["address", "address 10.0.0.300", "flow tcp 1 2", "nonsense", "--help"] {
+            assert!(parse(bad, &change).is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_makes_it_panic(line in ".{0,100}") {
+            let _ = parse(&line, &Change::default());
+        }
+    }
+}

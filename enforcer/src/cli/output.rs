@@ -1,0 +1,274 @@
+//! What people read: tables that fit a terminal, receipts, times.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+
+use serde::Serialize;
+
+use crate::control::api;
+
+/// Prints a record as JSON, or as the text that `human` makes of it.
+pub fn print<T: Serialize>(json: bool, record: &T, human: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let text = if json { serde_json::to_string_pretty(record)? + "\n" } else { human(record) };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `| head` has read enough
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Names come from the network: what could steer a terminal is shown as an escape.
+fn safe(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+fn terminal_width() -> usize {
+    if !std::io::stdout().is_terminal() {
+        return usize::MAX;
+    }
+    std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120)
+}
+
+/// Columns as wide as they need to be; the widest one gives way where the terminal is too narrow.
+fn table(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| safe(cell)).collect()).collect();
+    let length = |text: &str| text.chars().count();
+    let mut widths: Vec<usize> = head.iter().map(|title| length(title)).collect();
+    for row in &rows {
+        for (column, cell) in row.iter().enumerate() {
+            if let Some(width) = widths.get_mut(column) {
+                *width = (*width).max(length(cell));
+            }
+        }
+    }
+    let room = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+    while room(&widths) > width {
+        match widths.iter_mut().max() {
+            Some(widest) if *widest > 8 => *widest -= 1,
+            _ => break,
+        }
+    }
+    let mut text = String::new();
+    let titles: Vec<String> = head.iter().map(|title| (*title).to_owned()).collect();
+    for row in std::iter::once(&titles).chain(&rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let short = if length(cell) > *width {
+                cell.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+            } else {
+                cell.clone()
+            };
+            let _ = write!(line, "{short:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn or_none(rows: Vec<Vec<String>>, head: &[&str], none: &str) -> String {
+    if rows.is_empty() { format!("{none}\n") } else { table(head, &rows, terminal_width()) }
+}
+
+/// How long ago, for people.
+fn ago(since: u64) -> String {
+    if since == 0 {
+        return "-".into();
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    span(now.saturating_sub(since))
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}min", seconds / 60),
+        3_600..86_400 => format!("{}h {}min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+fn number(n: u64) -> String {
+    if n == 0 { "-".into() } else { n.to_string() }
+}
+
+pub fn sessions(list: &api::Sessions) -> String {
+    let rows = (list.sessions.iter())
+        .map(|s| {
+            vec![
+                s.server.clone(),
+                if s.id == 0 { "-".into() } else { s.id.to_string() },
+                s.user.clone(),
+                if s.revocation == 0 { s.state.clone() } else { format!("{}, revoked by {}", s.state, s.revocation) },
+                s.client.clone(),
+                s.device.clone(),
+                s.addresses.join(" "),
+                ago(s.since),
+                s.safe_id.clone(),
+            ]
+        })
+        .collect();
+    let head = ["SERVER", "ID", "USER", "STATE", "CLIENT", "DEVICE", "ADDRESSES", "SINCE", "SAFE ID"];
+    or_none(rows, &head, "No sessions.")
+}
+
+pub fn users(list: &api::Users) -> String {
+    let rows = (list.users.iter())
+        .map(|u| {
+            vec![u.user.clone(), u.sessions.to_string(), number(u.revoked.into()), ago(u.since), u.servers.join(" ")]
+        })
+        .collect();
+    or_none(rows, &["USER", "SESSIONS", "REVOKED", "SINCE", "SERVERS"], "Nobody is connected.")
+}
+
+pub fn revocations(list: &api::Revocations) -> String {
+    let rows = (list.revocations.iter())
+        .map(|r| {
+            vec![
+                r.number.to_string(),
+                r.target.clone(),
+                r.state.clone(),
+                ago(r.at),
+                number(r.entries),
+                number(r.hits),
+                r.by.clone(),
+                r.reason.clone(),
+            ]
+        })
+        .collect();
+    or_none(rows, &["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"], "No revocations.")
+}
+
+pub fn events(list: &api::Events) -> String {
+    let rows = (list.events.iter())
+        .map(|e| vec![clock(e.at_ms), e.kind.clone(), e.text.clone()])
+        .collect();
+    or_none(rows, &["TIME (UTC)", "KIND", "WHAT"], "Nothing happened yet.")
+}
+
+/// Time of day in UTC.
+fn clock(ms: u64) -> String {
+    let seconds = ms / 1_000 % 86_400;
+    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3_600, seconds % 3_600 / 60, seconds % 60, ms % 1_000)
+}
+
+pub fn status(s: &api::Status) -> String {
+    let mut text = format!(
+        "enforcer {}, up {}; {} sessions, {} revocations in force; pins below {}\n",
+        s.version,
+        span(s.uptime_seconds),
+        s.sessions,
+        s.revocations_in_force,
+        s.pin_path
+    );
+    for warning in &s.warnings {
+        let _ = writeln!(text, "WARNING: {}", safe(warning));
+    }
+    let servers = (s.servers.iter())
+        .map(|s| {
+            let pid = if s.main_pid == 0 { "-".into() } else { s.main_pid.to_string() };
+            let terminate = if s.terminate { "yes" } else { "no" };
+            vec![s.name.clone(), s.state.clone(), pid, s.feed.clone(), s.gate.clone(), terminate.into(), s.control_socket.clone()]
+        })
+        .collect();
+    text.push('\n');
+    text += &or_none(servers, &["SERVER", "STATE", "PID", "FEED", "GATE", "TERMINATE", "SOCKET"], "No servers.");
+    let interfaces = (s.interfaces.iter())
+        .map(|i| vec![i.name.clone(), i.ifindex.to_string(), i.role.clone(), i.how.clone(), i.netns.clone()])
+        .collect();
+    text.push('\n');
+    text += &or_none(interfaces, &["INTERFACE", "INDEX", "ROLE", "HOW", "NAMESPACE"], "No interfaces.");
+    let tables =
+        s.tables.iter().map(|t| vec![t.name.clone(), t.used.to_string(), t.capacity.to_string()]).collect();
+    text.push('\n');
+    text += &or_none(tables, &["TABLE", "USED", "CAPACITY"], "No tables.");
+    let counters = (s.counters.iter())
+        .map(|c| vec![c.reason.clone(), c.packets.to_string(), c.bytes.to_string()])
+        .collect();
+    text.push('\n');
+    text += &or_none(counters, &["COUNTER", "PACKETS", "BYTES"], "No counters.");
+    text
+}
+
+pub fn findings(list: &api::Findings) -> String {
+    let mut text = String::new();
+    for finding in &list.findings {
+        let mark = match finding.level.as_str() {
+            "ok" => "ok      ",
+            "warning" => "WARNING ",
+            _ => "ERROR   ",
+        };
+        let _ = writeln!(text, "{mark}{}", safe(&finding.what));
+        if !finding.mend.is_empty() {
+            let _ = writeln!(text, "        -> {}", safe(&finding.mend));
+        }
+    }
+    text
+}
+
+pub fn disconnected(reply: &api::DisconnectReply) -> String {
+    let mut text = match (reply.dry_run, reply.sessions.len()) {
+        (true, n) => format!("Would disconnect {n} session{}; the cookies stay valid.\n", if n == 1 { "" } else { "s" }),
+        (false, n) => {
+            format!("Disconnected {n} session{}; the cookies stay valid (-i revokes them).\n", if n == 1 { "" } else { "s" })
+        }
+    };
+    if !reply.sessions.is_empty() {
+        text += &sessions(&api::Sessions { sessions: reply.sessions.clone() });
+    }
+    for note in &reply.notes {
+        let _ = writeln!(text, "note: {}", safe(note));
+    }
+    text
+}
+
+pub fn receipt(r: &api::Receipt) -> String {
+    let mut text = if r.dry_run {
+        format!("Dry run: {}. Nothing was changed.\n", safe(&r.target))
+    } else {
+        let how = if r.complete { "done" } else { "done IN PART" };
+        format!(
+            "Revocation {}: {}: {how} in {}.{:01} ms\n",
+            r.number,
+            safe(&r.target),
+            r.elapsed_us / 1_000,
+            r.elapsed_us % 1_000 / 100
+        )
+    };
+    for layer in &r.layers {
+        let mark = if layer.failed > 0 { "!" } else { " " };
+        let _ = writeln!(text, " {mark} {:<8} {}", layer.layer, safe(&layer.text));
+    }
+    for note in &r.notes {
+        let _ = writeln!(text, "   note: {}", safe(note));
+    }
+    if r.dry_run && !r.sessions.is_empty() {
+        text += &sessions(&api::Sessions { sessions: r.sessions.clone() });
+    }
+    text
+}
+
+pub fn bulk(b: &api::BulkReceipt) -> String {
+    let mut text = format!("{} revoked, {} not\n", b.done, b.failed);
+    for error in &b.errors {
+        let _ = writeln!(text, "  {}", safe(error));
+    }
+    if b.failed > b.errors.len() as u64 {
+        let _ = writeln!(text, "  … and {} more", b.failed - b.errors.len() as u64);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_fits_the_terminal_and_no_name_steers_it() {
+        let rows = vec![vec!["a".repeat(100), "\x1b[2Jevil".into()]];
+        let text = table(&["LONG", "NAME"], &rows, 60);
+        assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
+        assert!(!text.contains('\x1b'));
+    }
+}

@@ -1,0 +1,219 @@
+//! From a command to the daemon and back.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tonic::Status;
+
+use super::output;
+use super::{Change, Cli, Code, Command, Common, Disconnect, Revoke, Show, Terminate};
+use crate::config::Config;
+use crate::control::{ControlClient, api, connect_control};
+
+pub(super) fn run(cli: Cli) -> ExitCode {
+    let json = cli.common.json;
+    match try_run(cli) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            let (code, text) = explain(&error);
+            if json {
+                println!("{}", serde_json::json!({ "error": text }));
+            } else {
+                eprintln!("enforcer: {text}");
+            }
+            code.into()
+        }
+    }
+}
+
+/// The daemon's errors carry their exit code with them.
+fn explain(error: &anyhow::Error) -> (Code, String) {
+    match error.downcast_ref::<Status>() {
+        Some(status) => {
+            let code = match status.code() {
+                tonic::Code::NotFound => Code::Nothing,
+                tonic::Code::InvalidArgument => Code::Usage,
+                _ => Code::Error,
+            };
+            (code, status.message().to_owned())
+        }
+        None => (Code::Error, format!("{error:#}")),
+    }
+}
+
+fn try_run(cli: Cli) -> anyhow::Result<Code> {
+    let config = || Config::load(cli.common.config.as_deref());
+    match cli.command {
+        Command::Run => crate::daemon::run(config()?).map(|()| Code::Done),
+        Command::Gate => Ok(crate::gate::run(cli.common.config.as_deref())),
+        Command::Unload => {
+            let config = config()?;
+            anyhow::ensure!(
+                std::os::unix::net::UnixStream::connect(&config.control.socket).is_err(),
+                "the daemon is running: stop it first"
+            );
+            let report = crate::daemon::unload(&config)?;
+            output::print(cli.common.json, &report, |report| format!("{}\n", report.text))?;
+            Ok(Code::Done)
+        }
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(ask(&cli.common, command))
+        }
+    }
+}
+
+async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
+    let json = common.json;
+    let mut client = match connect(common).await {
+        Ok(client) => client,
+        // without a daemon there is still something to be checked
+        Err(error) if matches!(command, Command::Check) => {
+            let findings = crate::daemon::check_without_daemon(common.config.as_deref(), &error);
+            output::print(json, &findings, output::findings)?;
+            return Ok(Code::Error);
+        }
+        Err(error) => return Err(error),
+    };
+    match command {
+        Command::Disconnect { whom } => match plain_or_revocation(whom) {
+            Ok(request) => {
+                let reply = client.disconnect(request).await?.into_inner();
+                output::print(json, &reply, output::disconnected)?;
+                Ok(Code::Done)
+            }
+            Err(request) => revoke(&mut client, json, request).await,
+        },
+        Command::Terminate { whom } => {
+            let (what, server, change) = match whom {
+                Terminate::User { name, on, change } => (api::target::What::User(name), on.server, change),
+                Terminate::Id { id, on, change } => (api::target::What::Id(id), on.server, change),
+                Terminate::Session { safe_id, on, change } => {
+                    (api::target::What::Session(safe_id), on.server, change)
+                }
+            };
+            revoke(&mut client, json, request(what, server, change)).await
+        }
+        Command::Revoke { what: Some(what), .. } => revoke(&mut client, json, explicit(&what)).await,
+        Command::Revoke { what: None, from } => {
+            let file = from.from.ok_or_else(|| {
+                Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls HEX, or --from FILE")
+            })?;
+            bulk(&mut client, json, &file, &from.change).await
+        }
+        Command::Lift { number, change } => {
+            let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
+            let receipt = client.lift(request).await?.into_inner();
+            output::print(json, &receipt, |receipt| format!("Lifted: {}", output::receipt(receipt)))?;
+            Ok(Code::Done)
+        }
+        Command::Show { what } => show(&mut client, json, what).await,
+        Command::Check => {
+            let findings = client.check(api::ShowRequest {}).await?.into_inner();
+            output::print(json, &findings, output::findings)?;
+            let bad = findings.findings.iter().any(|finding| finding.level == "error");
+            Ok(if bad { Code::Error } else { Code::Done })
+        }
+        Command::Run | Command::Gate | Command::Unload => Err(anyhow::anyhow!("not a question to the daemon")),
+    }
+}
+
+async fn connect(common: &Common) -> anyhow::Result<ControlClient> {
+    let socket = match &common.socket {
+        Some(socket) => socket.clone(),
+        None => Config::load(common.config.as_deref())?.control.socket,
+    };
+    connect_control(&socket).await.with_context(|| {
+        format!("the daemon does not answer on {} (is `enforcer run` running? are you root?)", socket.display())
+    })
+}
+
+/// `Ok`: ocserv's own disconnect. `Err`: a revocation.
+fn plain_or_revocation(whom: Disconnect) -> Result<api::DisconnectRequest, api::RevokeRequest> {
+    let (what, invalidate, server, change) = match whom {
+        Disconnect::User { name, invalidate, on, change } => {
+            (api::target::What::User(name), invalidate, on.server, change)
+        }
+        Disconnect::Id { id, invalidate, on, change } => (api::target::What::Id(id), invalidate, on.server, change),
+    };
+    if invalidate {
+        return Err(request(what, server, change));
+    }
+    let target = Some(api::Target { what: Some(what), server });
+    Ok(api::DisconnectRequest { target, dry_run: change.dry_run, reason: change.reason })
+}
+
+fn request(what: api::target::What, server: String, change: Change) -> api::RevokeRequest {
+    let target = Some(api::Target { what: Some(what), server });
+    api::RevokeRequest { target, for_seconds: 0, reason: change.reason, dry_run: change.dry_run }
+}
+
+pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
+    let (what, stands, change) = match what {
+        Revoke::Address { address, stands, change } => {
+            (api::target::What::Address(address.to_string()), stands, change)
+        }
+        Revoke::Flow { protocol, client, local, stands, change } => {
+            (api::target::What::Flow(format!("{protocol} {client} {local}")), stands, change)
+        }
+        Revoke::Token { kind, id, stands, change } => (api::target::What::Token(format!("{kind} {id}")), stands, change),
+    };
+    let for_seconds = stands.stands.map_or(0, |stands| stands.as_secs());
+    api::RevokeRequest { for_seconds, ..request(what, String::new(), change.clone()) }
+}
+
+async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequest) -> anyhow::Result<Code> {
+    let receipt = client.revoke(request).await?.into_inner();
+    output::print(json, &receipt, output::receipt)?;
+    Ok(if receipt.complete { Code::Done } else { Code::Partial })
+}
+
+async fn bulk(client: &mut ControlClient, json: bool, file: &std::path::Path, change: &Change) -> anyhow::Result<Code> {
+    let lines = super::bulk::orders(file, change)?;
+    let (send, receive) = tokio::sync::mpsc::channel(256);
+    // reading a file or a terminal blocks, and must not hold the stream up
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut bad = Vec::new();
+        let (mut told, mut good) = (std::time::Instant::now(), 0_u64);
+        for line in lines {
+            match line {
+                Ok(order) => {
+                    if send.blocking_send(order).is_err() {
+                        break;
+                    }
+                    good += 1;
+                }
+                Err(why) => bad.push(why),
+            }
+            if told.elapsed().as_secs() >= 1 {
+                eprintln!("{good} sent …");
+                told = std::time::Instant::now();
+            }
+        }
+        bad
+    });
+    let mut receipt = client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+    let bad = reader.await.context("the reader of the lines broke")?;
+    receipt.failed += bad.len() as u64;
+    receipt.errors.extend(bad.into_iter().take(100));
+    output::print(json, &receipt, output::bulk)?;
+    Ok(match (receipt.done, receipt.failed) {
+        (_, 0) => Code::Done,
+        (0, _) => Code::Error,
+        _ => Code::Partial,
+    })
+}
+
+async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Result<Code> {
+    let nothing = api::ShowRequest {};
+    match what {
+        Show::Status => output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?,
+        Show::Users => output::print(json, &client.show_users(nothing).await?.into_inner(), output::users)?,
+        Show::Sessions => output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?,
+        Show::Revocations => {
+            output::print(json, &client.show_revocations(nothing).await?.into_inner(), output::revocations)?;
+        }
+        Show::Events => output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?,
+    }
+    Ok(Code::Done)
+}

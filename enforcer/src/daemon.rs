@@ -1,0 +1,384 @@
+//! The daemon: one loop. An event comes in, the registry says what follows from it, the adapters do it.
+
+mod answers;
+mod checks;
+mod effects;
+mod guard;
+mod interfaces;
+mod namespaces;
+mod privileges;
+mod sightings;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::config::{self, Config};
+use crate::control::{self, Call, Reply, api};
+use crate::dataplane::Dataplane;
+use crate::ocserv::{self, Client, FeedEvent, FeedState};
+use crate::process;
+use crate::registry::{Adopted, Answer, Ask, Event, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict};
+use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, Stands};
+
+pub use checks::check_without_daemon;
+
+/// How long one question to ocserv may take.
+const OCSERV_WITHIN: Duration = Duration::from_millis(1_500);
+/// How often workers are listed where the feed cannot tell.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// The lease of what could hit a stranger is 10 s: this leaves room for a loaded machine.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether tunnel devices are gone, besides what the kernel tells.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// How many inputs may wait for the loop.
+const QUEUE: usize = 4_096;
+/// How many events `show events` remembers.
+const MAX_EVENTS: usize = 1_000;
+
+/// What the loop waits for.
+enum Input {
+    Call(Call),
+    Feed(ServerName, FeedEvent),
+    Event(Event),
+    /// The interfaces of the daemon's own namespace have changed.
+    Links,
+    /// A complete list of workers, asked for at `asked`.
+    Listed { server: ServerName, asked: Duration, outcome: Result<Vec<Observed>, String> },
+    /// What ocserv says of the login that the gate asks about.
+    Looked { name: ServerName, look: api::GateLook, observed: Result<Option<Observed>, String>, reply: Answerer },
+    /// The cookies that a question had to wait for.
+    Fetched(Vec<(ServerName, Vec<Cookie>)>, Then),
+    /// ocserv's own answer to a plain disconnect.
+    Disconnected { rows: Vec<SessionRow>, notes: Vec<String>, any: bool, reply: Answerer },
+}
+
+type Answerer = oneshot::Sender<Result<Reply, Status>>;
+
+/// What is done once the cookies are there.
+enum Then {
+    ShowSessions(Answerer),
+    Preview(Order, Answerer),
+}
+
+/// What the daemon knows of a server besides its rules.
+struct Server {
+    settings: config::Server,
+    client: Client,
+    main: Option<Process>,
+    netns: Option<Netns>,
+    feed: FeedState,
+    /// Why its configuration could not be read, if so.
+    scripts: Result<bool, String>,
+}
+
+struct Daemon {
+    config: Config,
+    registry: Registry,
+    dataplane: Dataplane,
+    namespaces: namespaces::Namespaces,
+    servers: BTreeMap<ServerName, Server>,
+    inputs: mpsc::Sender<Input>,
+    requests: BTreeMap<Request, (Answerer, Instant)>,
+    next_request: Request,
+    asks: BTreeMap<Ask, (ServerName, Answerer)>,
+    next_ask: Ask,
+    devices: BTreeSet<Device>,
+    /// Hits of entries that were taken out, by revocation.
+    past_hits: BTreeMap<Number, u64>,
+    events: VecDeque<api::Event>,
+    started: Instant,
+    warnings: Vec<String>,
+}
+
+#[derive(serde::Serialize)]
+pub struct Unloaded {
+    pub text: String,
+}
+
+/// Takes everything out of the kernel.
+pub fn unload(config: &Config) -> anyhow::Result<Unloaded> {
+    let report = Dataplane::unload(&config.kernel.pin_path)?;
+    anyhow::ensure!(report.left.is_empty(), "could not be taken out: {}", report.left.join("; "));
+    let text = format!("{} programs, {} clsact filters and {} maps were taken out", report.links, report.filters, report.maps);
+    Ok(Unloaded { text })
+}
+
+/// Runs the daemon in the foreground until SIGTERM or SIGINT. What is in force in the kernel stays in force.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    start_log();
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the daemon needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE …)");
+    // before anything is loaded: two daemons would each take the other's entries out
+    let control = control::bind(&config.control.socket)?;
+    let gate = control::bind(&config.gate.socket)?;
+    let (inputs, received) = mpsc::channel(QUEUE);
+    let mut daemon = Daemon::start(config, inputs)?;
+    // before the runtime starts threads, which inherit what is left
+    if let Err(error) = privileges::drop_the_rest() {
+        daemon.warn(format!("capabilities that are not needed could not be dropped: {error:#}"));
+    }
+    let runtime = (tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())
+        .context("cannot start the runtime")?;
+    runtime.block_on(daemon.serve(control, gate, received))
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ENFORCER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_log::LogTracer::init();
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).finish();
+    let _ = tracing::subscriber::set_global_default(logger);
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Now { mono: Duration::from_nanos(Dataplane::kernel_monotonic_ns()), wall }
+}
+
+impl Daemon {
+    /// Programs and links in force first, then what an earlier run left, then everything else.
+    fn start(config: Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
+        let (own, own_fd) = process::own_netns().context("cannot tell the own network namespace")?;
+        let mut dataplane = Dataplane::open(effects::settings(&config)).context("the kernel side cannot be set up")?;
+        let mut servers = BTreeMap::new();
+        for settings in config.ocserv.iter() {
+            let server = Server {
+                client: Client::new(&settings.control_socket, OCSERV_WITHIN),
+                settings: settings.clone(),
+                main: None,
+                netns: None,
+                feed: FeedState::Off,
+                scripts: Err("ocserv has not been reached yet".into()),
+            };
+            servers.insert(settings.server_name(), server);
+        }
+        let rules = Rules {
+            first_number: dataplane.next_revocation(),
+            invalidate_on_disconnect: (config.ocserv.iter())
+                .filter(|server| server.invalidate_on_disconnect)
+                .map(config::Server::server_name)
+                .collect(),
+            ..Rules::default()
+        };
+        let registry = Registry::new(servers.keys().cloned(), own, rules);
+        let adopted = adopted(&mut dataplane, servers.keys())?;
+        dataplane.beat()?;
+        let mut daemon = Self {
+            registry,
+            dataplane,
+            namespaces: namespaces::Namespaces::new(own, own_fd)?,
+            servers,
+            inputs,
+            requests: BTreeMap::new(),
+            next_request: 1,
+            asks: BTreeMap::new(),
+            next_ask: 1,
+            devices: BTreeSet::new(),
+            past_hits: BTreeMap::new(),
+            events: VecDeque::new(),
+            started: Instant::now(),
+            warnings: Vec::new(),
+            config,
+        };
+        daemon.handle(Event::Adopt { entries: adopted });
+        daemon.attach_own_interfaces();
+        Ok(daemon)
+    }
+
+    async fn serve(
+        mut self,
+        control: UnixListener,
+        gate: UnixListener,
+        mut received: mpsc::Receiver<Input>,
+    ) -> anyhow::Result<()> {
+        let control = tokio::net::UnixListener::from_std(control)?;
+        let gate = tokio::net::UnixListener::from_std(gate)?;
+        for (name, server) in &self.servers {
+            tokio::spawn(feed(name.clone(), server.client.clone(), server.settings.feed, self.inputs.clone()));
+        }
+        interfaces::watch(self.inputs.clone());
+        let mut kernel_log = tokio::io::unix::AsyncFd::with_interest(self.dataplane.logger()?, tokio::io::Interest::READABLE)?;
+        let (calls, mut called) = mpsc::channel(QUEUE);
+        tokio::spawn(control::serve_control(control, calls.clone()));
+        tokio::spawn(control::serve_gate(gate, calls));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut beat = tokio::time::interval(BEAT_EVERY);
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut tick_at = tokio::time::Instant::now();
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        tracing::info!(socket = %self.config.control.socket.display(), "ready");
+        loop {
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = beat.tick() => {
+                    if let Err(error) = self.dataplane.beat() {
+                        self.warn(format!("the lease of addresses and flows could not be renewed: {error:#}"));
+                    }
+                }
+                _ = sweep.tick() => self.sweep(),
+                Some(input) = received.recv() => self.take(input),
+                Some(call) = called.recv() => self.take(Input::Call(call)),
+                _ = tokio::time::sleep_until(tick_at) => self.handle(Event::Tick),
+                guard = kernel_log.readable_mut() => {
+                    let mut guard = guard?;
+                    guard.get_inner_mut().flush();
+                    guard.clear_ready();
+                }
+            }
+            tick_at = tokio::time::Instant::now() + self.registry.next_tick(now());
+        }
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping; what is in force in the kernel stays in force (enforcer unload takes it out)");
+        let _ = std::fs::remove_file(&self.config.control.socket);
+        let _ = std::fs::remove_file(&self.config.gate.socket);
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Call(call) => self.call(call),
+            Input::Feed(server, event) => self.feed(&server, event),
+            Input::Event(event) => self.handle(event),
+            Input::Links => self.attach_own_interfaces(),
+            Input::Listed { server, asked, outcome } => self.listed(server, asked, outcome),
+            Input::Looked { name, look, observed, reply } => self.looked(name, look, observed, reply),
+            Input::Fetched(cookies, then) => self.fetched(&cookies, then),
+            Input::Disconnected { rows, notes, any, reply } => {
+                let _ = reply.send(answers::disconnected(rows, notes, any));
+            }
+        }
+    }
+
+    /// The registry's rules, and what they want done, in their order.
+    fn handle(&mut self, event: Event) {
+        for effect in self.registry.handle(event, now()) {
+            self.apply(effect);
+        }
+    }
+
+    fn feed(&mut self, name: &ServerName, event: FeedEvent) {
+        match event {
+            FeedEvent::Up { main, capabilities, netns } => {
+                let scripts = ocserv::scripts(main, None);
+                let configured = match &scripts {
+                    Ok(scripts) => Ok(!scripts.connect.is_empty()
+                        && scripts.connect.iter().all(|(_, script)| ocserv::names_gate(main, script))),
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Some(server) = self.servers.get_mut(name) {
+                    server.main = Some(main);
+                    server.netns = Some(netns);
+                    server.scripts.clone_from(&configured);
+                }
+                self.know_netns(name, main, netns);
+                self.handle(Event::ServerUp { server: name.clone(), main, terminate: capabilities.terminate });
+                self.handle(Event::GateConfigured { server: name.clone(), configured: configured == Ok(true) });
+            }
+            FeedEvent::Down { why } => {
+                let gone = self.servers.get(name).and_then(|s| s.main).is_some_and(|main| !process::is_alive(main));
+                self.note("ocserv", format!("{name}: {why}"));
+                self.handle(Event::ServerDown { server: name.clone(), gone });
+            }
+            FeedEvent::List(list) => self.listed(name.clone(), Duration::ZERO, Ok(list)),
+            FeedEvent::Connected(observed) => {
+                let sighting = self.sighting(name, observed, true);
+                self.handle(Event::Sighted { server: name.clone(), sighting });
+            }
+            FeedEvent::Disconnected { observed, reason, .. } => {
+                let (server, id, safe_id, user) = (name.clone(), observed.id, observed.safe_id, observed.user);
+                self.handle(Event::FeedDisconnected { server, id, safe_id, user, reason });
+            }
+            FeedEvent::Mode(state) => {
+                if let FeedState::Polling { why } = &state {
+                    self.note("feed", format!("{name}: polling: {why}"));
+                }
+                if let Some(server) = self.servers.get_mut(name) {
+                    server.feed = state;
+                }
+            }
+        }
+    }
+
+    fn listed(&mut self, server: ServerName, asked: Duration, outcome: Result<Vec<Observed>, String>) {
+        let outcome =
+            outcome.map(|list| list.into_iter().map(|observed| self.sighting(&server, observed, false)).collect());
+        self.handle(Event::Listed { server, asked, outcome });
+    }
+
+    fn note(&mut self, kind: &str, text: String) {
+        tracing::info!(kind, "{text}");
+        if self.events.len() >= MAX_EVENTS {
+            self.events.pop_front();
+        }
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
+        self.events.push_back(api::Event { at_ms, kind: kind.to_owned(), text });
+    }
+
+    /// For `show status` and `check`; each is said once.
+    fn warn(&mut self, text: String) {
+        if !self.warnings.contains(&text) {
+            tracing::warn!("{text}");
+            if self.warnings.len() < 100 {
+                self.warnings.push(text);
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request, answer: Answer) {
+        if let Some((reply, since)) = self.requests.remove(&request) {
+            let _ = reply.send(answers::receipt(answer, since.elapsed()));
+        }
+    }
+
+    fn answer_gate(&mut self, ask: Ask, verdict: Verdict) {
+        if let Some((server, reply)) = self.asks.remove(&ask) {
+            let _ = reply.send(answers::verdict(&server, verdict, self.config.gate.when_blind));
+        }
+    }
+}
+
+/// The feed of one server, into the loop. Drained by its adapter whatever the loop does.
+async fn feed(name: ServerName, client: Client, listen: bool, inputs: mpsc::Sender<Input>) {
+    let mode = if listen { ocserv::Mode::Feed } else { ocserv::Mode::Poll };
+    let (events, mut told) = mpsc::channel(QUEUE);
+    tokio::spawn(ocserv::run(client, mode, POLL_EVERY, events));
+    while let Some(event) = told.recv().await {
+        if inputs.send(Input::Feed(name.clone(), event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What is in the kernel already. Leases that lapsed while no daemon was there are taken out before they could
+/// come into force again.
+fn adopted<'a>(
+    dataplane: &mut Dataplane,
+    servers: impl Iterator<Item = &'a ServerName>,
+) -> anyhow::Result<Vec<Adopted>> {
+    let servers: BTreeMap<u64, ServerName> = servers.map(|name| (effects::server_number(name), name.clone())).collect();
+    let lapsed = dataplane.lapsed();
+    let mut adopted = Vec::new();
+    for stored in dataplane.entries()? {
+        if lapsed && stored.stands == Stands::Leased {
+            dataplane.remove(&stored.entry)?;
+            continue;
+        }
+        adopted.push(Adopted {
+            server: servers.get(&stored.gate.server).cloned(),
+            moment: stored.gate.moment,
+            entry: stored.entry,
+            number: stored.revocation,
+            stands: stored.stands,
+        });
+    }
+    Ok(adopted)
+}

@@ -1,0 +1,466 @@
+//! The control API's records: what is asked becomes an order, what the registry tells becomes an answer.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tonic::Status;
+
+use crate::cli::parse_duration;
+use crate::config::WhenBlind;
+use crate::control::{Call, Caller, Reply, Request, api};
+use crate::ocserv;
+use crate::registry::{Answer, Event, Order, Phase, Receipt, RevocationState, SessionRow, Target, Verdict};
+use crate::session::{Cookie, Flow, Observed, SafeId, ServerName, Token, TokenKind};
+
+use super::{Answerer, Daemon, Input, Then, guard};
+
+/// ocserv's own limit on a user name (`MAX_USERNAME_SIZE` in its `src/vpn.h`) is lower; a longer one is nobody's.
+const MAX_NAME: usize = 256;
+const MAX_REASON: usize = 1_024;
+
+impl Daemon {
+    pub(super) fn call(&mut self, call: Call) {
+        let Call { request, caller, reply } = call;
+        match request {
+            Request::Revoke(request) => self.call_revoke(request, caller, reply),
+            Request::Lift(request) => self.call_lift(&request, reply),
+            Request::Disconnect(request) => self.call_disconnect(request, caller, reply),
+            Request::Status(_) => {
+                let _ = reply.send(Ok(Reply::Status(Box::new(self.status()))));
+            }
+            Request::Users(_) => {
+                let _ = reply.send(Ok(Reply::Users(self.users())));
+            }
+            Request::Sessions(_) => self.fetch_cookies(Then::ShowSessions(reply)),
+            Request::Revocations(_) => {
+                let _ = reply.send(self.revocations().map(Reply::Revocations));
+            }
+            Request::Events(_) => {
+                let events = self.events.iter().cloned().collect();
+                let _ = reply.send(Ok(Reply::Events(api::Events { events })));
+            }
+            Request::Check(_) => {
+                let _ = reply.send(Ok(Reply::Findings(self.findings())));
+            }
+            Request::Look(look) => self.call_look(look, caller, reply),
+            Request::Left(look) => {
+                // nothing is believed of a disconnect-script, which may come after the next session's
+                // connect-script: a worker's end is told by its process
+                let server = self.server_of_gate(caller, look.id).map(|name| name.to_string()).unwrap_or_default();
+                let verdict = api::GateVerdict { admit: true, text: String::new(), server };
+                self.sweep();
+                let _ = reply.send(Ok(Reply::Verdict(verdict)));
+            }
+        }
+    }
+
+    fn call_revoke(&mut self, request: api::RevokeRequest, caller: Caller, reply: Answerer) {
+        let order = match self.order(&request, caller) {
+            Ok(order) => order,
+            Err(status) => {
+                let _ = reply.send(Err(status));
+                return;
+            }
+        };
+        let rows = self.registry.preview(&order, &[]).sessions;
+        if let Some(why) = guard::refusal(&order, &rows, caller) {
+            let _ = reply.send(Err(Status::failed_precondition(why)));
+            return;
+        }
+        if request.dry_run {
+            return self.fetch_cookies(Then::Preview(order, reply));
+        }
+        let number = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(number, (reply, Instant::now()));
+        self.handle(Event::Revoke { request: Some(number), order });
+    }
+
+    fn order(&self, request: &api::RevokeRequest, caller: Caller) -> Result<Order, Status> {
+        let target = request.target.as_ref().ok_or_else(|| Status::invalid_argument("whom or what? a target is needed"))?;
+        if request.reason.len() > MAX_REASON {
+            return Err(Status::invalid_argument(format!("the reason is longer than {MAX_REASON} bytes")));
+        }
+        let stands = match request.for_seconds {
+            0 => None,
+            seconds => Some(parse_duration(&format!("{seconds}s")).map_err(Status::invalid_argument)?),
+        };
+        let server = Some(&target.server).filter(|name| !name.is_empty()).map(|name| ServerName::new(name));
+        let target = parse_target(target)?;
+        let explicit = matches!(target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
+        if stands.is_some() && !explicit {
+            return Err(Status::invalid_argument("a session's end has no duration: it stands until nothing could bring it back"));
+        }
+        Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller) })
+    }
+
+    fn call_lift(&mut self, request: &api::LiftRequest, reply: Answerer) {
+        if request.dry_run {
+            let entries = self.registry.holdings().of(request.number).len();
+            let known = self.registry.revocations().find(|r| r.number == request.number);
+            let answer = known.ok_or_else(|| Status::not_found(format!("there is no revocation {}", request.number))).map(|r| {
+                Reply::Receipt(Box::new(api::Receipt {
+                    target: r.order.target.to_string(),
+                    complete: true,
+                    dry_run: true,
+                    notes: vec![format!("{entries} entries would be taken out of the kernel")],
+                    ..api::Receipt::default()
+                }))
+            });
+            let _ = reply.send(answer);
+            return;
+        }
+        let number = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(number, (reply, Instant::now()));
+        self.handle(Event::Lift { request: number, number: request.number });
+    }
+
+    /// ocserv's own disconnect, and nothing else.
+    fn call_disconnect(&mut self, request: api::DisconnectRequest, caller: Caller, reply: Answerer) {
+        let api::DisconnectRequest { target, dry_run, reason } = request;
+        let asked = api::RevokeRequest { target, for_seconds: 0, reason, dry_run };
+        let order = match self.order(&asked, caller) {
+            Ok(order) => order,
+            Err(status) => {
+                let _ = reply.send(Err(status));
+                return;
+            }
+        };
+        if !matches!(order.target, Target::User(_) | Target::Id(_)) {
+            let _ = reply.send(Err(Status::invalid_argument("disconnect takes a user or an id")));
+            return;
+        }
+        if order.server.as_ref().is_some_and(|name| !self.servers.contains_key(name)) {
+            let _ = reply.send(Err(Status::failed_precondition("there is no such server in the configuration")));
+            return;
+        }
+        let rows = self.registry.preview(&order, &[]).sessions;
+        if dry_run {
+            let reply_with = api::DisconnectReply { sessions: rows.iter().map(row).collect(), dry_run, notes: Vec::new() };
+            let _ = reply.send(Ok(Reply::Disconnect(reply_with)));
+            return;
+        }
+        let mut ids: BTreeMap<ServerName, Vec<i32>> = BTreeMap::new();
+        for row in &rows {
+            ids.entry(row.server.clone()).or_default().push(row.id);
+        }
+        for (server, ids) in ids {
+            self.handle(Event::PlainDisconnect { server, ids });
+        }
+        let clients: Vec<_> = (self.servers.iter())
+            .filter(|(name, _)| order.server.as_ref().is_none_or(|only| only == *name))
+            .map(|(name, server)| (name.clone(), server.client.clone()))
+            .collect();
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let (mut notes, mut any) = (Vec::new(), false);
+            for (name, client) in clients {
+                let outcome = match &order.target {
+                    Target::User(user) => client.disconnect_user(user).await,
+                    Target::Id(id) => client.disconnect_id(*id).await,
+                    _ => Ok(false),
+                };
+                match outcome {
+                    Ok(done) => any |= done,
+                    Err(error) => notes.push(format!("{name}: {error}")),
+                }
+            }
+            let _ = inputs.send(Input::Disconnected { rows, notes, any, reply }).await;
+        });
+    }
+
+    fn call_look(&mut self, look: api::GateLook, caller: Caller, reply: Answerer) {
+        let Some(name) = self.server_of_gate(caller, look.id) else {
+            let verdict = Verdict::Blind("none of the configured servers runs this script".into());
+            let _ = reply.send(verdict_reply("", verdict, self.config.gate.when_blind));
+            return;
+        };
+        let Some(client) = self.client(&name) else { return };
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            // the safe_id is not in the environment; ocserv answers in under a millisecond while the script runs
+            let observed = client.id_info(look.id).await;
+            let _ = inputs.send(Input::Looked { name, look, observed: observed.map_err(|e| e.to_string()), reply }).await;
+        });
+    }
+
+    pub(super) fn looked(
+        &mut self,
+        name: ServerName,
+        look: api::GateLook,
+        told: Result<Option<Observed>, String>,
+        reply: Answerer,
+    ) {
+        let mut observed = match told {
+            Ok(Some(observed)) if observed.user == look.user => observed,
+            // without its safe_id the gate is blind
+            _ => Observed { id: look.id, user: look.user.clone(), ..Observed::default() },
+        };
+        if observed.device.is_none() {
+            observed.device = Some(look.device).filter(|device| !device.is_empty());
+        }
+        let addresses: Vec<IpAddr> = look.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        if !addresses.is_empty() {
+            observed.addresses = addresses;
+        }
+        let sighting = self.sighting(&name, observed, true);
+        let ask = self.next_ask;
+        self.next_ask += 1;
+        self.asks.insert(ask, (name.clone(), reply));
+        self.handle(Event::GateAsked { ask, server: name, sighting, last: look.last });
+    }
+
+    /// The server whose script the gate is: the one whose main process is above it.
+    fn server_of_gate(&self, caller: Caller, id: i32) -> Option<ServerName> {
+        let mut pid = caller.pid;
+        for _ in 0..16 {
+            let Some(now) = pid else { break };
+            if let Some((name, _)) = self.servers.iter().find(|(_, s)| s.main.is_some_and(|main| main.pid == now)) {
+                return Some(name.clone());
+            }
+            pid = crate::process::parent(now).ok().filter(|parent| *parent > 1);
+        }
+        // its pid is not visible here, or ocserv has only just come up: by the id, or the only one there is
+        let by_id: Vec<&ServerName> = self.servers.keys().filter(|name| self.registry.session(name, id).is_some()).collect();
+        match (by_id.as_slice(), self.servers.len()) {
+            ([name], _) => Some((*name).clone()),
+            (_, 1) => self.servers.keys().next().cloned(),
+            _ => None,
+        }
+    }
+
+    /// Asks every server for its cookies before the rest is done.
+    fn fetch_cookies(&mut self, then: Then) {
+        let clients: Vec<_> = self.servers.iter().map(|(name, server)| (name.clone(), server.client.clone())).collect();
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let mut all = Vec::new();
+            for (name, client) in clients {
+                if let Ok(cookies) = client.cookies().await {
+                    all.push((name, cookies.cookies));
+                }
+            }
+            let _ = inputs.send(Input::Fetched(all, then)).await;
+        });
+    }
+
+    pub(super) fn fetched(&mut self, cookies: &[(ServerName, Vec<Cookie>)], then: Then) {
+        match then {
+            Then::ShowSessions(reply) => {
+                let sessions = self.registry.rows(cookies).iter().map(row).collect();
+                let _ = reply.send(Ok(Reply::Sessions(api::Sessions { sessions })));
+            }
+            Then::Preview(order, reply) => {
+                let sessions: Vec<_> = self.registry.preview(&order, cookies).sessions.iter().map(row).collect();
+                let explicit = matches!(order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
+                let answer = if sessions.is_empty() && !explicit {
+                    Err(Status::not_found(format!("{}: no session and no cookie of it", order.target)))
+                } else {
+                    Ok(Reply::Receipt(Box::new(api::Receipt {
+                        target: order.target.to_string(),
+                        complete: true,
+                        dry_run: true,
+                        by: order.by,
+                        reason: order.reason,
+                        sessions,
+                        ..api::Receipt::default()
+                    })))
+                };
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
+    fn users(&self) -> api::Users {
+        let mut users: BTreeMap<String, api::User> = BTreeMap::new();
+        for row in self.registry.rows(&[]) {
+            let user = users.entry(row.user.clone()).or_insert_with(|| api::User { user: row.user.clone(), ..api::User::default() });
+            user.sessions += 1;
+            user.revoked += u32::from(row.revoked.is_some());
+            if user.since == 0 || row.since < user.since {
+                user.since = row.since;
+            }
+            let server = row.server.to_string();
+            if !user.servers.contains(&server) {
+                user.servers.push(server);
+            }
+        }
+        api::Users { users: users.into_values().collect() }
+    }
+
+    fn revocations(&self) -> Result<api::Revocations, Status> {
+        let stored = self.dataplane.entries().map_err(|error| Status::internal(format!("{error:#}")))?;
+        let mut by_number: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for entry in &stored {
+            let (entries, hits) = by_number.entry(entry.revocation).or_default();
+            *entries += 1;
+            *hits += entry.hits;
+        }
+        let revocations = (self.registry.revocations())
+            .map(|r| {
+                let (entries, hits) = by_number.get(&r.number).copied().unwrap_or_default();
+                let receipt = self.registry.receipt_of(r.number, super::now());
+                let complete = receipt.as_ref().is_some_and(Receipt::is_complete);
+                api::RevocationInfo {
+                    number: r.number,
+                    target: r.order.target.to_string(),
+                    by: r.order.by.clone(),
+                    reason: r.order.reason.clone(),
+                    at: r.at.wall,
+                    state: state(r.state, complete).into(),
+                    entries,
+                    // what was taken out meanwhile is remembered
+                    hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
+                    layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
+                    notes: receipt.map(|receipt| receipt.notes).unwrap_or_default(),
+                }
+            })
+            .collect();
+        Ok(api::Revocations { revocations })
+    }
+}
+
+fn state(state: RevocationState, complete: bool) -> &'static str {
+    match (state, complete) {
+        (RevocationState::Acting, _) => "acting",
+        (RevocationState::Looking, true) => "looking",
+        (RevocationState::Looking, false) => "incomplete",
+        (RevocationState::Settled, true) => "complete",
+        (RevocationState::Settled, false) => "incomplete",
+        (RevocationState::Lifted, _) => "lifted",
+        (RevocationState::Expired, _) => "expired",
+    }
+}
+
+/// Who asks, for the record.
+fn who(caller: Caller) -> String {
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(caller.uid)).ok().flatten().map(|user| user.name);
+    name.unwrap_or_else(|| format!("uid {}", caller.uid))
+}
+
+fn parse_target(target: &api::Target) -> Result<Target, Status> {
+    let bad = |text: String| Status::invalid_argument(text);
+    match target.what.as_ref() {
+        None => Err(bad("whom or what? a target is needed".into())),
+        Some(api::target::What::User(name)) if name.is_empty() => Err(bad("the user's name is empty".into())),
+        Some(api::target::What::User(name)) if name.len() > MAX_NAME => {
+            Err(bad(format!("a user name of {} bytes: ocserv's are at most {MAX_NAME}", name.len())))
+        }
+        Some(api::target::What::User(name)) if name.contains('\0') => Err(bad("the user's name holds a NUL".into())),
+        Some(api::target::What::User(name)) => Ok(Target::User(name.clone())),
+        Some(api::target::What::Id(id)) if *id <= 0 => Err(bad(format!("{id} is no id: ids are worker pids, above 0"))),
+        Some(api::target::What::Id(id)) => Ok(Target::Id(*id)),
+        Some(api::target::What::Session(id)) => {
+            id.parse::<SafeId>().map(Target::Session).map_err(|error| bad(format!("{:?}: {error}", short(id))))
+        }
+        Some(api::target::What::Address(address)) => (address.parse::<IpAddr>())
+            .map(|address| Target::Address(address.to_canonical()))
+            .map_err(|_| bad(format!("{:?} is no IP address", short(address)))),
+        Some(api::target::What::Flow(flow)) => parse_flow(flow).map(Target::Flow),
+        Some(api::target::What::Token(token)) => parse_token(token).map(Target::Token),
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn parse_flow(text: &str) -> Result<Flow, Status> {
+    let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Flow));
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [protocol, client, local] = words[..] else { return Err(bad()) };
+    let protocol = protocol.parse().map_err(|error| Status::invalid_argument(format!("{:?}: {error}", short(protocol))))?;
+    Flow::new(protocol, client.parse().map_err(|_| bad())?, local.parse().map_err(|_| bad())?).map_err(|_| bad())
+}
+
+fn parse_token(text: &str) -> Result<Token, Status> {
+    let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Token));
+    let (kind, hex) = text.split_once(' ').ok_or_else(bad)?;
+    if kind != "dtls" {
+        return Err(Status::invalid_argument(format!("{:?} is no kind of token: there is dtls", short(kind))));
+    }
+    if hex.len() % 2 != 0 || hex.len() > 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    let bytes = (0..hex.len()).step_by(2).filter_map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect();
+    Token::new(TokenKind::Dtls, bytes).map_err(|_| bad())
+}
+
+pub(super) fn row(row: &SessionRow) -> api::SessionInfo {
+    api::SessionInfo {
+        server: row.server.to_string(),
+        id: row.id,
+        user: ocserv::printable(&row.user),
+        group: ocserv::printable(&row.group),
+        vhost: ocserv::printable(&row.vhost),
+        client: row.client.clone(),
+        device: row.device.clone(),
+        addresses: row.addresses.iter().map(ToString::to_string).collect(),
+        safe_id: row.safe_id.map(|id| id.to_string()).unwrap_or_default(),
+        since: row.since,
+        state: match row.phase {
+            Some(Phase::Admitting) => "admitting",
+            Some(Phase::Live) => "live",
+            None => "offline",
+        }
+        .into(),
+        revocation: row.revoked.unwrap_or(0),
+    }
+}
+
+fn layer(layer: &crate::registry::LayerResult) -> api::Layer {
+    api::Layer {
+        layer: layer.layer.name().into(),
+        done: layer.done,
+        failed: layer.failed,
+        guarded: layer.guarded,
+        text: layer.text.clone(),
+    }
+}
+
+pub(super) fn receipt(answer: Answer, elapsed: Duration) -> Result<Reply, Status> {
+    match answer {
+        Answer::Receipt(receipt) => Ok(Reply::Receipt(Box::new(api::Receipt {
+            number: receipt.number,
+            target: receipt.target.clone(),
+            complete: receipt.is_complete(),
+            dry_run: false,
+            by: receipt.by.clone(),
+            reason: receipt.reason.clone(),
+            at: receipt.at,
+            elapsed_us: u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
+            layers: receipt.layers.iter().map(layer).collect(),
+            sessions: receipt.sessions.iter().map(row).collect(),
+            notes: receipt.notes,
+        }))),
+        Answer::Nothing(text) => Err(Status::not_found(text)),
+        Answer::Refused(text) => Err(Status::failed_precondition(text)),
+    }
+}
+
+pub(super) fn disconnected(rows: Vec<SessionRow>, notes: Vec<String>, any: bool) -> Result<Reply, Status> {
+    if any {
+        let sessions = rows.iter().map(row).collect();
+        return Ok(Reply::Disconnect(api::DisconnectReply { sessions, dry_run: false, notes }));
+    }
+    if notes.is_empty() { Err(Status::not_found("ocserv knows no such session")) } else { Err(Status::unavailable(notes.join("; "))) }
+}
+
+pub(super) fn verdict(server: &ServerName, verdict: Verdict, when_blind: WhenBlind) -> Result<Reply, Status> {
+    verdict_reply(server.as_str(), verdict, when_blind)
+}
+
+fn verdict_reply(server: &str, verdict: Verdict, when_blind: WhenBlind) -> Result<Reply, Status> {
+    let (admit, text) = match verdict {
+        Verdict::Admit => (true, String::new()),
+        Verdict::Refuse(why) => (false, why),
+        Verdict::Blind(why) => {
+            let admit = when_blind == WhenBlind::Admit;
+            tracing::warn!(admit, "the gate is blind: {why}");
+            (admit, format!("{why} (when-blind decides)"))
+        }
+    };
+    Ok(Reply::Verdict(api::GateVerdict { admit, text, server: server.to_owned() }))
+}

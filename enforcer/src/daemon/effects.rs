@@ -1,0 +1,252 @@
+//! What the registry wants done, done.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Sockets, Tc, Xdp};
+use crate::dataplane::{Capacities, GateFacts, Role, Settings, TcPreference, XdpPreference};
+use crate::ocserv::Client;
+use crate::process::{self, Worker};
+use crate::registry::{Effect, Ended, Event, Number, SessionKey};
+use crate::session::{Device, Entry, Flow, Netns, Observed, Process, ServerName, Stands};
+use crate::sockets::{self, EndSettings, Method};
+
+use super::{Daemon, Input};
+
+/// How long the polite disconnect has until the sockets are destroyed: a worker says goodbye in 1 to 3 ms.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// For how many revocations the hits of entries that are gone are remembered.
+const MAX_PAST_HITS: usize = 100_000;
+/// How long a worker may live without its sockets.
+const KILL_AFTER: Duration = Duration::from_millis(100);
+
+pub(super) fn settings(config: &Config) -> Settings {
+    Settings {
+        pin_path: config.kernel.pin_path.clone(),
+        xdp: match config.kernel.xdp {
+            Xdp::Auto => XdpPreference::Auto,
+            Xdp::Native => XdpPreference::Native,
+            Xdp::Generic => XdpPreference::Generic,
+        },
+        tc: match config.kernel.tc {
+            Tc::Auto => TcPreference::Auto,
+            Tc::Tcx => TcPreference::Tcx,
+            Tc::Clsact => TcPreference::Clsact,
+        },
+        capacities: Capacities::default(),
+    }
+}
+
+/// A server's name as the gate's maps carry it: the first 8 bytes of SHA-256 over it.
+pub(super) fn server_number(name: &ServerName) -> u64 {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(name.as_str());
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+impl Daemon {
+    pub(super) fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Insert { entry, number, stands, server, moment } => {
+                let gate = GateFacts { server: server.as_ref().map_or(0, server_number), moment };
+                self.insert(entry, number, stands, gate);
+            }
+            Effect::Remove { entry } => {
+                self.remember_hits(&entry);
+                if let Err(error) = self.dataplane.remove(&entry) {
+                    self.warn(format!("an entry could not be taken out of the kernel: {error:#}"));
+                }
+            }
+            Effect::Attach { device, name } => self.attach(device, &name, Role::Tunnel),
+            Effect::Watch { key, worker } => self.watch(key, worker),
+            Effect::FindFlows { key, worker } => {
+                let outcome = flows_of(worker);
+                self.handle(Event::Flows { key, outcome });
+            }
+            Effect::AskList { server } => self.ask_list(server),
+            Effect::AskCookies { server } => self.ask_cookies(server),
+            Effect::Terminate { server, safe_id } => {
+                let Some(client) = self.client(&server) else { return };
+                self.spawn(async move {
+                    let outcome = client.terminate_session(safe_id).await.map_err(|error| error.to_string());
+                    Event::Terminated { server, safe_id, outcome }
+                });
+            }
+            Effect::Disconnect { server, id } => {
+                let Some(client) = self.client(&server) else { return };
+                tokio::spawn(async move {
+                    if let Err(error) = client.disconnect_id(id).await {
+                        // its sockets are ended all the same
+                        tracing::info!(%server, id, %error, "ocserv was not told to disconnect");
+                    }
+                });
+            }
+            Effect::End { key, worker } => self.end(key, worker),
+            Effect::DestroyFlow { number, flow } => {
+                let outcome = self.destroy_flow(&flow);
+                self.handle(Event::FlowDestroyed { number, outcome });
+            }
+            Effect::Probe { server, observed, .. } => self.probe(&server, observed),
+            Effect::WatchDevice { device } => {
+                self.devices.insert(device);
+            }
+            Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
+            Effect::Answer { request, answer } => self.answer(request, answer),
+            Effect::Numbered { next } => {
+                if let Err(error) = self.dataplane.set_next_revocation(next) {
+                    self.warn(format!("the next revocation's number could not be kept: {error:#}"));
+                }
+            }
+            Effect::Note { kind, text } => self.note(kind, text),
+        }
+    }
+
+    fn insert(&mut self, entry: Entry, number: Number, stands: Stands, gate: GateFacts) {
+        if let Err(error) = self.dataplane.insert(&entry, number, stands, gate) {
+            let error = error.to_string();
+            self.warn(format!("revocation {number} is not in force in the kernel: {error}"));
+            self.handle(Event::InsertFailed { entry, number, error });
+        }
+    }
+
+    /// An entry's hits go with it: they are added to its revocation's.
+    fn remember_hits(&mut self, entry: &Entry) {
+        if let Some((number, hits)) = self.dataplane.hits_of(entry).filter(|(_, hits)| *hits > 0) {
+            if self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number) {
+                *self.past_hits.entry(number).or_default() += hits;
+            }
+        }
+    }
+
+    pub(super) fn attach(&mut self, device: Device, name: &str, role: Role) {
+        let fd = self.namespaces.fd(device.netns);
+        if let Err(error) = self.dataplane.attach(fd, device.netns, device.index, name, role) {
+            // a device that is gone by now needs nothing
+            if self.namespaces.has(device) {
+                self.warn(format!("{name}: nothing can be dropped there: {error:#}"));
+            }
+        }
+    }
+
+    /// A task of its own, whose event comes back into the loop.
+    fn spawn(&self, task: impl Future<Output = Event> + Send + 'static) {
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move { tell(&inputs, task.await).await });
+    }
+
+    pub(super) fn client(&self, server: &ServerName) -> Option<Client> {
+        self.servers.get(server).map(|server| server.client.clone())
+    }
+
+    fn watch(&self, key: SessionKey, worker: Process) {
+        self.spawn(async move {
+            if let Ok(worker) = Worker::open(worker) {
+                // an error says as much as an exit: it cannot be watched any more
+                let _ = worker.exited().await;
+            }
+            Event::WorkerGone { key }
+        });
+    }
+
+    fn ask_list(&self, server: ServerName) {
+        let Some(client) = self.client(&server) else { return };
+        let inputs = self.inputs.clone();
+        let asked = super::now().mono;
+        tokio::spawn(async move {
+            let outcome = client.list().await.map(|listing| listing.sessions).map_err(|error| error.to_string());
+            let _ = inputs.send(Input::Listed { server, asked, outcome }).await;
+        });
+    }
+
+    fn ask_cookies(&self, server: ServerName) {
+        let Some(client) = self.client(&server) else { return };
+        let asked = super::now().mono;
+        self.spawn(async move {
+            let outcome = match client.cookies().await {
+                // a cookie whose record cannot be read could be anybody's
+                Ok(cookies) if cookies.odd.is_empty() => Ok(cookies.cookies),
+                Ok(cookies) => Err(format!("{} of its cookies cannot be read", cookies.odd.len())),
+                Err(error) => Err(error.to_string()),
+            };
+            Event::Cookies { server, asked, outcome }
+        });
+    }
+
+    fn end(&self, key: SessionKey, worker: Process) {
+        let method = match self.config.kernel.sockets {
+            Sockets::Auto => Method::Auto,
+            Sockets::Kill => Method::Kill,
+        };
+        self.spawn(async move {
+            let ended = match Worker::open(worker) {
+                Ok(worker) => {
+                    let settings = EndSettings { head_start: HEAD_START, method, kill_after: KILL_AFTER };
+                    ended(sockets::end_worker(&worker, settings).await)
+                }
+                Err(error) if !process::is_alive(worker) => {
+                    tracing::debug!(%error, "the worker has ended already");
+                    Ended { politely: true, ..Ended::default() }
+                }
+                Err(error) => Ended { left: vec![error.to_string()], ..Ended::default() },
+            };
+            Event::Ended { key, ended }
+        });
+    }
+
+    fn destroy_flow(&self, flow: &Flow) -> Result<u64, String> {
+        let mut destroyed = 0;
+        for netns in self.namespaces.known() {
+            match sockets::destroy_flow(self.namespaces.fd(netns), flow) {
+                Ok(sockets::Outcome::Destroyed) => destroyed += 1,
+                Ok(sockets::Outcome::AlreadyGone) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(destroyed)
+    }
+
+    fn probe(&mut self, server: &ServerName, observed: Observed) {
+        let sighting = self.sighting(server, observed, false);
+        // without a worker there is nothing to be seen: its end is told by its process
+        if sighting.worker.is_some() {
+            self.handle(Event::Sighted { server: server.clone(), sighting });
+        }
+    }
+
+    /// Tunnel devices that are gone.
+    pub(super) fn sweep(&mut self) {
+        let gone: Vec<Device> = self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
+        for device in gone {
+            self.devices.remove(&device);
+            self.dataplane.detach_gone(device);
+            self.handle(Event::DeviceGone { device });
+        }
+    }
+}
+
+async fn tell(inputs: &mpsc::Sender<Input>, event: Event) {
+    // the loop has stopped: nobody is left to be told
+    let _ = inputs.send(Input::Event(event)).await;
+}
+
+fn flows_of(worker: Process) -> Result<(Netns, Vec<Flow>), String> {
+    let worker = Worker::open(worker).map_err(|error| error.to_string())?;
+    let sockets = sockets::connected_sockets(&worker).map_err(|error| error.to_string())?;
+    let netns = match sockets.first() {
+        Some(socket) => socket.netns,
+        None => process::netns_of(worker.process().pid).map_err(|error| error.to_string())?.0,
+    };
+    Ok((netns, sockets.into_iter().map(|socket| socket.flow).collect()))
+}
+
+fn ended(ended: sockets::Ended) -> Ended {
+    let left = ended.left.iter().map(|(flow, why)| format!("{flow}: {why}")).chain(ended.problems.iter().cloned());
+    Ended {
+        politely: ended.exited_by_itself,
+        destroyed: ended.destroyed.len() as u64,
+        killed: ended.killed,
+        unsupported: ended.unsupported,
+        left: left.collect(),
+    }
+}

@@ -1,0 +1,114 @@
+//! Network namespaces: the daemon's own, and those that ocserv servers live in (containers).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use anyhow::Context as _;
+
+use crate::session::{Device, Netns};
+
+/// A namespace that is held open, and a socket in it: interface names and numbers are asked through the socket,
+/// so that no thread has to move there.
+struct Handle {
+    fd: OwnedFd,
+    socket: OwnedFd,
+}
+
+pub struct Namespaces {
+    own: Netns,
+    handles: BTreeMap<Netns, Handle>,
+}
+
+impl Namespaces {
+    pub fn new(own: Netns, fd: OwnedFd) -> anyhow::Result<Self> {
+        let socket = datagram_socket()?;
+        Ok(Self { own, handles: BTreeMap::from([(own, Handle { fd, socket })]) })
+    }
+
+    pub fn own(&self) -> Netns {
+        self.own
+    }
+
+    pub fn knows(&self, netns: Netns) -> bool {
+        self.handles.contains_key(&netns)
+    }
+
+    pub fn known(&self) -> Vec<Netns> {
+        self.handles.keys().copied().collect()
+    }
+
+    /// Holds a foreign namespace open from now on.
+    pub fn add(&mut self, netns: Netns, fd: OwnedFd) -> anyhow::Result<()> {
+        let socket = std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                nix::sched::setns(&fd, nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+                datagram_socket()
+            });
+            inside.join().map_err(|_| anyhow::anyhow!("the thread in the namespace broke"))?
+        })?;
+        self.handles.insert(netns, Handle { fd, socket });
+        Ok(())
+    }
+
+    /// Lets go of namespaces that no server lives in any more: holding them open keeps them alive.
+    pub fn keep_only(&mut self, wanted: impl Fn(Netns) -> bool) {
+        let own = self.own;
+        self.handles.retain(|netns, _| *netns == own || wanted(*netns));
+    }
+
+    /// `None` for the daemon's own.
+    pub fn fd(&self, netns: Netns) -> Option<BorrowedFd<'_>> {
+        if netns == self.own { None } else { self.handles.get(&netns).map(|handle| handle.fd.as_fd()) }
+    }
+
+    /// The number of an interface, by its name now.
+    pub fn index_of(&self, netns: Netns, name: &str) -> Option<Device> {
+        let socket = &self.handles.get(&netns)?.socket;
+        let mut request = request_for(name)?;
+        // SAFETY: SIOCGIFINDEX reads the NUL-terminated name of the ifreq and writes its union; both are ours and
+        // live across the call.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX as _, &raw mut request) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the call has succeeded, so that the union holds the index.
+        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        u32::try_from(index).ok().map(|index| Device { netns, index })
+    }
+
+    /// Whether the interface is still there. A namespace that is not held any more is taken for gone.
+    pub fn has(&self, device: Device) -> bool {
+        let Some(handle) = self.handles.get(&device.netns) else { return false };
+        let Ok(index) = i32::try_from(device.index) else { return false };
+        // SAFETY: an ifreq is plain data; all zeroes is a valid value of it.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_ifindex = index;
+        // SAFETY: SIOCGIFNAME reads the index of the ifreq and writes its name; both are ours.
+        let result = unsafe { libc::ioctl(handle.socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
+        result == 0
+    }
+}
+
+fn request_for(name: &str) -> Option<libc::ifreq> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.contains(&0) {
+        return None;
+    }
+    // SAFETY: an ifreq is plain data; all zeroes is a valid value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Some(request)
+}
+
+fn datagram_socket() -> anyhow::Result<OwnedFd> {
+    // SAFETY: socket(2) takes no pointers; its result is checked before it is owned.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("cannot open a socket to ask for interfaces");
+    }
+    // SAFETY: the descriptor is new, valid and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
