@@ -3,4 +3,5 @@
 //! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
+pub mod dataplane;
 pub mod session;
