@@ -85,7 +85,7 @@ fn or<T>(read: Option<T>, otherwise: Unread) -> Result<T, Unread> {
 /// Finds the IP header. On a bare device its first half byte tells the version, as the kernel's own input
 /// path checks it again.
 #[inline(always)]
-pub fn network(frame: &impl Frame, framing: Framing) -> Result<Network, Unread> {
+pub fn network(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Network, Unread> {
     let (at, kind) = match framing {
         Framing::Bare => (0, None),
         Framing::Ethernet => {
@@ -115,13 +115,13 @@ pub fn network(frame: &impl Frame, framing: Framing) -> Result<Network, Unread> 
 }
 
 #[inline(always)]
-fn v4_addresses(frame: &impl Frame, at: usize) -> Result<Addresses, Unread> {
+fn v4_addresses(frame: &(impl Frame + ?Sized), at: usize) -> Result<Addresses, Unread> {
     let [source, destination] = or(frame.words::<2>(at + 12), Unread::CutOff)?;
     Ok(Addresses { source: Address::v4(source), destination: Address::v4(destination) })
 }
 
 #[inline(always)]
-fn v6_addresses(frame: &impl Frame, at: usize) -> Result<Addresses, Unread> {
+fn v6_addresses(frame: &(impl Frame + ?Sized), at: usize) -> Result<Addresses, Unread> {
     let source = Address::v6(or(frame.words(at + 8), Unread::CutOff)?);
     let destination = Address::v6(or(frame.words(at + 24), Unread::CutOff)?);
     if source.is_mapped() || destination.is_mapped() {
@@ -132,7 +132,7 @@ fn v6_addresses(frame: &impl Frame, at: usize) -> Result<Addresses, Unread> {
 
 /// Only the addresses: what tc looks at.
 #[inline(always)]
-pub fn addresses(frame: &impl Frame, framing: Framing) -> Result<Addresses, Unread> {
+pub fn addresses(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Addresses, Unread> {
     match network(frame, framing)? {
         Network::V4(at) => v4_addresses(frame, at),
         Network::V6(at) => v6_addresses(frame, at),
@@ -141,7 +141,7 @@ pub fn addresses(frame: &impl Frame, framing: Framing) -> Result<Addresses, Unre
 
 /// The exact flow of a packet: what XDP looks at.
 #[inline(always)]
-pub fn segment(frame: &impl Frame, framing: Framing) -> Result<Segment, Unread> {
+pub fn segment(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Segment, Unread> {
     let (addresses, protocol, at) = match network(frame, framing)? {
         Network::V4(at) => {
             let addresses = v4_addresses(frame, at)?;
@@ -172,7 +172,7 @@ pub fn segment(frame: &impl Frame, framing: Framing) -> Result<Segment, Unread> 
 
 /// Walks to the transport header: its protocol and where it begins.
 #[inline(always)]
-fn extensions(frame: &impl Frame, first: u8, at: usize) -> Result<(u8, usize), Unread> {
+fn extensions(frame: &(impl Frame + ?Sized), first: u8, at: usize) -> Result<(u8, usize), Unread> {
     let (mut next, mut at) = (first, at);
     for _ in 0..EXTENSION_HEADERS {
         let length = match next {
@@ -210,7 +210,7 @@ const SESSION_ID: usize = HANDSHAKE + 12 + 2 + 32;
 /// matches exactly or not at all. At least 3 bytes always follow the id (cookie, cipher suites), which lets us
 /// read whole words.
 #[inline(always)]
-pub fn dtls_session_id(frame: &impl Frame, at: usize) -> Option<TokenKey> {
+pub fn dtls_session_id(frame: &(impl Frame + ?Sized), at: usize) -> Option<TokenKey> {
     if frame.u8(at + RECORD)? != 22 || frame.u8(at + HANDSHAKE)? != 1 {
         return None;
     }

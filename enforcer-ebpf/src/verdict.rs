@@ -75,7 +75,7 @@ fn unread(unread: Unread) -> Verdict {
 
 /// XDP on an outer device: the sender is the client, the receiver is us.
 #[inline(always)]
-pub fn outer<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdict {
+pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     let Segment { source, destination, source_port, destination_port, protocol, at } =
         match segment(frame, framing) {
             Ok(segment) => segment,
@@ -109,7 +109,7 @@ fn address<W: World>(world: &W, address: Address, reason: Reason) -> Verdict {
 
 /// A packet whose source may be a revoked client.
 #[inline(always)]
-fn from_client<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdict {
+fn from_client<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     match addresses(frame, framing) {
         Ok(both) => address(world, both.source, Reason::DroppedAddressFrom),
         Err(why) => unread(why),
@@ -118,7 +118,7 @@ fn from_client<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Ver
 
 /// A packet whose destination may be a revoked client.
 #[inline(always)]
-fn to_client<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdict {
+fn to_client<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     match addresses(frame, framing) {
         Ok(both) => address(world, both.destination, Reason::DroppedAddressTo),
         Err(why) => unread(why),
@@ -127,13 +127,13 @@ fn to_client<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdi
 
 /// tc ingress on an inner device: from the LAN towards a client.
 #[inline(always)]
-pub fn lan_ingress<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdict {
+pub fn lan_ingress<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     to_client(world, frame, framing)
 }
 
 /// tc egress on an inner device: from a client towards the LAN.
 #[inline(always)]
-pub fn lan_egress<W: World>(world: &W, frame: &impl Frame, framing: Framing) -> Verdict {
+pub fn lan_egress<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     from_client(world, frame, framing)
 }
 
@@ -145,7 +145,12 @@ fn device<W: World>(world: &W, ifindex: u32, reason: Reason) -> Verdict {
 
 /// tc ingress on a tunnel device: what a client has sent.
 #[inline(always)]
-pub fn tunnel_ingress<W: World>(world: &W, ifindex: u32, frame: &impl Frame, framing: Framing) -> Verdict {
+pub fn tunnel_ingress<W: World>(
+    world: &W,
+    ifindex: u32,
+    frame: &(impl Frame + ?Sized),
+    framing: Framing,
+) -> Verdict {
     match device(world, ifindex, Reason::DroppedDeviceIn) {
         Verdict::Drop(reason) => Verdict::Drop(reason),
         said => or_else(said, from_client(world, frame, framing)),
@@ -154,7 +159,12 @@ pub fn tunnel_ingress<W: World>(world: &W, ifindex: u32, frame: &impl Frame, fra
 
 /// tc egress on a tunnel device: what a client is about to get.
 #[inline(always)]
-pub fn tunnel_egress<W: World>(world: &W, ifindex: u32, frame: &impl Frame, framing: Framing) -> Verdict {
+pub fn tunnel_egress<W: World>(
+    world: &W,
+    ifindex: u32,
+    frame: &(impl Frame + ?Sized),
+    framing: Framing,
+) -> Verdict {
     match device(world, ifindex, Reason::DroppedDeviceOut) {
         Verdict::Drop(reason) => Verdict::Drop(reason),
         said => or_else(said, to_client(world, frame, framing)),

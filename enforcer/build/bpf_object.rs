@@ -68,7 +68,10 @@ fn compile(out: &Path) -> Result<PathBuf> {
         cargo.args(["run", "nightly", "cargo", "build", "-Z", "build-std=core"]);
         cargo
     } else {
-        bail!("no compiler here has `core` for {target}, and there is no nightly with rust-src; {}", advice());
+        bail!(
+            "no compiler here has `core` for {target}, and there is no nightly with rust-src; {}",
+            advice()
+        );
     };
     let architecture = variable("CARGO_CFG_TARGET_ARCH")?;
     let flags = [
@@ -144,8 +147,10 @@ fn clean(command: &mut Command) {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let cargo = text.starts_with("CARGO") && !KEPT.iter().any(|kept| text.starts_with(kept));
-        let rustc = text.starts_with("RUSTC") || matches!(&*text, "RUSTFLAGS" | "RUSTDOCFLAGS" | "RUSTUP_TOOLCHAIN");
-        let build = matches!(&*text, "MAKEFLAGS" | "MFLAGS" | "TARGET" | "HOST" | "PROFILE" | "OPT_LEVEL" | "DEBUG");
+        let rustc =
+            text.starts_with("RUSTC") || matches!(&*text, "RUSTFLAGS" | "RUSTDOCFLAGS" | "RUSTUP_TOOLCHAIN");
+        let build =
+            matches!(&*text, "MAKEFLAGS" | "MFLAGS" | "TARGET" | "HOST" | "PROFILE" | "OPT_LEVEL" | "DEBUG");
         if cargo || rustc || build {
             command.env_remove(&name);
         }

@@ -94,7 +94,14 @@ pub struct Capacities {
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { flows: 65_536, addresses: 65_536, devices: 16_384, tokens: 65_536, safe_ids: 262_144, cutoffs: 65_536 }
+        Self {
+            flows: 65_536,
+            addresses: 65_536,
+            devices: 16_384,
+            tokens: 65_536,
+            safe_ids: 262_144,
+            cutoffs: 65_536,
+        }
     }
 }
 
@@ -263,7 +270,8 @@ impl Dataplane {
             let instance = Instance::load(&self.pins, &self.settings.capacities, netns)?;
             self.instances.insert(netns, instance);
         }
-        let instance = self.instances.get_mut(&netns).context("the programs of the namespace are not there")?;
+        let instance =
+            self.instances.get_mut(&netns).context("the programs of the namespace are not there")?;
         for hook in Hook::of(role) {
             let how = match hook {
                 Hook::Outer => hooks::attach_xdp(instance, &self.pins, &place, self.settings.xdp),
@@ -282,7 +290,9 @@ impl Dataplane {
         for hook in Hook::ALL {
             self.attached.remove(&(device, hook));
         }
-        for how in Pin::all(&self.pins.links).unwrap_or_default().into_iter().filter(|pin| pin.device == device) {
+        for how in
+            Pin::all(&self.pins.links).unwrap_or_default().into_iter().filter(|pin| pin.device == device)
+        {
             if let Err(error) = how.forget(&self.pins.links) {
                 tracing::warn!("{error:#}");
             }

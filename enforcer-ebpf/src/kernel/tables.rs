@@ -8,8 +8,8 @@ use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, Meta, NO_PREALLOC, SafeIdKey, SafeIdValue,
-    Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, Meta, NO_PREALLOC, SafeIdKey,
+    SafeIdValue, Standing, TokenKey,
 };
 use enforcer_ebpf::verdict::World;
 
@@ -124,10 +124,16 @@ pub fn count(ctx: &impl EbpfContext, reason: Reason, bytes: u64) {
     }
     match reason {
         Reason::PassedLapsed if may_speak(reason) => {
-            warn!(ctx, "a packet of a revoked session passed: its entry is leased, and the daemon has not renewed the lease (is it alive?)");
+            warn!(
+                ctx,
+                "a packet of a revoked session passed: its entry is leased, and the daemon has not renewed the lease (is it alive?)"
+            );
         }
         Reason::PassedTooDeep if may_speak(reason) => {
-            debug!(ctx, "a packet passed unread: more VLAN tags or IPv6 extension headers than are walked through");
+            debug!(
+                ctx,
+                "a packet passed unread: more VLAN tags or IPv6 extension headers than are walked through"
+            );
         }
         _ => {}
     }

@@ -47,7 +47,11 @@ impl GateMaps {
     /// Pins that cannot be opened, or of another layout. The caller must not take that for "nothing stands".
     pub fn open(pin_path: &Path) -> Result<Option<Self>> {
         let maps = Pins::below(pin_path).maps;
-        if !maps.join(layout::META).try_exists().with_context(|| format!("cannot look at {}", maps.display()))? {
+        if !maps
+            .join(layout::META)
+            .try_exists()
+            .with_context(|| format!("cannot look at {}", maps.display()))?
+        {
             return Ok(None);
         }
         match MetaMap::open(&maps)?.read()?.abi {
@@ -100,11 +104,16 @@ impl GateMaps {
 
 fn table(maps: &Path, name: &str) -> Result<Map> {
     let path = maps.join(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    let data =
+        MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
     Ok(Map::HashMap(data))
 }
 
-fn get<V: Bits>(map: &HashMap<MapData, Plain<Digest>, Plain<V>>, key: Digest, name: &str) -> Result<Option<V>> {
+fn get<V: Bits>(
+    map: &HashMap<MapData, Plain<Digest>, Plain<V>>,
+    key: Digest,
+    name: &str,
+) -> Result<Option<V>> {
     match map.get(&Plain(key), 0) {
         Ok(Plain(value)) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),

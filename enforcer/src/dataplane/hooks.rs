@@ -313,7 +313,9 @@ fn attach_clsact(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, 
 fn remove_filter(name: &str, hook: Hook) -> Result<()> {
     let link = SchedClassifierLink::attached(name, hook.direction(), PRIORITY, HANDLE, None)?;
     match aya::programs::links::Link::detach(link) {
-        Err(error) if matches!(program_errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(()),
+        Err(error) if matches!(program_errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Ok(())
+        }
         detached => detached.with_context(|| format!("cannot take our filter from {name}")),
     }
 }
@@ -323,7 +325,9 @@ fn remove_filter(name: &str, hook: Hook) -> Result<()> {
 fn renew(path: &Path, update: impl FnOnce(FdLink) -> Result<(), ProgramError>) -> Result<bool> {
     let pinned = match PinnedLink::from_pin(path) {
         Ok(pinned) => pinned,
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(false);
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot open the link {}", path.display())),
     };
     match update(FdLink::from(pinned)) {

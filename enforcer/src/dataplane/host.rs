@@ -68,7 +68,10 @@ fn inode(number: u64) -> Result<Netns> {
 }
 
 /// Runs `work` within the namespace (on a thread of its own, which ends with it), or here if there is none.
-pub(super) fn within<T: Send>(netns: Option<BorrowedFd<'_>>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn within<T: Send>(
+    netns: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     let Some(netns) = netns else { return work() };
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {
@@ -81,7 +84,8 @@ pub(super) fn within<T: Send>(netns: Option<BorrowedFd<'_>>, work: impl FnOnce()
 
 /// A way into the namespace with that inode number: through `/run/netns` or any process that lives in it.
 pub(super) fn find_netns(wanted: Netns) -> Option<File> {
-    let entries = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries =
+        |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let named = entries("/run/netns");
     let processes = entries("/proc")
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<i32>().is_ok()))
@@ -129,6 +133,7 @@ pub(super) fn verify_name(ifindex: u32, name: &str) -> Result<()> {
 
 /// The name of a device, within its namespace.
 pub(super) fn name_of(ifindex: u32) -> Result<String> {
-    let name = nix::net::if_::if_indextoname(ifindex).with_context(|| format!("there is no device {ifindex}"))?;
+    let name =
+        nix::net::if_::if_indextoname(ifindex).with_context(|| format!("there is no device {ifindex}"))?;
     name.into_string().map_err(|_| anyhow!("device {ifindex} has a name that is not text"))
 }

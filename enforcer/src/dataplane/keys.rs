@@ -66,8 +66,13 @@ impl Key {
                     UDP => Protocol::Udp,
                     _ => return None,
                 };
-                let end = |address: layout::Address, port| SocketAddr::new(IpAddr::from(address), u16::from_be(port));
-                Entry::Flow(Netns(netns), Flow::new(protocol, end(client, client_port), end(local, local_port)).ok()?)
+                let end = |address: layout::Address, port| {
+                    SocketAddr::new(IpAddr::from(address), u16::from_be(port))
+                };
+                Entry::Flow(
+                    Netns(netns),
+                    Flow::new(protocol, end(client, client_port), end(local, local_port)).ok()?,
+                )
             }
             Self::Token(key) => {
                 let kind = match key.kind {

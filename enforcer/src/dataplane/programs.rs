@@ -66,7 +66,8 @@ impl Instance {
     }
 
     pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        let program: &mut SchedClassifier = self.0.program_mut(name).with_context(|| missing(name))?.try_into()?;
+        let program: &mut SchedClassifier =
+            self.0.program_mut(name).with_context(|| missing(name))?.try_into()?;
         if program.fd().is_err() {
             program.load().map_err(|error| refused(name, error))?;
         }

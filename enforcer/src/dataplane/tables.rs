@@ -7,8 +7,8 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
-    self, ABI, AddressKey, CutoffKey, CutoffValue, Definition, DeviceKey, FOREVER, FlowKey, GateHitKey, LEASED, Meta,
-    SafeIdKey, SafeIdValue, Standing, TokenKey,
+    self, ABI, AddressKey, CutoffKey, CutoffValue, Definition, DeviceKey, FOREVER, FlowKey, GateHitKey,
+    LEASED, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 
 use super::keys::Key;
@@ -54,7 +54,8 @@ struct Counted<K: Bits, V: Bits> {
 impl<K: Bits, V: Bits> Counted<K, V> {
     fn open(folder: &Path, name: &'static str) -> Result<Self> {
         let (data, capacity) = open(folder, name)?;
-        let map = Table::try_from(Map::HashMap(data)).with_context(|| format!("the map {name} is not ours"))?;
+        let map =
+            Table::try_from(Map::HashMap(data)).with_context(|| format!("the map {name} is not ours"))?;
         let mut used = 0;
         for key in map.keys() {
             key.with_context(|| format!("cannot read the map {name}"))?;
@@ -80,9 +81,9 @@ impl<K: Bits, V: Bits> Counted<K, V> {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
                 Err(InsertError::Full { map: self.name, capacity: self.capacity })
             }
-            Err(error) => {
-                Err(InsertError::Other(anyhow::Error::new(error).context(format!("cannot write the map {}", self.name))))
-            }
+            Err(error) => Err(InsertError::Other(
+                anyhow::Error::new(error).context(format!("cannot write the map {}", self.name)),
+            )),
         }
     }
 
@@ -92,7 +93,9 @@ impl<K: Bits, V: Bits> Counted<K, V> {
                 self.used = self.used.saturating_sub(1);
                 Ok(true)
             }
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(false)
+            }
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(error).with_context(|| format!("cannot write the map {}", self.name)),
         }
@@ -100,7 +103,8 @@ impl<K: Bits, V: Bits> Counted<K, V> {
 
     fn dump(&self) -> impl Iterator<Item = Result<(K, V)>> {
         self.map.iter().map(|pair| {
-            let (Plain(key), Plain(value)) = pair.with_context(|| format!("cannot read the map {}", self.name))?;
+            let (Plain(key), Plain(value)) =
+                pair.with_context(|| format!("cannot read the map {}", self.name))?;
             Ok((key, value))
         })
     }
@@ -112,7 +116,8 @@ impl<K: Bits, V: Bits> Counted<K, V> {
 
 fn open(folder: &Path, name: &str) -> Result<(MapData, u64)> {
     let path = folder.join(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    let data =
+        MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
     let capacity = data.info().with_context(|| format!("cannot look at the map {name}"))?.max_entries();
     Ok((data, u64::from(capacity)))
 }
@@ -134,7 +139,8 @@ pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
 /// Compares the maps that are pinned with what we expect, before anything is taken over: a map of another
 /// shape would load without an error, and every lookup would be silently wrong.
 pub(super) fn verify(folder: &Path, capacities: &Capacities) -> Result<()> {
-    let remedy = "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
+    let remedy =
+        "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
     for definition in &layout::MAPS {
         let path = folder.join(definition.name);
         if !path.exists() {
@@ -466,7 +472,14 @@ fn dump_standings<K: Bits>(
         let stands = decode(expires_ns);
         match wrap(key).entry() {
             Some(entry) => {
-                all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate: GateFacts::default() });
+                all.push(StoredEntry {
+                    entry,
+                    revocation,
+                    stands,
+                    hits,
+                    last_ns,
+                    gate: GateFacts::default(),
+                });
             }
             None => tracing::warn!(map = map.name, revocation, "an entry of the map means nothing to us"),
         }
@@ -491,8 +504,15 @@ mod tests {
 
     #[test]
     fn the_newest_revocation_wins_and_forever_is_never_shortened() {
-        assert_eq!(merge(old(2, LEASED), 2, 50), Standing { expires_ns: 50, ..old(2, 0) }, "same: hits are kept");
-        assert_eq!(merge(old(2, LEASED), 3, 50), Standing { revocation: 3, expires_ns: 50, hits: 0, last_ns: 0 });
+        assert_eq!(
+            merge(old(2, LEASED), 2, 50),
+            Standing { expires_ns: 50, ..old(2, 0) },
+            "same: hits are kept"
+        );
+        assert_eq!(
+            merge(old(2, LEASED), 3, 50),
+            Standing { revocation: 3, expires_ns: 50, hits: 0, last_ns: 0 }
+        );
         assert_eq!(merge(old(2, FOREVER), 3, LEASED).expires_ns, FOREVER);
         assert_eq!(merge(old(2, LEASED), 1, FOREVER), old(2, FOREVER));
         assert_eq!(merge(old(2, 50), 1, LEASED), old(2, 50));
