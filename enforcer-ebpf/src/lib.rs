@@ -1,2 +1,10 @@
-//! What kernel and user space share.
+//! What kernel and user space share: keys and values of the maps, the packet parser, the verdict.
+//!
+//! The programs (`main.rs`) and the host's tests run the very same parser and verdict. Nothing here allocates,
+//! and nothing panics, whatever the bytes.
 #![cfg_attr(not(test), no_std)]
+
+pub mod counters;
+pub mod layout;
+pub mod packet;
+pub mod verdict;

@@ -1,1 +1,25 @@
+//! The programs and the maps. What a packet means and what becomes of it is decided in the library; here are
+//! only the hooks, the tables as the kernel has them, and what is counted and said.
+//!
+//! Built for `bpfel-unknown-none` by `enforcer/build.rs`. On any other target this is an empty program.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), allow(internal_features))]
+
+#[cfg(target_arch = "bpf")]
+mod kernel;
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier refuses a program that could get here.
+    loop {}
+}
+
+/// Helpers that are bound to the GPL are used (`bpf_ktime_get_ns` is not one, the ring buffer's are not either;
+/// the kernel asks for the licence all the same).
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -3,7 +3,14 @@
 //! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod gate;
+pub mod ocserv;
+pub mod process;
 pub mod registry;
 pub mod session;
+pub mod sockets;

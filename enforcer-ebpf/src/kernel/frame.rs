@@ -1,0 +1,68 @@
+//! A frame as the kernel shows it: from `data` to `data_end`, every read checked against the end.
+
+use core::mem::size_of;
+
+use aya_ebpf::programs::TcContext;
+use enforcer_ebpf::packet::Frame;
+
+/// Ethernet, two VLAN tags and the addresses of an IPv6 header: what tc reads at most.
+const HEADERS: usize = 22 + 40;
+
+#[derive(Clone, Copy)]
+pub struct Linear {
+    start: usize,
+    end: usize,
+}
+
+impl Linear {
+    #[inline(always)]
+    pub fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    #[inline(always)]
+    pub fn len(&self) -> u64 {
+        (self.end - self.start) as u64
+    }
+
+    /// The pointer that is compared is the pointer that is read: so the verifier wants it.
+    #[inline(always)]
+    fn at<T: Copy>(&self, at: usize) -> Option<T> {
+        let from = self.start + at;
+        if from + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: inside the frame, as just checked. `T` is an integer or an array of them, and every kernel
+        // that runs this does unaligned loads (the verifier refuses the program otherwise); `read_unaligned`
+        // would become one load for each byte.
+        Some(unsafe { *(from as *const T) })
+    }
+}
+
+impl Frame for Linear {
+    #[inline(always)]
+    fn u8(&self, at: usize) -> Option<u8> {
+        self.at(at)
+    }
+
+    #[inline(always)]
+    fn u16(&self, at: usize) -> Option<u16> {
+        self.at(at)
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
+        self.at(at)
+    }
+}
+
+/// The headers of an skb. Where they lie in fragments they are pulled into the linear part first.
+#[inline(always)]
+pub fn headers(ctx: &TcContext) -> Linear {
+    if ctx.data() + HEADERS > ctx.data_end() {
+        // A shorter packet cannot be pulled that far; what there is of it is linear or gets so.
+        let length = ctx.len();
+        let _ = ctx.pull_data(if length < HEADERS as u32 { length } else { HEADERS as u32 });
+    }
+    Linear::new(ctx.data(), ctx.data_end())
+}

@@ -1,0 +1,155 @@
+//! The maps, and the world that the verdict sees through them.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::Global;
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::btf_map;
+use aya_log_ebpf::{debug, warn};
+use enforcer_ebpf::counters::{Count, REASONS, Reason};
+use enforcer_ebpf::layout::{
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, Meta, NO_PREALLOC, SafeIdKey,
+    SafeIdValue, Standing, TokenKey,
+};
+use enforcer_ebpf::verdict::World;
+
+const FLAGS: usize = NO_PREALLOC as usize;
+
+/// The network namespace in which this instance of the programs runs: set by the loader.
+#[unsafe(no_mangle)]
+static NETNS: Global<u32> = Global::new(0);
+
+// The capacities are set by the loader.
+#[btf_map(name = "flows")]
+static FLOWS: HashMap<FlowKey, Standing, 1, FLAGS> = HashMap::new();
+#[btf_map(name = "addresses")]
+static ADDRESSES: HashMap<AddressKey, Standing, 1, FLAGS> = HashMap::new();
+#[btf_map(name = "devices")]
+static DEVICES: HashMap<DeviceKey, Standing, 1, FLAGS> = HashMap::new();
+#[btf_map(name = "tokens")]
+static TOKENS: HashMap<TokenKey, Standing, 1, FLAGS> = HashMap::new();
+#[btf_map(name = "counters")]
+static COUNTERS: PerCpuArray<Count, REASONS> = PerCpuArray::new();
+#[btf_map(name = "quiet")]
+static QUIET: Array<u64, REASONS> = Array::new();
+#[btf_map(name = "heartbeat")]
+static HEARTBEAT: Array<u64, 1> = Array::new();
+
+// No program reads these; they are here so that one object defines all maps.
+#[used]
+#[btf_map(name = "safe_ids")]
+static SAFE_IDS: HashMap<SafeIdKey, SafeIdValue, 1, FLAGS> = HashMap::new();
+#[used]
+#[btf_map(name = "cutoffs")]
+static CUTOFFS: HashMap<CutoffKey, CutoffValue, 1, FLAGS> = HashMap::new();
+#[used]
+#[btf_map(name = "gate_hits")]
+static GATE_HITS: HashMap<GateHitKey, u64, 1, FLAGS> = HashMap::new();
+#[used]
+#[btf_map(name = "meta")]
+static META: Array<Meta, 1> = Array::new();
+
+pub struct Tables;
+
+impl World for Tables {
+    type Found = *mut Standing;
+
+    #[inline(always)]
+    fn netns(&self) -> u32 {
+        NETNS.load()
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<*mut Standing> {
+        FLOWS.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn token(&self, key: &TokenKey) -> Option<*mut Standing> {
+        TOKENS.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn address(&self, key: &AddressKey) -> Option<*mut Standing> {
+        ADDRESSES.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn device(&self, key: &DeviceKey) -> Option<*mut Standing> {
+        DEVICES.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn expires_ns(&self, found: *mut Standing) -> u64 {
+        // SAFETY: a value of the map, which stays readable until the program returns. Volatile: the daemon may
+        // write it at any time.
+        unsafe { (&raw const (*found).expires_ns).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn heartbeat_ns(&self) -> u64 {
+        // SAFETY: as in `expires_ns`.
+        HEARTBEAT.get_ptr(0).map_or(0, |at| unsafe { at.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn hit(&self, found: *mut Standing, now_ns: u64) {
+        // SAFETY: as in `expires_ns`. The addition is one atomic instruction; the time is a plain store, of
+        // which the last one counts.
+        unsafe {
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+                &raw mut (*found).hits,
+                1,
+            );
+            (&raw mut (*found).last_ns).write_volatile(now_ns);
+        }
+    }
+}
+
+/// Counts, and says the two things that somebody should know of.
+#[inline(always)]
+pub fn count(ctx: &impl EbpfContext, reason: Reason, bytes: u64) {
+    if let Some(count) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own slot, and programs are not interrupted by one another on it.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += bytes;
+        }
+    }
+    match reason {
+        Reason::PassedLapsed if may_speak(reason) => {
+            warn!(
+                ctx,
+                "a packet of a revoked session passed: its entry is leased, and the daemon has not renewed the lease (is it alive?)"
+            );
+        }
+        Reason::PassedTooDeep if may_speak(reason) => {
+            debug!(
+                ctx,
+                "a packet passed unread: more VLAN tags or IPv6 extension headers than are walked through"
+            );
+        }
+        _ => {}
+    }
+}
+
+/// Once a second for each reason. Two CPUs may both speak; that does no harm.
+#[inline(always)]
+fn may_speak(reason: Reason) -> bool {
+    let Some(last) = QUIET.get_ptr_mut(reason as u32) else { return false };
+    // SAFETY: a value of the map; a helper without arguments.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        if now - last.read_volatile() < 1_000_000_000 {
+            return false;
+        }
+        last.write_volatile(now);
+    }
+    true
+}

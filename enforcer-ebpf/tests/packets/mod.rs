@@ -1,0 +1,212 @@
+//! Frames as bytes, and a world of ordinary memory: shared by the host's and the kernel's tests.
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use enforcer_ebpf::layout::{AddressKey, DeviceKey, FlowKey, Standing, TCP, TOKEN_DTLS, TokenKey, UDP};
+use enforcer_ebpf::verdict::World;
+
+/// A packet to be built.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// Ether types of VLAN tags, outermost first. `None`: no Ethernet header at all.
+    pub tags: Option<Vec<u16>>,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    /// 6 or 17, or anything else.
+    pub protocol: u8,
+    /// Words of IPv4 options (0 to 10).
+    pub options: u8,
+    /// IPv6 extension headers: number and length in units (8 bytes, of 51: 4 bytes).
+    pub extensions: Vec<(u8, u8)>,
+    /// In units of 8 bytes; with 0 and `more` it is a first fragment.
+    pub fragment: Option<u16>,
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    pub fn new(protocol: u8, from: &str, to: &str) -> Self {
+        Self {
+            tags: Some(Vec::new()),
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            protocol,
+            options: 0,
+            extensions: Vec::new(),
+            fragment: None,
+            payload: b"payload of some length, so that frames are not too short".to_vec(),
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let v4 = self.from.is_ipv4();
+        if let Some(tags) = &self.tags {
+            frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+            for tag in tags {
+                frame.extend(tag.to_be_bytes());
+                frame.extend([0, 100]);
+            }
+            frame.extend(if v4 { 0x0800_u16 } else { 0x86dd }.to_be_bytes());
+        }
+        let transport = self.transport();
+        match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let header = 20 + usize::from(self.options) * 4;
+                frame.extend([0x40 | (header / 4) as u8, 0]);
+                frame.extend(((header + transport.len()) as u16).to_be_bytes());
+                let fragment = self.fragment.map_or(0, |offset| offset & 0x1fff | 0x2000);
+                frame.extend([0x12, 0x34]);
+                frame.extend(fragment.to_be_bytes());
+                frame.extend([64, self.protocol, 0, 0]);
+                frame.extend(from.octets());
+                frame.extend(to.octets());
+                frame.resize(frame.len() + header - 20, 1);
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let mut headers = self.extensions.clone();
+                if let Some(offset) = self.fragment {
+                    headers.push((44, 0));
+                    assert!(offset < 0x2000);
+                }
+                let mut body = Vec::new();
+                for (index, (number, units)) in headers.iter().enumerate() {
+                    let next = headers.get(index + 1).map_or(self.protocol, |(next, _)| *next);
+                    let length = match number {
+                        44 => 8,
+                        51 => (usize::from(*units) + 2) * 4,
+                        _ => (usize::from(*units) + 1) * 8,
+                    };
+                    let mut header = vec![0; length];
+                    header[0] = next;
+                    if *number == 44 {
+                        let offset = self.fragment.unwrap_or(0) << 3 | 1;
+                        header[2..4].copy_from_slice(&offset.to_be_bytes());
+                    } else {
+                        header[1] = *units;
+                    }
+                    body.extend(header);
+                }
+                body.extend(&transport);
+                frame.extend([0x60, 0, 0, 0]);
+                frame.extend((body.len() as u16).to_be_bytes());
+                frame.extend([headers.first().map_or(self.protocol, |(number, _)| *number), 64]);
+                frame.extend(from.octets());
+                frame.extend(to.octets());
+                frame.extend(body);
+                return frame;
+            }
+            _ => panic!("two families in one packet"),
+        }
+        frame.extend(transport);
+        frame
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.from.port().to_be_bytes());
+        bytes.extend(self.to.port().to_be_bytes());
+        if self.protocol == 6 {
+            bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+        } else {
+            bytes.extend(((8 + self.payload.len()) as u16).to_be_bytes());
+            bytes.extend([0, 0]);
+        }
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    pub fn flow(&self, netns: u32) -> FlowKey {
+        FlowKey {
+            client: self.from.ip().into(),
+            local: self.to.ip().into(),
+            client_port: self.from.port().to_be(),
+            local_port: self.to.port().to_be(),
+            protocol: if self.protocol == 6 { TCP } else { UDP },
+            netns,
+        }
+    }
+}
+
+/// The payload of a DTLS ClientHello with that session id.
+pub fn client_hello(id: &[u8]) -> Vec<u8> {
+    let mut hello = vec![22, 0xfe, 0xfd];
+    hello.extend([0; 10]);
+    hello.push(1);
+    hello.extend([0; 11]);
+    hello.extend([0xfe, 0xfd]);
+    hello.extend([7; 32]);
+    hello.push(id.len() as u8);
+    hello.extend(id);
+    // cookie, cipher suites, compression methods
+    hello.extend([0, 0, 2, 0xc0, 0x2c, 1, 0]);
+    hello
+}
+
+/// The tables in ordinary memory.
+#[derive(Default)]
+pub struct Memory {
+    pub netns: u32,
+    pub now_ns: u64,
+    pub heartbeat_ns: u64,
+    pub flows: HashMap<FlowKey, Standing>,
+    pub tokens: HashMap<TokenKey, Standing>,
+    pub addresses: HashMap<AddressKey, Standing>,
+    pub devices: HashMap<DeviceKey, Standing>,
+    /// The revocation of every hit.
+    pub hits: RefCell<Vec<u64>>,
+}
+
+impl World for Memory {
+    type Found = Standing;
+
+    fn netns(&self) -> u32 {
+        self.netns
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<Standing> {
+        self.flows.get(key).copied()
+    }
+
+    fn token(&self, key: &TokenKey) -> Option<Standing> {
+        self.tokens.get(key).copied()
+    }
+
+    fn address(&self, key: &AddressKey) -> Option<Standing> {
+        self.addresses.get(key).copied()
+    }
+
+    fn device(&self, key: &DeviceKey) -> Option<Standing> {
+        self.devices.get(key).copied()
+    }
+
+    fn expires_ns(&self, found: Standing) -> u64 {
+        found.expires_ns
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn heartbeat_ns(&self) -> u64 {
+        self.heartbeat_ns
+    }
+
+    fn hit(&self, found: Standing, _now_ns: u64) {
+        self.hits.borrow_mut().push(found.revocation);
+    }
+}
+
+pub fn token(id: &[u8]) -> TokenKey {
+    TokenKey::new(TOKEN_DTLS, id).unwrap()
+}
+
+pub fn address(address: &str, netns: u32) -> AddressKey {
+    AddressKey { address: address.parse::<IpAddr>().unwrap().into(), netns }
+}
+
+pub fn forever(revocation: u64) -> Standing {
+    Standing { revocation, expires_ns: u64::MAX, hits: 0, last_ns: 0 }
+}

@@ -1,0 +1,494 @@
+//! The kernel side: loads, attaches and pins the BPF programs, and says in their maps what is to be dropped.
+//!
+//! The only user of aya. Synchronous; owned by the daemon's one loop, which is the only writer of the maps.
+//! Everything hangs by pins below one folder on a bpffs, so it goes on without the daemon:
+//!
+//! ```text
+//! PIN_PATH/maps/NAME                     the maps of `enforcer_ebpf::layout::MAPS`
+//! PIN_PATH/links/NETNS-IFINDEX-HOOK-HOW  links (XDP, tcx), and empty folders that remember clsact filters
+//! PIN_PATH/log                           what the programs say
+//! ```
+//!
+//! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
+
+mod gate;
+mod hooks;
+mod host;
+mod keys;
+mod programs;
+mod tables;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use aya_log::EbpfLogger;
+use enforcer_ebpf::packet::Framing;
+use enforcer_ebpf::verdict::lease_holds;
+
+pub use gate::{CutoffFacts, GateMaps, SafeIdFacts};
+use hooks::{Hook, How, Pin, Place};
+use programs::{Instance, Pins};
+use tables::Tables;
+
+use crate::session::{Device, Entry, Netns, Stands};
+
+/// How the kernel side is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A folder on a bpffs; one is mounted on its parent if there is none. Its name must not contain a dot.
+    pub pin_path: PathBuf,
+    pub xdp: XdpPreference,
+    pub tc: TcPreference,
+    pub capacities: Capacities,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pin_path: PathBuf::from("/sys/fs/bpf/enforcer"),
+            xdp: XdpPreference::Auto,
+            tc: TcPreference::Auto,
+            capacities: Capacities::default(),
+        }
+    }
+}
+
+/// Where XDP runs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum XdpPreference {
+    /// In the driver, and where the driver cannot, in the network stack.
+    #[default]
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// How classifiers are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum TcPreference {
+    /// tcx (Linux 6.6 and later), otherwise clsact.
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+/// How many entries each table can hold, at least 1. Memory is taken for the entries that there are (about 150
+/// bytes each) and for 16 bytes of each that there could be. Another number than that of the pinned maps is
+/// refused by [`Dataplane::open`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacities {
+    pub flows: u32,
+    pub addresses: u32,
+    pub devices: u32,
+    pub tokens: u32,
+    pub safe_ids: u32,
+    pub cutoffs: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            flows: 65_536,
+            addresses: 65_536,
+            devices: 16_384,
+            tokens: 65_536,
+            safe_ids: 262_144,
+            cutoffs: 65_536,
+        }
+    }
+}
+
+/// What a device is to us, which decides the programs that it gets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// The clients' packets come in here: XDP.
+    Outer,
+    /// The LAN is behind it: tc, both directions.
+    Inner,
+    /// A tunnel ends here: tc, both directions, and the device itself can be revoked.
+    Tunnel,
+}
+
+/// What only the gate reads of an entry ([`Entry::SafeId`], [`Entry::Cutoff`]); zeroes for all others.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct GateFacts {
+    /// A hash of the server's name, as the caller makes it.
+    pub server: u64,
+    /// Unix seconds: of a safe_id, since when it is refused; of a cutoff, up to which moment of creation
+    /// cookies are refused.
+    pub moment: u64,
+}
+
+/// An entry as it stands in the maps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredEntry {
+    pub entry: Entry,
+    pub revocation: u64,
+    /// Always [`Stands::Forever`] for what the gate reads.
+    pub stands: Stands,
+    /// Packets dropped, or logins refused.
+    pub hits: u64,
+    /// CLOCK_MONOTONIC of the last dropped packet in nanoseconds; 0: none, or an entry that the gate reads.
+    pub last_ns: u64,
+    pub gate: GateFacts,
+}
+
+/// A counter over all CPUs since the maps were made. The reasons: `enforcer_ebpf::counters::Reason`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counter {
+    /// `dropped-…` or `passed-…`.
+    pub reason: &'static str,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    pub name: &'static str,
+    pub used: u64,
+    pub capacity: u64,
+}
+
+/// A device that has its programs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    pub netns: Netns,
+    pub ifindex: u32,
+    /// As it was called when it was attached.
+    pub name: String,
+    pub role: Role,
+    /// `xdp native`, `xdp generic`, `tcx` or `clsact`.
+    pub how: String,
+}
+
+/// Why an entry could not be inserted.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// Nothing was evicted, and nothing was inserted.
+    #[error("the table {map} is full: it holds {capacity} entries")]
+    Full { map: &'static str, capacity: u64 },
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// What [`Dataplane::unload`] took out.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Report {
+    /// XDP and tcx programs.
+    pub links: usize,
+    /// clsact filters. The clsact qdisc itself stays.
+    pub filters: usize,
+    pub maps: usize,
+    /// What could not be taken out, and why.
+    pub left: Vec<String>,
+}
+
+/// The kernel side, opened.
+pub struct Dataplane {
+    settings: Settings,
+    pins: Pins,
+    tables: Tables,
+    /// The loaded programs, by the namespace in which they run.
+    instances: HashMap<Netns, Instance>,
+    own: Netns,
+    framings: HashMap<Device, Framing>,
+    attached: BTreeMap<(Device, Hook), (String, How)>,
+    lapsed: bool,
+}
+
+impl Dataplane {
+    /// Makes the maps, or takes over those that an earlier process has pinned, with all that stands in them.
+    /// The programs of earlier processes go on running until [`Self::attach`] replaces them.
+    ///
+    /// # Errors
+    /// Pinned maps of another layout, version or capacity are refused, and nothing is changed then; so is a
+    /// kernel or a caller that cannot do BPF (root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN).
+    pub fn open(settings: Settings) -> Result<Self> {
+        let pins = Pins::below(&settings.pin_path);
+        host::prepare(&pins.root)?;
+        host::make(&pins.maps)?;
+        host::make(&pins.links)?;
+        tables::verify(&pins.maps, &settings.capacities)?;
+        remove_if_there(&pins.log)?;
+        let own = host::own_netns()?;
+        let instance = Instance::load(&pins, &settings.capacities, own)?;
+        let tables = Tables::open(&pins.maps)?;
+        let heartbeat = tables.heartbeat()?;
+        let lapsed = heartbeat != 0 && !lease_holds(heartbeat, host::monotonic_ns());
+        Ok(Self {
+            settings,
+            pins,
+            tables,
+            instances: HashMap::from([(own, instance)]),
+            own,
+            framings: HashMap::new(),
+            attached: BTreeMap::new(),
+            lapsed,
+        })
+    }
+
+    /// Gives a device the current programs of its role. Idempotent: what hangs there already (by a pin, from
+    /// this process or an earlier one) is replaced in place, without a gap, or left if it is current. A device
+    /// can have more than one role.
+    ///
+    /// `netns_fd` is the device's namespace, `None` our own; `netns` is its number. `name` is what the device
+    /// is called now.
+    ///
+    /// # Errors
+    /// The device is gone or is called otherwise by now, the namespace is another one, or the kernel refuses.
+    /// What was attached before the error stays.
+    pub fn attach(
+        &mut self,
+        netns_fd: Option<BorrowedFd<'_>>,
+        netns: Netns,
+        ifindex: u32,
+        name: &str,
+        role: Role,
+    ) -> Result<()> {
+        // our own namespace needs no helper thread, however it was given
+        let netns_fd = if netns == self.own { None } else { netns_fd };
+        let device = Device { netns, index: ifindex };
+        let framing = match self.framings.get(&device) {
+            Some(framing) => *framing,
+            None => {
+                hooks::verify_netns(netns_fd, netns)?;
+                let framing = host::within(netns_fd, || host::framing(ifindex, name))?;
+                self.framings.insert(device, framing);
+                framing
+            }
+        };
+        let place = Place { netns_fd, device, name, framing };
+        if !self.instances.contains_key(&netns) {
+            let instance = Instance::load(&self.pins, &self.settings.capacities, netns)?;
+            self.instances.insert(netns, instance);
+        }
+        let instance =
+            self.instances.get_mut(&netns).context("the programs of the namespace are not there")?;
+        for hook in Hook::of(role) {
+            let how = match hook {
+                Hook::Outer => hooks::attach_xdp(instance, &self.pins, &place, self.settings.xdp),
+                Hook::LanIn | Hook::LanOut | Hook::TunIn | Hook::TunOut => {
+                    hooks::attach_tc(instance, &self.pins, &place, *hook, self.settings.tc)
+                }
+            }?;
+            self.attached.insert((device, *hook), (name.to_owned(), how));
+        }
+        Ok(())
+    }
+
+    /// The device is gone: forgets it and drops its pins. Its entries are the caller's to remove.
+    pub fn detach_gone(&mut self, device: Device) {
+        self.framings.remove(&device);
+        for hook in Hook::ALL {
+            self.attached.remove(&(device, hook));
+        }
+        for how in
+            Pin::all(&self.pins.links).unwrap_or_default().into_iter().filter(|pin| pin.device == device)
+        {
+            if let Err(error) = how.forget(&self.pins.links) {
+                tracing::warn!("{error:#}");
+            }
+        }
+        if device.netns != self.own && !self.attached.keys().any(|(other, _)| other.netns == device.netns) {
+            self.instances.remove(&device.netns);
+        }
+    }
+
+    /// Takes out what earlier processes have attached and this one has not: to be called once everything that
+    /// is configured was attached. Answers how many programs went.
+    ///
+    /// # Errors
+    /// The first that could not be taken out.
+    pub fn detach_others(&mut self) -> Result<usize> {
+        let mut gone = 0;
+        for pin in Pin::all(&self.pins.links)? {
+            let current = self.attached.get(&(pin.device, pin.hook)).is_some_and(|(_, how)| *how == pin.how);
+            if !current {
+                pin.take_out(&self.pins.links)?;
+                gone += 1;
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Says it in the kernel; the next packet (or login) meets it.
+    ///
+    /// An entry that is there already: of the same revocation, its `stands` becomes the given one and its hits
+    /// are kept; of an older one, the newer takes it over with hits from 0, but never shortens
+    /// [`Stands::Forever`] (nor the moment of a cutoff); of a newer one, only `Forever` is added to it. So after
+    /// removing an entry for one revocation the caller inserts it again for those that still say it.
+    /// `stands` means nothing for a safe_id or a cutoff, `gate` nothing for all others.
+    ///
+    /// # Errors
+    /// [`InsertError::Full`] at the table's capacity; nothing is evicted.
+    pub fn insert(
+        &mut self,
+        entry: &Entry,
+        revocation: u64,
+        stands: Stands,
+        gate: GateFacts,
+    ) -> Result<(), InsertError> {
+        self.tables.insert(entry, revocation, stands, gate)
+    }
+
+    /// Takes it back. `false`: it was not there.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn remove(&mut self, entry: &Entry) -> Result<bool> {
+        self.tables.remove(entry)
+    }
+
+    /// Everything that stands, also what has expired and what has lapsed. Two system calls for each entry.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn entries(&self) -> Result<Vec<StoredEntry>> {
+        self.tables.dump()
+    }
+
+    /// Packets that the entry has dropped, or logins that gates have refused by it. `None`: no such entry.
+    pub fn hits(&self, entry: &Entry) -> Option<u64> {
+        self.tables.hits(entry)
+    }
+
+    /// Counts a login that the daemon itself has refused by this entry (a safe_id or a cutoff).
+    pub fn count_gate_hit(&mut self, entry: &Entry) {
+        self.tables.count_gate_hit(entry);
+    }
+
+    /// Renews the lease of everything leased for 10 s. To be called about once a second.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn beat(&mut self) -> Result<()> {
+        self.tables.beat(host::monotonic_ns())
+    }
+
+    /// Whether the lease had lapsed when this process opened the maps: what is leased in them was not in force
+    /// for a time, and should be checked before the first [`Self::beat`] puts it in force again. `false` on
+    /// maps that are new.
+    pub fn lapsed(&self) -> bool {
+        self.lapsed
+    }
+
+    /// What was dropped, and what passed although something is to be said of it.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<Counter>> {
+        self.tables.counters()
+    }
+
+    /// What this process has attached: one for each device and role.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let mut all: Vec<Attachment> = Vec::new();
+        for ((device, hook), (name, how)) in &self.attached {
+            let attachment = Attachment {
+                netns: device.netns,
+                ifindex: device.index,
+                name: name.clone(),
+                role: hook.role(),
+                how: how.text().to_owned(),
+            };
+            if all.last() != Some(&attachment) {
+                all.push(attachment);
+            }
+        }
+        all
+    }
+
+    /// How full the tables are; counted, not read.
+    pub fn usage(&self) -> Vec<Usage> {
+        self.tables.usage()
+    }
+
+    /// The number that the next revocation gets, as it was last set; 0 on new maps.
+    pub fn next_revocation(&self) -> u64 {
+        self.tables.next_revocation()
+    }
+
+    /// Remembers it in the kernel, for as long as the host runs.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_next_revocation(&mut self, next: u64) -> Result<()> {
+        self.tables.set_next_revocation(next)
+    }
+
+    /// What the programs say, as records for the `log` crate. It is readable (poll its descriptor) when there
+    /// is something, and `flush` writes it to [`log::logger`] as that is now:
+    ///
+    /// ```ignore
+    /// let mut logger = AsyncFd::with_interest(dataplane.logger()?, Interest::READABLE)?;
+    /// loop {
+    ///     let mut guard = logger.readable_mut().await?;
+    ///     guard.get_inner_mut().flush();
+    ///     guard.clear_ready();
+    /// }
+    /// ```
+    ///
+    /// One at a time: two would take each other's records.
+    ///
+    /// # Errors
+    /// The ring buffer cannot be opened.
+    pub fn logger(&self) -> Result<EbpfLogger<&'static dyn log::Log>> {
+        let mut instance = Instance::load(&self.pins, &self.settings.capacities, self.own)?;
+        EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
+    }
+
+    /// Takes everything out: programs, filters, maps and folders. Revoked packets pass from then on. The bpffs
+    /// stays mounted, and a clsact qdisc stays in place, since others may use them. No daemon may be running.
+    ///
+    /// # Errors
+    /// The folder of pins cannot be read. What else fails is in the report.
+    pub fn unload(pin_path: &Path) -> Result<Report> {
+        let pins = Pins::below(pin_path);
+        let mut report = Report::default();
+        for pin in Pin::all(&pins.links)? {
+            match pin.take_out(&pins.links) {
+                Ok(()) if pin.how == How::Clsact => report.filters += 1,
+                Ok(()) => report.links += 1,
+                Err(error) => report.left.push(format!("{error:#}")),
+            }
+        }
+        for map in fs::read_dir(&pins.maps).into_iter().flatten().flatten() {
+            match fs::remove_file(map.path()) {
+                Ok(()) => report.maps += 1,
+                Err(error) => report.left.push(format!("{}: {error}", map.path().display())),
+            }
+        }
+        let removed = [remove_if_there(&pins.log)]
+            .into_iter()
+            .chain([&pins.links, &pins.maps, &pins.root].map(|folder| remove_folder_if_there(folder)));
+        report.left.extend(removed.filter_map(Result::err).map(|error| format!("{error:#}")));
+        Ok(report)
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds: the clock of [`Stands::Until`] and [`StoredEntry::last_ns`].
+    pub fn kernel_monotonic_ns() -> u64 {
+        host::monotonic_ns()
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+fn remove_folder_if_there(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
+    }
+}

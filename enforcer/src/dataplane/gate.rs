@@ -1,0 +1,122 @@
+//! The gate's own look at the maps, for when the daemon does not answer.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use enforcer_ebpf::layout::{self, ABI, CutoffValue, Digest, GateHitKey, SafeIdValue};
+
+use super::keys::{HITS_CUTOFF, HITS_SAFE_ID};
+use super::programs::Pins;
+use super::tables::{Bits, MetaMap, Plain, count_gate_hit};
+use crate::session::{CutoffKey, SafeId};
+
+/// What stands against a cookie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SafeIdFacts {
+    pub revocation: u64,
+    /// The hash of the server's name that was given to [`super::Dataplane::insert`].
+    pub server: u64,
+    /// Unix seconds.
+    pub since: u64,
+}
+
+/// What stands against the older cookies of a user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutoffFacts {
+    pub revocation: u64,
+    /// The hash of the server's name that was given to [`super::Dataplane::insert`].
+    pub server: u64,
+    /// Unix seconds: cookies created up to then, ties too, are refused.
+    pub up_to: u64,
+}
+
+/// The gate's tables, opened from their pins: a handful of system calls, no program is loaded. What the daemon
+/// decided is only read; hits are counted in a map of their own.
+pub struct GateMaps {
+    safe_ids: HashMap<MapData, Plain<Digest>, Plain<SafeIdValue>>,
+    cutoffs: HashMap<MapData, Plain<Digest>, Plain<CutoffValue>>,
+    hits: RefCell<HashMap<MapData, Plain<GateHitKey>, u64>>,
+}
+
+impl GateMaps {
+    /// `None`: nothing is pinned there (no daemon has run since the boot, or everything was unloaded).
+    ///
+    /// # Errors
+    /// Pins that cannot be opened, or of another layout. The caller must not take that for "nothing stands".
+    pub fn open(pin_path: &Path) -> Result<Option<Self>> {
+        let maps = Pins::below(pin_path).maps;
+        if !maps
+            .join(layout::META)
+            .try_exists()
+            .with_context(|| format!("cannot look at {}", maps.display()))?
+        {
+            return Ok(None);
+        }
+        match MetaMap::open(&maps)?.read()?.abi {
+            ABI => {}
+            // the daemon is making its first maps at this moment
+            0 => return Ok(None),
+            other => bail!("the maps have the layout {other}, and this gate speaks {ABI}"),
+        }
+        let hits = table(&maps, layout::GATE_HITS)?;
+        Ok(Some(Self {
+            safe_ids: HashMap::try_from(table(&maps, layout::SAFE_IDS)?)?,
+            cutoffs: HashMap::try_from(table(&maps, layout::CUTOFFS)?)?,
+            hits: RefCell::new(HashMap::try_from(hits)?),
+        }))
+    }
+
+    /// What stands against that cookie; counts a hit if anything does.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn safe_id(&self, id: &SafeId) -> Result<Option<SafeIdFacts>> {
+        let key = Digest::new(id.as_bytes());
+        let found = get(&self.safe_ids, key, layout::SAFE_IDS)?;
+        Ok(found.map(|SafeIdValue { revocation, server, since }| {
+            self.count(HITS_SAFE_ID, key);
+            SafeIdFacts { revocation, server, since }
+        }))
+    }
+
+    /// What stands against that user's older cookies. It counts a hit if anything does, so ask only when a
+    /// cookie of that user is before the gate.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn cutoff(&self, key: &CutoffKey) -> Result<Option<CutoffFacts>> {
+        let key = Digest::new(key.as_bytes());
+        let found = get(&self.cutoffs, key, layout::CUTOFFS)?;
+        Ok(found.map(|CutoffValue { revocation, server, up_to }| {
+            self.count(HITS_CUTOFF, key);
+            CutoffFacts { revocation, server, up_to }
+        }))
+    }
+
+    fn count(&self, kind: u32, id: Digest) {
+        if let Ok(mut hits) = self.hits.try_borrow_mut() {
+            count_gate_hit(&mut hits, GateHitKey { kind, id });
+        }
+    }
+}
+
+fn table(maps: &Path, name: &str) -> Result<Map> {
+    let path = maps.join(name);
+    let data =
+        MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    Ok(Map::HashMap(data))
+}
+
+fn get<V: Bits>(
+    map: &HashMap<MapData, Plain<Digest>, Plain<V>>,
+    key: Digest,
+    name: &str,
+) -> Result<Option<V>> {
+    match map.get(&Plain(key), 0) {
+        Ok(Plain(value)) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read the map {name}")),
+    }
+}

@@ -1,0 +1,412 @@
+//! Where the programs hang: XDP links, tcx links, clsact filters, and the pins that keep and remember them.
+//!
+//! A pin's name is `NETNS-IFINDEX-HOOK-HOW`. XDP and tcx hang by links; the pinned link keeps the program in
+//! place when the daemon is gone, and its program is replaced in place (BPF_LINK_UPDATE) by the next one. A
+//! clsact filter stays by itself; an empty folder of that name remembers it.
+
+use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::xdp::{XdpError, XdpLink, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use enforcer_ebpf::packet::Framing;
+
+use super::programs::{Instance, Pins};
+use super::{Role, TcPreference, XdpPreference, host};
+use crate::session::{Device, Netns};
+
+/// Of our clsact filters: fixed, so that the next process finds and replaces them.
+const PRIORITY: u16 = 7;
+const HANDLE: TcHandle = TcHandle::new(0, 0xe4f0);
+
+/// One place at one device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) enum Hook {
+    Outer,
+    LanIn,
+    LanOut,
+    TunIn,
+    TunOut,
+}
+
+impl Hook {
+    pub(super) const ALL: [Self; 5] = [Self::Outer, Self::LanIn, Self::LanOut, Self::TunIn, Self::TunOut];
+
+    pub(super) const fn of(role: Role) -> &'static [Self] {
+        match role {
+            Role::Outer => &[Self::Outer],
+            Role::Inner => &[Self::LanIn, Self::LanOut],
+            Role::Tunnel => &[Self::TunIn, Self::TunOut],
+        }
+    }
+
+    pub(super) const fn role(self) -> Role {
+        match self {
+            Self::Outer => Role::Outer,
+            Self::LanIn | Self::LanOut => Role::Inner,
+            Self::TunIn | Self::TunOut => Role::Tunnel,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Outer => "outer",
+            Self::LanIn => "lan_in",
+            Self::LanOut => "lan_out",
+            Self::TunIn => "tun_in",
+            Self::TunOut => "tun_out",
+        }
+    }
+
+    fn program(self, framing: Framing) -> String {
+        let framing = match framing {
+            Framing::Ethernet => "ether",
+            Framing::Bare => "bare",
+        };
+        format!("{}_{framing}", self.name())
+    }
+
+    const fn direction(self) -> TcAttachType {
+        match self {
+            Self::Outer | Self::LanIn | Self::TunIn => TcAttachType::Ingress,
+            Self::LanOut | Self::TunOut => TcAttachType::Egress,
+        }
+    }
+}
+
+/// By which means a program hangs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) enum How {
+    XdpNative,
+    XdpGeneric,
+    Tcx,
+    Clsact,
+}
+
+impl How {
+    const ALL: [Self; 4] = [Self::XdpNative, Self::XdpGeneric, Self::Tcx, Self::Clsact];
+
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::XdpNative => "xdp native",
+            Self::XdpGeneric => "xdp generic",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::XdpNative => "native",
+            Self::XdpGeneric => "generic",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// What a pin in the folder of links says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) struct Pin {
+    pub device: Device,
+    pub hook: Hook,
+    pub how: How,
+}
+
+impl Pin {
+    pub(super) fn path(&self, links: &Path) -> PathBuf {
+        let Device { netns: Netns(netns), index } = self.device;
+        links.join(format!("{netns}-{index}-{}-{}", self.hook.name(), self.how.name()))
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.split('-');
+        let netns = Netns(parts.next()?.parse().ok()?);
+        let index = parts.next()?.parse().ok()?;
+        let hook = parts.next()?;
+        let how = parts.next()?;
+        Some(Self {
+            device: Device { netns, index },
+            hook: Hook::ALL.into_iter().find(|known| known.name() == hook)?,
+            how: How::ALL.into_iter().find(|known| known.name() == how)?,
+        })
+    }
+
+    /// All pins, also of earlier processes.
+    pub(super) fn all(links: &Path) -> Result<Vec<Self>> {
+        let entries = match fs::read_dir(links) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(|| format!("cannot list {}", links.display()))?,
+        };
+        Ok(entries.flatten().filter_map(|entry| Self::parse(&entry.file_name().to_string_lossy())).collect())
+    }
+
+    /// Forgets it. With a link, the program goes as well.
+    pub(super) fn forget(&self, links: &Path) -> Result<bool> {
+        let path = self.path(links);
+        let removed = match self.how {
+            How::Clsact => fs::remove_dir(&path),
+            How::XdpNative | How::XdpGeneric | How::Tcx => fs::remove_file(&path),
+        };
+        match removed {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        }
+    }
+
+    /// Takes the program out, also a filter that would stay by itself.
+    pub(super) fn take_out(&self, links: &Path) -> Result<()> {
+        if self.how == How::Clsact {
+            let namespace = host::find_netns(self.device.netns);
+            // without its namespace or device the filter is gone already
+            if let Some(namespace) = namespace {
+                let Self { device, hook, .. } = *self;
+                host::within(Some(std::os::fd::AsFd::as_fd(&namespace)), move || {
+                    let Ok(name) = host::name_of(device.index) else { return Ok(()) };
+                    remove_filter(&name, hook)
+                })?;
+            }
+        }
+        self.forget(links)?;
+        Ok(())
+    }
+}
+
+/// What attaching needs to know.
+pub(super) struct Place<'a> {
+    pub netns_fd: Option<BorrowedFd<'a>>,
+    pub device: Device,
+    pub name: &'a str,
+    pub framing: Framing,
+}
+
+pub(super) fn attach_xdp(
+    instance: &mut Instance,
+    pins: &Pins,
+    place: &Place<'_>,
+    preference: XdpPreference,
+) -> Result<How> {
+    let program = instance.xdp(&Hook::Outer.program(place.framing))?;
+    let wanted: &[How] = match preference {
+        XdpPreference::Auto => &[How::XdpNative, How::XdpGeneric],
+        XdpPreference::Native => &[How::XdpNative],
+        XdpPreference::Generic => &[How::XdpGeneric],
+    };
+    let pin = |how| Pin { device: place.device, hook: Hook::Outer, how };
+    for how in wanted {
+        if renew(&pin(*how).path(&pins.links), |link| renew_xdp(program, link))? {
+            return Ok(*how);
+        }
+    }
+    // only one of the two can hang at a device: what is there now was not asked for
+    for how in [How::XdpNative, How::XdpGeneric] {
+        pin(how).forget(&pins.links)?;
+    }
+    let mut last = anyhow!("no way to attach was tried");
+    for how in wanted {
+        let mode = if *how == How::XdpNative { XdpMode::Driver } else { XdpMode::Skb };
+        let attached = host::within(place.netns_fd, || new_xdp(program, place.device.index, mode));
+        match attached {
+            Ok(link) => {
+                keep(link, &pin(*how).path(&pins.links))?;
+                return Ok(*how);
+            }
+            Err(error) if errno(&error) == Some(libc::ENODEV) => {
+                return Err(error.context(format!("there is no device {}", place.name)));
+            }
+            Err(error) => {
+                tracing::debug!(device = place.name, how = how.text(), "cannot attach: {error:#}");
+                last = error;
+            }
+        }
+    }
+    Err(last.context(format!("cannot attach XDP to {}", place.name)))
+}
+
+pub(super) fn attach_tc(
+    instance: &mut Instance,
+    pins: &Pins,
+    place: &Place<'_>,
+    hook: Hook,
+    preference: TcPreference,
+) -> Result<How> {
+    let program = instance.classifier(&hook.program(place.framing))?;
+    let pin = |how| Pin { device: place.device, hook, how };
+    let (tcx, clsact) = (pin(How::Tcx), pin(How::Clsact));
+    let how = match preference {
+        TcPreference::Tcx => {
+            attach_tcx(program, pins, place, tcx)?;
+            How::Tcx
+        }
+        TcPreference::Clsact => {
+            attach_clsact(program, pins, place, clsact)?;
+            How::Clsact
+        }
+        TcPreference::Auto => match attach_tcx(program, pins, place, tcx) {
+            Ok(()) => How::Tcx,
+            Err(error) if errno(&error) == Some(libc::ENODEV) => return Err(error),
+            // before Linux 6.6 the kernel does not know the attach type
+            Err(error) => {
+                tracing::debug!(device = place.name, "no tcx, trying clsact: {error:#}");
+                attach_clsact(program, pins, place, clsact)?;
+                How::Clsact
+            }
+        },
+    };
+    // the new one is in place: what an earlier process left by the other means can go
+    let other = if how == How::Tcx { clsact } else { tcx };
+    if other.path(&pins.links).exists() {
+        other.take_out(&pins.links)?;
+    }
+    Ok(how)
+}
+
+fn attach_tcx(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, pin: Pin) -> Result<()> {
+    let path = pin.path(&pins.links);
+    if renew(&path, |link| renew_tcx(program, link))? {
+        return Ok(());
+    }
+    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction());
+    let link = host::within(place.netns_fd, || {
+        host::verify_name(index, name)?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program.attach_with_options(name, direction, options)?;
+        Ok(FdLink::try_from(program.take_link(id)?)?)
+    });
+    keep(link.with_context(|| format!("cannot attach tcx to {name}"))?, &path)
+}
+
+fn attach_clsact(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, pin: Pin) -> Result<()> {
+    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction());
+    // remembered first: a filter that nobody knows of would stay for good
+    host::make(&pin.path(&pins.links))?;
+    host::within(place.netns_fd, || {
+        host::verify_name(index, name)?;
+        match qdisc_add_clsact(name) {
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            added => added.context("cannot add the clsact qdisc")?,
+        }
+        let there = SchedClassifierLink::attached(name, direction, PRIORITY, HANDLE, None)?;
+        let id = match program.attach_to_link(there) {
+            Err(error) if program_errno(&error) == Some(libc::ENOENT) => {
+                let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+                program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))?
+            }
+            replaced => replaced?,
+        };
+        // dropping it would take the filter out
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    })
+    .with_context(|| format!("cannot attach a clsact filter to {name}"))
+}
+
+/// Takes our filter out. The clsact qdisc stays: others may have filters there.
+fn remove_filter(name: &str, hook: Hook) -> Result<()> {
+    let link = SchedClassifierLink::attached(name, hook.direction(), PRIORITY, HANDLE, None)?;
+    match aya::programs::links::Link::detach(link) {
+        Err(error) if matches!(program_errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Ok(())
+        }
+        detached => detached.with_context(|| format!("cannot take our filter from {name}")),
+    }
+}
+
+/// Puts the current program behind a pinned link. `false` if there is none, or its device is gone (then the
+/// pin goes too).
+fn renew(path: &Path, update: impl FnOnce(FdLink) -> Result<(), ProgramError>) -> Result<bool> {
+    let pinned = match PinnedLink::from_pin(path) {
+        Ok(pinned) => pinned,
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot open the link {}", path.display())),
+    };
+    match update(FdLink::from(pinned)) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(program_errno(&error), Some(libc::ENOLINK | libc::ENODEV)) => {
+            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+            Ok(false)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot replace the program of {}", path.display())),
+    }
+}
+
+fn renew_xdp(program: &mut Xdp, link: FdLink) -> Result<(), ProgramError> {
+    let id = program.attach_to_link(XdpLink::try_from(link).map_err(not_ours)?)?;
+    // we close our end; the pin holds the link
+    program.take_link(id).map(drop)
+}
+
+fn renew_tcx(program: &mut SchedClassifier, link: FdLink) -> Result<(), ProgramError> {
+    let id = program.attach_to_link(SchedClassifierLink::try_from(link).map_err(not_ours)?)?;
+    program.take_link(id).map(drop)
+}
+
+fn not_ours(error: LinkError) -> ProgramError {
+    ProgramError::IOError(io::Error::other(error))
+}
+
+fn new_xdp(program: &mut Xdp, ifindex: u32, mode: XdpMode) -> Result<FdLink> {
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    Ok(FdLink::try_from(program.take_link(id)?)?)
+}
+
+fn keep(link: FdLink, path: &Path) -> Result<()> {
+    link.pin(path).with_context(|| format!("cannot pin {}", path.display())).map(drop)
+}
+
+/// The kernel's error number, if it was the kernel that refused.
+fn program_errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::IOError(error) | ProgramError::TcError(TcError::IoError(error)) => error.raw_os_error(),
+        ProgramError::NetlinkError(error)
+        | ProgramError::TcError(TcError::NetlinkError(error))
+        | ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| {
+        let program = cause.downcast_ref::<ProgramError>().and_then(program_errno);
+        program.or_else(|| cause.downcast_ref::<nix::errno::Errno>().map(|errno| *errno as i32))
+    })
+}
+
+/// Refuses to attach in a namespace that is not the one that was named.
+pub(super) fn verify_netns(netns_fd: Option<BorrowedFd<'_>>, netns: Netns) -> Result<()> {
+    let actual = netns_fd.map_or_else(host::own_netns, host::netns_of)?;
+    if actual != netns {
+        bail!("the network namespace given is {}, not {}", actual.0, netns.0);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_read_as_they_are_named() {
+        for hook in Hook::ALL {
+            for how in How::ALL {
+                let pin = Pin { device: Device { netns: Netns(4_026_531_840), index: 12 }, hook, how };
+                let path = pin.path(Path::new("/x"));
+                let name = path.file_name().unwrap().to_str().unwrap();
+                assert_eq!(Pin::parse(name), Some(pin));
+                assert!(!name.contains('.'), "bpffs refuses names with dots");
+            }
+        }
+        assert_eq!(Pin::parse("maps"), None);
+    }
+}

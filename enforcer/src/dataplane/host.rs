@@ -1,0 +1,139 @@
+//! What the host is asked: bpffs, network namespaces, devices, the clock.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use enforcer_ebpf::packet::Framing;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::statfs::statfs;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::session::Netns;
+
+/// `BPF_FS_MAGIC`
+const BPFFS: i64 = 0xcafe_4a11;
+
+/// CLOCK_MONOTONIC in nanoseconds, as the programs read it. 0 if the kernel has no such clock, which it has.
+pub(super) fn monotonic_ns() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+}
+
+/// Makes the folder, 0700, on a bpffs; mounts one on its parent if there is none.
+pub(super) fn prepare(folder: &Path) -> Result<()> {
+    let parent = folder.parent().context("the pin path needs a parent folder")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    if !is_bpffs(if folder.exists() { folder } else { parent })? {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("bpf"), parent, Some("bpf"), flags, Some("mode=0700"))
+            .with_context(|| format!("cannot mount a bpffs on {}", parent.display()))?;
+    }
+    make(folder)?;
+    // an older run, or somebody's hands, may have left it open
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot close {} to others", folder.display()))
+}
+
+/// A folder, 0700; it may be there already.
+pub(super) fn make(folder: &Path) -> Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.with_context(|| format!("cannot make {}", folder.display())),
+    }
+}
+
+fn is_bpffs(folder: &Path) -> Result<bool> {
+    let stat = statfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
+    Ok(stat.filesystem_type().0 as i64 == BPFFS)
+}
+
+/// The namespace of the calling thread.
+pub(super) fn own_netns() -> Result<Netns> {
+    let stat = fs::metadata("/proc/thread-self/ns/net").context("cannot see our own network namespace")?;
+    inode(stat.ino())
+}
+
+pub(super) fn netns_of(fd: BorrowedFd<'_>) -> Result<Netns> {
+    let stat = nix::sys::stat::fstat(fd).context("cannot look at a network namespace")?;
+    inode(stat.st_ino)
+}
+
+fn inode(number: u64) -> Result<Netns> {
+    u32::try_from(number).map(Netns).with_context(|| format!("{number} is no inode of a network namespace"))
+}
+
+/// Runs `work` within the namespace (on a thread of its own, which ends with it), or here if there is none.
+pub(super) fn within<T: Send>(
+    netns: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let Some(netns) = netns else { return work() };
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| Err(anyhow!("the thread within a network namespace has panicked")))
+    })
+}
+
+/// A way into the namespace with that inode number: through `/run/netns` or any process that lives in it.
+pub(super) fn find_netns(wanted: Netns) -> Option<File> {
+    let entries =
+        |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let named = entries("/run/netns");
+    let processes = entries("/proc")
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<i32>().is_ok()))
+        .map(|path| path.join("ns/net"));
+    [PathBuf::from("/proc/thread-self/ns/net")].into_iter().chain(named).chain(processes).find_map(|path| {
+        // the inode alone tells; only the right one is opened
+        if fs::metadata(&path).ok()?.ino() != u64::from(wanted.0) {
+            return None;
+        }
+        let file = File::open(path).ok()?;
+        (netns_of(file.as_fd()).ok()? == wanted).then_some(file)
+    })
+}
+
+/// How frames of a device begin. Also makes sure that the name and the number mean the same device. To be
+/// called within the device's namespace.
+pub(super) fn framing(ifindex: u32, name: &str) -> Result<Framing> {
+    verify_name(ifindex, name)?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .context("cannot open a socket to ask for a device")?;
+    // SAFETY: zeroes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: SIOCGIFHWADDR reads the name and writes the address of an ifreq, which outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    nix::errno::Errno::result(answer).with_context(|| format!("cannot ask for the type of {name}"))?;
+    // SAFETY: the kernel has just written this member.
+    let kind = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+    Ok(match kind {
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Framing::Ethernet,
+        _ => Framing::Bare,
+    })
+}
+
+/// aya attaches tc filters by name; a name may have gone to another device since.
+pub(super) fn verify_name(ifindex: u32, name: &str) -> Result<()> {
+    let now = nix::net::if_::if_nametoindex(name).with_context(|| format!("there is no device {name}"))?;
+    if now != ifindex {
+        bail!("{name} is device {now} by now, not {ifindex}");
+    }
+    Ok(())
+}
+
+/// The name of a device, within its namespace.
+pub(super) fn name_of(ifindex: u32) -> Result<String> {
+    let name =
+        nix::net::if_::if_indextoname(ifindex).with_context(|| format!("there is no device {ifindex}"))?;
+    name.into_string().map_err(|_| anyhow!("device {ifindex} has a name that is not text"))
+}

@@ -1,0 +1,93 @@
+//! The object, loaded once for each network namespace; all instances share the pinned maps.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use enforcer_ebpf::layout::{self, MAPS};
+
+use super::{Capacities, tables};
+use crate::session::Netns;
+
+/// Built by `build/bpf_object.rs`.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.bpf.o"));
+
+/// aya-log's ring buffer. Pinned so that all instances of this process speak into the same one; a new process
+/// starts a new one, since the records of another version could not be read.
+const LOG: &str = "AYA_LOGS";
+
+/// Where the pins are, below one folder on a bpffs.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    pub root: PathBuf,
+    pub maps: PathBuf,
+    pub links: PathBuf,
+    pub log: PathBuf,
+}
+
+impl Pins {
+    pub(super) fn below(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            maps: root.join("maps"),
+            links: root.join("links"),
+            log: root.join("log"),
+        }
+    }
+}
+
+/// One loaded object: its programs are for one namespace.
+pub(super) struct Instance(Ebpf);
+
+impl Instance {
+    /// Opens or makes the maps; the programs themselves go to the verifier when they are first needed.
+    pub(super) fn load(pins: &Pins, capacities: &Capacities, netns: Netns) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global(layout::NETNS, &netns.0, true);
+        for definition in &MAPS {
+            loader.map_max_entries(definition.name, tables::entries(definition, capacities));
+            loader.map_pin_path(definition.name, pins.maps.join(definition.name));
+        }
+        loader.map_pin_path(LOG, pins.log.clone());
+        loader.load(OBJECT).map(Self).context("cannot load the BPF object")
+    }
+
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.0
+    }
+
+    pub(super) fn xdp(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program: &mut Xdp = self.0.program_mut(name).with_context(|| missing(name))?.try_into()?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(name, error))?;
+        }
+        Ok(program)
+    }
+
+    pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        let program: &mut SchedClassifier =
+            self.0.program_mut(name).with_context(|| missing(name))?.try_into()?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(name, error))?;
+        }
+        Ok(program)
+    }
+}
+
+fn missing(name: &str) -> String {
+    format!("the BPF object has no program {name}")
+}
+
+/// The verifier's log can be long; its end says why.
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n");
+            anyhow!("the kernel refuses the program {name}: {io_error}; the end of what it says:\n{end}")
+        }
+        error => anyhow::Error::new(error).context(format!("cannot load the program {name}")),
+    }
+}
