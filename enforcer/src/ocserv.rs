@@ -16,7 +16,7 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/ocserv.rs"));
 }
 
-pub use client::{Capabilities, Client, ClientError, Server, Status};
+pub use client::{Capabilities, Client, ClientError, Server, Status, worker_of};
 pub use feed::{FeedEvent, FeedState, Mode, run};
 pub use frame::{Command, Frame, FrameError, MAX_REPLY, MAX_REQUEST};
 pub use messages::{Cookies, Listing, Odd};

@@ -144,12 +144,15 @@ impl Worker {
     /// Opens exactly this process: the start time is compared after the pidfd is there.
     pub fn open(process: Process) -> Result<Self> {
         let call = |source| match source {
-            source if io::Error::raw_os_error(&source) == Some(libc::ESRCH) => ProcessError::Gone(process.pid),
+            source if io::Error::raw_os_error(&source) == Some(libc::ESRCH) => {
+                ProcessError::Gone(process.pid)
+            }
             source => ProcessError::Call { call: "pidfd_open", pid: process.pid, source },
         };
         // SAFETY: pidfd_open(2) takes two integers and returns a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
-        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(|| call(io::Error::last_os_error()))?;
+        let fd =
+            i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(|| call(io::Error::last_os_error()))?;
         // SAFETY: the descriptor was just returned to us, and nobody else has it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
         if start_time(process.pid)? != process.start {
@@ -194,9 +197,13 @@ impl Worker {
 
     /// Until it has exited.
     pub async fn exited(&self) -> Result<()> {
-        let failed = |source| ProcessError::Call { call: "waiting for the exit", pid: self.process.pid, source };
+        let failed =
+            |source| ProcessError::Call { call: "waiting for the exit", pid: self.process.pid, source };
         // a duplicate: epoll knows one descriptor once, and several may wait
-        let fd = AsyncFd::register_with_interest(self.pidfd.try_clone().map_err(failed)?, Interest::READABLE).map_err(failed)?;
+        let own = self.pidfd.try_clone().map_err(failed)?;
+        // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, which AsyncFd does last.
+        let fd = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
+        let fd = fd.map_err(|error| failed(error.into()))?;
         let _ready = fd.readable().await.map_err(failed)?;
         Ok(())
     }
@@ -280,7 +287,8 @@ mod tests {
             .unwrap();
         let child_of = |pid: i32| -> i32 {
             for _ in 0..200 {
-                let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+                let children =
+                    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
                 if let Some(child) = children.split_whitespace().next() {
                     return child.parse().unwrap();
                 }

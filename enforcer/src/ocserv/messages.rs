@@ -12,8 +12,8 @@ use crate::session::{Cookie, Observed, SafeId};
 /// The safe_id of 32 zero bytes: what every worker shows whose client has not logged in (seen with 1.1.6, 1.3.0
 /// and 1.5.0; `append_user_info` in `src/main-ctl-unix.c`). It names no cookie, and all of them share it.
 const NO_COOKIE: SafeId = SafeId::from_bytes([
-    0xde, 0x8a, 0x84, 0x7b, 0xff, 0x8c, 0x34, 0x3d, 0x69, 0xb8, 0x53, 0xa2, 0x15, 0xe6, 0xee, 0x77, 0x5e, 0xf2,
-    0xef, 0x96,
+    0xde, 0x8a, 0x84, 0x7b, 0xff, 0x8c, 0x34, 0x3d, 0x69, 0xb8, 0x53, 0xa2, 0x15, 0xe6, 0xee, 0x77, 0x5e,
+    0xf2, 0xef, 0x96,
 ]);
 
 /// `PS_AUTH_COMPLETED` in `src/defs.h`: what main shows once the connect-script has let the client in. During the
@@ -39,6 +39,8 @@ pub struct Listing {
     pub in_admission: HashSet<i32>,
     /// Workers whose client has not logged in.
     pub strangers: usize,
+    /// Records that could not be read, or not wholly: a session whose safe_id or address is none is in `sessions`,
+    /// without it, and here.
     pub odd: Vec<Odd>,
 }
 
@@ -67,7 +69,12 @@ impl Cookies {
 
 /// What one worker's record says.
 pub(super) enum Worker {
-    Session { observed: Observed, connected: bool },
+    /// `odd`: it is one, but not all of its record could be read.
+    Session {
+        observed: Observed,
+        connected: bool,
+        odd: Option<Odd>,
+    },
     Stranger,
 }
 
@@ -79,28 +86,31 @@ pub(super) fn worker(info: wire::UserInfo) -> Result<Worker, Odd> {
     let user = text(info.username);
     let odd = |why| Odd { id: info.id, user: user.clone(), why };
     let Some(id) = info.id.filter(|id| *id > 0) else { return Err(odd("a session without an id")) };
-    let safe_id = match info.safe_id {
+    let mut problem = None;
+    let safe_id = match info.safe_id.as_deref().map(SafeId::from_wire) {
+        Some(Ok(NO_COOKIE)) => return Ok(Worker::Stranger),
+        Some(Ok(safe_id)) => Some(safe_id),
+        Some(Err(_)) => {
+            problem = Some(odd("a session whose safe_id is none"));
+            None
+        }
         None => None,
-        Some(wire) => match SafeId::from_wire(&wire) {
-            Ok(NO_COOKIE) => return Ok(Worker::Stranger),
-            Ok(safe_id) => Some(safe_id),
-            Err(_) => return Err(odd("a session whose safe_id is none")),
-        },
     };
-    let Some(user) = user.clone() else { return Err(odd("a session whose user name is none")) };
-    if user.is_empty() && safe_id.is_none() {
+    let Some(name) = user.clone() else { return Err(odd("a session whose user name is none")) };
+    if name.is_empty() && safe_id.is_none() && problem.is_none() {
         return Ok(Worker::Stranger);
     }
     let mut addresses = Vec::new();
-    for address in [info.local_ip, info.local_ip6].into_iter().flatten().filter(|address| !address.is_empty()) {
+    for address in [info.local_ip, info.local_ip6].into_iter().flatten().filter(|address| !address.is_empty())
+    {
         match std::str::from_utf8(&address).ok().and_then(|address| address.parse::<IpAddr>().ok()) {
             Some(address) => addresses.push(address),
-            None => return Err(Odd { id: Some(id), user: Some(user), why: "a session whose tunnel address is none" }),
+            None => problem = Some(odd("a session whose tunnel address is none")),
         }
     }
     let observed = Observed {
         id,
-        user,
+        user: name,
         group: text(info.groupname).unwrap_or_default(),
         vhost: text(info.vhost).unwrap_or_default(),
         device: text(info.tun).filter(|name| !name.is_empty()),
@@ -109,18 +119,19 @@ pub(super) fn worker(info: wire::UserInfo) -> Result<Worker, Odd> {
         safe_id,
         since: u64::from(info.conn_time.unwrap_or(0)),
     };
-    Ok(Worker::Session { observed, connected: info.status == Some(CONNECTED) })
+    Ok(Worker::Session { observed, connected: info.status == Some(CONNECTED), odd: problem })
 }
 
 pub(super) fn listing(body: &[u8]) -> Result<Listing, prost::DecodeError> {
     let mut listing = Listing::default();
     for info in wire::UserList::decode(body)?.user {
         match worker(info) {
-            Ok(Worker::Session { observed, connected }) => {
+            Ok(Worker::Session { observed, connected, odd }) => {
                 if !connected {
                     listing.in_admission.insert(observed.id);
                 }
                 listing.sessions.push(observed);
+                listing.odd.extend(odd);
             }
             Ok(Worker::Stranger) => listing.strangers += 1,
             Err(odd) => listing.odd.push(odd),
@@ -142,7 +153,9 @@ pub(super) fn cookies(body: &[u8]) -> Result<Cookies, prost::DecodeError> {
                 created: u64::from(info.created.unwrap_or(0)),
                 in_use: info.in_use.unwrap_or(false),
             }),
-            (Some(Ok(_)), None) => cookies.odd.push(Odd { id: None, user: None, why: "a cookie whose user name is none" }),
+            (Some(Ok(_)), None) => {
+                cookies.odd.push(Odd { id: None, user: None, why: "a cookie whose user name is none" })
+            }
             (_, user) => cookies.odd.push(Odd { id: None, user, why: "a cookie whose safe_id is none" }),
         }
     }
@@ -152,8 +165,14 @@ pub(super) fn cookies(body: &[u8]) -> Result<Cookies, prost::DecodeError> {
 /// An event of TOP.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Event {
-    Connected { observed: Observed },
-    Disconnected { observed: Observed, reason: u32, reason_text: String },
+    Connected {
+        observed: Observed,
+    },
+    Disconnected {
+        observed: Observed,
+        reason: u32,
+        reason_text: String,
+    },
     /// Somebody who had not logged in, or a record that cannot be read.
     Other,
 }
@@ -205,10 +224,13 @@ pub(super) mod tests {
         let bad_id = wire::UserInfo { safe_id: Some(b"short".to_vec()), ..info(4, b"carol", 3) };
         let no_id = wire::UserInfo { id: None, ..info(0, b"dave", 4) };
         let bad_address = wire::UserInfo { local_ip: Some(b"nonsense".to_vec()), ..info(5, b"eve", 5) };
-        let body = wire::UserList { user: vec![info(1, b"alice", 1), bad_id, no_id, bad_address, info(2, b"b\xffb", 2)] };
+        let body = wire::UserList {
+            user: vec![info(1, b"alice", 1), bad_id, no_id, bad_address, info(2, b"b\xffb", 2)],
+        };
         let listing = listing(&body.encode_to_vec()).unwrap();
         let users: Vec<_> = listing.sessions.iter().map(|session| session.user.as_str()).collect();
-        assert_eq!(users, ["alice", "b\0ffb"]);
+        assert_eq!(users, ["alice", "carol", "eve", "b\0ffb"]);
+        assert_eq!((listing.sessions[1].safe_id, listing.sessions[2].addresses.len()), (None, 0));
         assert_eq!(listing.odd.len(), 3);
         assert_eq!(listing.odd[0].id, Some(4));
     }
@@ -253,7 +275,7 @@ pub(super) mod tests {
             let odd = wire::UserInfo { id, username: user, local_ip: ip, safe_id: safe, ..Default::default() };
             let body = wire::UserList { user: vec![info(1, b"alice", 1), odd] };
             let listing = listing(&body.encode_to_vec()).unwrap();
-            prop_assert_eq!(listing.sessions.len() + listing.odd.len() + listing.strangers, 2);
+            prop_assert!(listing.sessions.len() + listing.odd.len() + listing.strangers >= 2);
             prop_assert_eq!(&listing.sessions[0].user, "alice");
         }
     }

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN};
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN,
+};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
@@ -178,7 +180,8 @@ impl Diag {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(None),
                     libc::NLMSG_ERROR => {
-                        let code = one.get(16..20).map_or([0; 4], |code| [code[0], code[1], code[2], code[3]]);
+                        let code =
+                            one.get(16..20).map_or([0; 4], |code| [code[0], code[1], code[2], code[3]]);
                         return Ok(match i32::from_ne_bytes(code) {
                             0 => None,
                             code => Some(io::Error::from_raw_os_error(-code)),
@@ -302,7 +305,10 @@ mod tests {
     #[test]
     fn a_cookie_reads_as_it_was_written() {
         assert_eq!(cookie_from_wire(cookie_to_wire(0x1122_3344_5566_7788)), 0x1122_3344_5566_7788);
-        assert_eq!(cookie_to_wire(1), if cfg!(target_endian = "little") { [1, 0, 0, 0, 0, 0, 0, 0] } else { [0, 0, 0, 1, 0, 0, 0, 0] });
+        assert_eq!(
+            cookie_to_wire(1),
+            if cfg!(target_endian = "little") { [1, 0, 0, 0, 0, 0, 0, 0] } else { [0, 0, 0, 1, 0, 0, 0, 0] }
+        );
         assert_eq!(cookie_to_wire(NO_COOKIE), [0xff; 8]);
     }
 }

@@ -131,7 +131,9 @@ fn destroy_all(sockets: &[WorkerSocket], ended: &mut Ended) {
 fn destroy_one(socket: &WorkerSocket, ended: &mut Ended) {
     ended.left.retain(|(flow, _)| *flow != socket.flow);
     match super::destroy(socket) {
-        Ok(Outcome::Destroyed) if !ended.destroyed.contains(&socket.flow) => ended.destroyed.push(socket.flow),
+        Ok(Outcome::Destroyed) if !ended.destroyed.contains(&socket.flow) => {
+            ended.destroyed.push(socket.flow)
+        }
         Ok(_) => {}
         Err(error) => {
             ended.unsupported |= matches!(error, DestroyError::Unsupported);
@@ -161,7 +163,9 @@ async fn drain(sockets: &[WorkerSocket], method: Method, deadline: Instant, ende
                 continue;
             }
             if method == Method::Kill || ended.unsupported {
-                ended.left.push((socket.flow, "unsent data stays with the kernel until the peer takes it".into()));
+                ended
+                    .left
+                    .push((socket.flow, "unsent data stays with the kernel until the peer takes it".into()));
             } else {
                 destroy_one(socket, ended);
             }

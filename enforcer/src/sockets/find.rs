@@ -45,7 +45,10 @@ pub fn connected_sockets(worker: &Worker) -> Result<Vec<WorkerSocket>, FindError
             Err(source) => return Err(FindError::Io { pid, what: "duplicating a descriptor", source }),
         };
         let read = connected(&socket, &mut namespaces);
-        let Some(one) = read.map_err(|source| FindError::Io { pid, what: "reading a socket", source })? else { continue };
+        let Some(one) = read.map_err(|source| FindError::Io { pid, what: "reading a socket", source })?
+        else {
+            continue;
+        };
         // a socket may be there under several descriptors
         if found.iter().all(|other| other.cookie != one.cookie) {
             found.push(one);
@@ -60,7 +63,8 @@ fn socket_descriptors(pid: i32) -> io::Result<Vec<(i32, u32)>> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
         let Ok(link) = fs::read_link(entry.path()) else { continue };
-        let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        let inode =
+            link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
         let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
         all.extend(fd.zip(inode));
     }
@@ -91,8 +95,12 @@ fn option<T: Copy + Default>(socket: &OwnedFd, name: libc::c_int) -> io::Result<
 
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     match storage.family()? {
-        nix::sys::socket::AddressFamily::Inet => storage.as_sockaddr_in().map(|end| SocketAddrV4::from(*end).into()),
-        nix::sys::socket::AddressFamily::Inet6 => storage.as_sockaddr_in6().map(|end| SocketAddrV6::from(*end).into()),
+        nix::sys::socket::AddressFamily::Inet => {
+            storage.as_sockaddr_in().map(|end| SocketAddrV4::from(*end).into())
+        }
+        nix::sys::socket::AddressFamily::Inet6 => {
+            storage.as_sockaddr_in6().map(|end| SocketAddrV6::from(*end).into())
+        }
         _ => None,
     }
 }
@@ -140,7 +148,8 @@ fn namespace_of(
     if let Some((netns, fd)) = namespaces.get(&inode) {
         return Ok((*netns, Arc::clone(fd)));
     }
-    let number = u32::try_from(inode).map_err(|_| io::Error::other("a network namespace with a long inode number"))?;
+    let number =
+        u32::try_from(inode).map_err(|_| io::Error::other("a network namespace with a long inode number"))?;
     let found = (Netns(number), Arc::new(OwnedFd::from(file)));
     namespaces.insert(inode, found.clone());
     Ok(found)
@@ -191,10 +200,13 @@ pub(super) mod tests {
         let found = connected_sockets(&worker).unwrap();
         let flow = |protocol, peer: SocketAddr, local: SocketAddr| Flow::new(protocol, peer, local).unwrap();
         let get = |flow| found.iter().find(|socket| socket.flow == flow);
-        let one = get(flow(Protocol::Tcp, server.peer_addr().unwrap(), server.local_addr().unwrap())).unwrap();
+        let one =
+            get(flow(Protocol::Tcp, server.peer_addr().unwrap(), server.local_addr().unwrap())).unwrap();
         assert_eq!(one.family, Family::V4);
         assert_eq!(one.netns, process::own_netns().unwrap().0);
-        assert!(get(flow(Protocol::Tcp, client.peer_addr().unwrap(), client.local_addr().unwrap())).is_some());
+        assert!(
+            get(flow(Protocol::Tcp, client.peer_addr().unwrap(), client.local_addr().unwrap())).is_some()
+        );
         let six_flow = flow(Protocol::Tcp, mapped.local_addr().unwrap(), mapped.peer_addr().unwrap());
         assert_eq!(get(six_flow).unwrap().family, Family::V6, "{over_six:?}");
         assert!(get(flow(Protocol::Udp, tied.peer_addr().unwrap(), tied.local_addr().unwrap())).is_some());
