@@ -95,6 +95,8 @@ pub async fn end_worker(worker: &Worker, settings: EndSettings) -> Ended {
         }
     }
     if worker.has_exited() {
+        // a kill leaves at least the end of the stream to be acknowledged
+        let deadline = if ended.killed { deadline.max(Instant::now() + settings.kill_after) } else { deadline };
         drain(&sockets, settings.method, deadline, &mut ended).await;
     }
     ended
@@ -171,5 +173,212 @@ async fn drain(sockets: &[WorkerSocket], method: Method, deadline: Instant, ende
             }
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::process::{Child, Command, Stdio};
+
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    };
+
+    use crate::process::identify;
+    use crate::sockets::{destroy, destroy_flow};
+
+    /// A process that holds sockets and does not care what becomes of them: as a hung worker does.
+    struct Holder(Child);
+
+    impl Holder {
+        fn new(tcp: OwnedFd, udp: Option<OwnedFd>, seconds: &str) -> Self {
+            let second = udp.map_or(Stdio::null(), Stdio::from);
+            Self(Command::new("sleep").arg(seconds).stdin(tcp).stdout(second).spawn().unwrap())
+        }
+
+        fn worker(&self) -> Worker {
+            Worker::open(identify(self.0.id() as i32).unwrap()).unwrap()
+        }
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn settings(head_start: u64, method: Method) -> EndSettings {
+        let kill_after = Duration::from_millis(100);
+        EndSettings { head_start: Duration::from_millis(head_start), method, kill_after }
+    }
+
+    fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        (client, server)
+    }
+
+    fn lives(client: &mut TcpStream, server: &mut TcpStream) -> bool {
+        let mut byte = [0];
+        server.write_all(b"x").is_ok() && client.read_exact(&mut byte).is_ok()
+    }
+
+    /// A UDP socket at the server's port, as ocserv shares it between its listener and its workers.
+    fn shared_udp(port: u16) -> UdpSocket {
+        let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+        let udp = UdpSocket::from(fd);
+        udp.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        udp
+    }
+
+    fn client_of(port: u16) -> UdpSocket {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.connect(("127.0.0.1", port)).unwrap();
+        udp
+    }
+
+    /// R3: of two connections of one peer only the named one dies. R1: also when the worker hangs.
+    #[tokio::test]
+    async fn a_hung_worker_loses_its_sockets_and_its_life_and_its_twin_neither() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut client, server) = pair(&listener);
+        let (mut twin, mut twin_server) = pair(&listener);
+        let udp_listener = shared_udp(0);
+        let port = udp_listener.local_addr().unwrap().port();
+        let theirs = client_of(port);
+        let tied = shared_udp(port);
+        tied.connect(theirs.local_addr().unwrap()).unwrap();
+        let holder = Holder::new(server.into(), Some(tied.into()), "60");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(holder.0.id() as i32), nix::sys::signal::SIGSTOP)
+            .unwrap();
+        let worker = holder.worker();
+        assert_eq!(connected_sockets(&worker).unwrap().len(), 2);
+
+        let ended = end_worker(&worker, settings(20, Method::Auto)).await;
+        assert_eq!(ended.destroyed.len(), 2, "{ended:?}");
+        assert!(
+            ended.killed && !ended.exited_by_itself && !ended.unsupported && ended.is_clean(),
+            "{ended:?}"
+        );
+        assert!(worker.has_exited());
+        assert!(client.read(&mut [0]).is_err(), "it was reset");
+        assert!(lives(&mut twin, &mut twin_server));
+        // what it would have stolen goes to the listener
+        let stranger = client_of(port);
+        stranger.send(b"hello").unwrap();
+        let mut got = [0; 8];
+        assert_eq!(udp_listener.recv(&mut got).unwrap(), 5);
+    }
+
+    /// The trap that `end_worker` is about: it must not be enough to destroy a UDP socket.
+    #[tokio::test]
+    async fn a_destroyed_udp_socket_of_a_living_process_takes_other_clients_datagrams() {
+        let udp_listener = shared_udp(0);
+        let port = udp_listener.local_addr().unwrap().port();
+        let theirs = client_of(port);
+        let tied = shared_udp(port);
+        tied.connect(theirs.local_addr().unwrap()).unwrap();
+        let keep = tied.try_clone().unwrap();
+        let holder = Holder::new(tied.into(), None, "60");
+        let found = connected_sockets(&holder.worker()).unwrap();
+        assert_eq!(destroy(&found[0]).unwrap(), Outcome::Destroyed);
+        assert!(
+            connected_sockets(&holder.worker()).unwrap().is_empty(),
+            "it is unconnected, and never named again"
+        );
+        let stranger = client_of(port);
+        stranger.send(b"hello").unwrap();
+        let mut got = [0; 8];
+        // the first read of the destroyed socket tells of its end
+        assert!(keep.recv(&mut got).is_err());
+        assert_eq!(keep.recv(&mut got).ok(), Some(5), "if this fails, the kernel has lost the trap: good");
+        assert!(udp_listener.recv(&mut got).is_err());
+    }
+
+    #[tokio::test]
+    async fn another_cookie_is_another_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut client, mut server) = pair(&listener);
+        let holder = Holder::new(server.try_clone().unwrap().into(), None, "60");
+        let mut socket = connected_sockets(&holder.worker()).unwrap().remove(0);
+        socket.cookie += 1;
+        assert_eq!(destroy(&socket).unwrap(), Outcome::AlreadyGone);
+        assert!(lives(&mut client, &mut server));
+        socket.cookie -= 1;
+        assert_eq!(destroy(&socket).unwrap(), Outcome::Destroyed);
+        assert_eq!(destroy(&socket).unwrap(), Outcome::AlreadyGone);
+    }
+
+    #[tokio::test]
+    async fn who_exits_in_time_is_not_killed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_client, server) = pair(&listener);
+        let holder = Holder::new(server.into(), None, "0.05");
+        let ended = end_worker(&holder.worker(), settings(5000, Method::Auto)).await;
+        assert!(
+            ended.exited_by_itself && !ended.killed && ended.destroyed.is_empty() && ended.is_clean(),
+            "{ended:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_sock_destroy_the_worker_is_killed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut client, server) = pair(&listener);
+        let holder = Holder::new(server.into(), None, "60");
+        let ended = end_worker(&holder.worker(), settings(0, Method::Kill)).await;
+        assert!(
+            ended.killed && ended.unsupported && ended.destroyed.is_empty() && ended.is_clean(),
+            "{ended:?}"
+        );
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    }
+
+    /// R1: the kernel goes on sending what a worker wrote before it exited.
+    #[tokio::test]
+    async fn unsent_data_does_not_outlive_its_worker() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (client, server) = pair(&listener);
+        server.set_nonblocking(true).unwrap();
+        while (&server).write(&[0; 65536]).is_ok() {}
+        let holder = Holder::new(server.into(), None, "0.05");
+        let worker = holder.worker();
+        let named = connected_sockets(&worker).unwrap().remove(0);
+        let ended = end_worker(&worker, settings(300, Method::Auto)).await;
+        assert!(ended.exited_by_itself && ended.is_clean(), "{ended:?}");
+        assert_eq!(ended.destroyed, [named.flow]);
+        assert_eq!(destroy(&named).unwrap(), Outcome::AlreadyGone);
+        drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_flow_is_destroyed_by_its_name_and_a_listener_never() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let flow =
+            Flow::new(Protocol::Tcp, client.local_addr().unwrap(), client.peer_addr().unwrap()).unwrap();
+        let other = Flow::new(Protocol::Tcp, "127.0.0.1:1".parse().unwrap(), flow.local()).unwrap();
+        assert_eq!(destroy_flow(None, &other).unwrap(), Outcome::AlreadyGone);
+        assert_eq!(destroy_flow(None, &flow).unwrap(), Outcome::Destroyed);
+        assert!(client.read(&mut [0]).is_err());
+        drop(server);
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_ok(), "the listener lives");
+
+        let loose = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let from = client_of(loose.local_addr().unwrap().port());
+        let flow = Flow::new(Protocol::Udp, from.local_addr().unwrap(), loose.local_addr().unwrap()).unwrap();
+        assert_eq!(destroy_flow(None, &flow).unwrap(), Outcome::AlreadyGone);
+        from.send(b"x").unwrap();
+        assert_eq!(loose.recv(&mut [0; 4]).unwrap(), 1);
     }
 }
