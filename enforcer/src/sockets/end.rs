@@ -96,7 +96,8 @@ pub async fn end_worker(worker: &Worker, settings: EndSettings) -> Ended {
     }
     if worker.has_exited() {
         // a kill leaves at least the end of the stream to be acknowledged
-        let deadline = if ended.killed { deadline.max(Instant::now() + settings.kill_after) } else { deadline };
+        let deadline =
+            if ended.killed { deadline.max(Instant::now() + settings.kill_after) } else { deadline };
         drain(&sockets, settings.method, deadline, &mut ended).await;
     }
     ended
