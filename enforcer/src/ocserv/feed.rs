@@ -31,6 +31,8 @@ const LATER: Duration = Duration::from_secs(10);
 /// A look may take a fiftieth of ocserv's time at most.
 const SHARE: u32 = 50;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// So many times may a connection end at once before that is called an ocserv that does not answer.
+const SHORT: u32 = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -109,7 +111,9 @@ pub async fn run(client: Client, mode: Mode, poll_every: Duration, events: mpsc:
 async fn follow(client: &Client, mode: Mode, poll_every: Duration, mut out: Out) -> Result<(), Unwanted> {
     let mut up: Option<Process> = None;
     let mut backoff = BACKOFF.0;
-    let mut told_down = None;
+    let mut told_down = false;
+    // connections that ended as soon as they were there
+    let mut short = 0;
     loop {
         let why = match client.server().await {
             Err(error) => error.to_string(),
@@ -136,9 +140,14 @@ async fn follow(client: &Client, mode: Mode, poll_every: Duration, mut out: Out)
                     };
                     if begun.elapsed() > BACKOFF.1 {
                         backoff = BACKOFF.0;
+                        short = 0;
                     }
+                    short += 1;
+                    tracing::warn!("the feed of ocserv ended: {end}");
                     // the same process may have closed the connection only: then this is no end of it
-                    if process::is_alive(server.main) && !matches!(end, ClientError::TimedOut { .. }) {
+                    let closed_only =
+                        process::is_alive(server.main) && !matches!(end, ClientError::TimedOut { .. });
+                    if closed_only && short <= SHORT {
                         sleep(backoff).await;
                         backoff = (backoff * 2).min(BACKOFF.1);
                         continue;
@@ -147,9 +156,9 @@ async fn follow(client: &Client, mode: Mode, poll_every: Duration, mut out: Out)
                 }
             },
         };
-        if up.take().is_some() || told_down.is_none() {
-            out.down(why.clone()).await?;
-            told_down = Some(why);
+        if up.take().is_some() || !told_down {
+            out.down(why).await?;
+            told_down = true;
         }
         if out.events.is_closed() {
             return Err(Unwanted);
@@ -523,5 +532,126 @@ mod tests {
         buffer.push(Item::Event(Event::Other));
         assert!(!buffer.overflowed);
         assert_eq!(buffer.items.len(), 2);
+    }
+
+    use super::super::messages::tests::info;
+    use super::super::wire;
+    use prost::Message as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{UnixListener, UnixStream};
+
+    fn frame(command: u8, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![command];
+        frame.extend_from_slice(&(body.len() as u32).to_ne_bytes());
+        frame.extend_from_slice(body);
+        frame
+    }
+
+    fn told(connected: u32, id: i32) -> Vec<u8> {
+        let user = Some(wire::UserList { user: vec![info(id, b"alice", id as u8)] });
+        let update = wire::TopUpdate { connected: Some(connected), user, ..Default::default() };
+        frame(TOP_EVENT, &update.encode_to_vec())
+    }
+
+    /// Plays ocserv's main process, which is this test's: STATUS names it, TERMINATE is unknown to it, and TOP is
+    /// what `top` makes of it.
+    fn server<F, T>(listener: UnixListener, top: F) -> JoinHandle<()>
+    where
+        F: Fn(UnixStream, usize) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(async move {
+            let mut tops = 0;
+            loop {
+                let Ok((mut stream, _)) = listener.accept().await else { return };
+                let mut header = [0; 5];
+                if stream.read_exact(&mut header).await.is_err() {
+                    continue;
+                }
+                match header[0] {
+                    1 => {
+                        let me =
+                            wire::StatusReply { main_pid: Some(std::process::id()), ..Default::default() };
+                        let _ = stream.write_all(&frame(101, &me.encode_to_vec())).await;
+                    }
+                    11 => {
+                        tops += 1;
+                        tokio::spawn(top(stream, tops));
+                    }
+                    _ => {}
+                }
+            }
+        })
+    }
+
+    fn start(folder: &tempfile::TempDir) -> (UnixListener, Client) {
+        let path = folder.path().join("occtl");
+        (UnixListener::bind(&path).unwrap(), Client::new(path, Duration::from_secs(2)))
+    }
+
+    async fn until(events: &mut mpsc::Receiver<FeedEvent>, what: &str, wanted: impl Fn(&FeedEvent) -> bool) {
+        let look = async { while !wanted(&events.recv().await.unwrap()) {} };
+        timeout(Duration::from_secs(10), look).await.unwrap_or_else(|_| panic!("no {what}"));
+    }
+
+    /// R7, and the trap that stops ocserv: TOP is read whatever the consumer does, and nothing is lost by it.
+    #[tokio::test]
+    async fn a_consumer_that_sleeps_does_not_stop_ocserv() {
+        const EVENTS: usize = 20_000;
+        static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, client) = start(&folder);
+        let server = server(listener, |mut stream, _| async move {
+            stream.write_all(&frame(104, &[])).await.unwrap();
+            for _ in 0..EVENTS {
+                stream.write_all(&told(1, 7)).await.unwrap();
+                WRITTEN.fetch_add(1, Ordering::Relaxed);
+            }
+            // every further look is answered with what is true now
+            let mut header = [0; 5];
+            while stream.read_exact(&mut header).await.is_ok() {
+                let now = wire::UserList { user: vec![info(8, b"bob", 8)] };
+                stream.write_all(&frame(104, &now.encode_to_vec())).await.unwrap();
+            }
+        });
+        let (send, mut events) = mpsc::channel(1);
+        let feed = tokio::spawn(run(client, Mode::Feed, SOON, send));
+        let all = async {
+            while WRITTEN.load(Ordering::Relaxed) < EVENTS {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), all).await.expect("the socket is drained while nobody consumes");
+        let truth =
+            |event: &FeedEvent| matches!(event, FeedEvent::List(list) if list.len() == 1 && list[0].id == 8);
+        until(&mut events, "list after the overflow", truth).await;
+        drop(events);
+        timeout(Duration::from_secs(5), feed).await.expect("it ends with its consumer").unwrap();
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_made_anew_and_one_that_always_breaks_is_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, client) = start(&folder);
+        let server = server(listener, |mut stream, number| async move {
+            if number == 2 {
+                stream.write_all(&frame(104, &[])).await.unwrap();
+                stream.write_all(&told(1, 7)).await.unwrap();
+                sleep(SOON + SOON / 2).await;
+            }
+            let _ = stream.write_all(b"\x6d\x02\0\0\0\xff\xff").await;
+        });
+        let (send, mut events) = mpsc::channel(100);
+        let feed = tokio::spawn(run(client, Mode::Feed, SOON, send));
+        until(&mut events, "up", |event| matches!(event, FeedEvent::Up { .. })).await;
+        // the first connection breaks at once: not a word of it
+        let next = timeout(Duration::from_secs(5), events.recv()).await.unwrap();
+        assert_eq!(next, Some(FeedEvent::List(Vec::new())));
+        until(&mut events, "event", |event| matches!(event, FeedEvent::Connected(_))).await;
+        until(&mut events, "down", |event| matches!(event, FeedEvent::Down { .. })).await;
+        feed.abort();
+        server.abort();
     }
 }

@@ -67,28 +67,26 @@ impl Cookies {
     }
 }
 
-/// What one worker's record says.
-pub(super) enum Worker {
-    /// `odd`: it is one, but not all of its record could be read.
-    Session {
-        observed: Observed,
-        connected: bool,
-        odd: Option<Odd>,
-    },
-    Stranger,
+/// A worker whose client has presented a cookie.
+pub(super) struct Session {
+    pub observed: Observed,
+    pub connected: bool,
+    /// Not all of its record could be read.
+    pub odd: Option<Odd>,
 }
 
 fn text(bytes: Option<Vec<u8>>) -> Option<String> {
     name::from_wire(&bytes.unwrap_or_default())
 }
 
-pub(super) fn worker(info: wire::UserInfo) -> Result<Worker, Odd> {
+/// None: a worker whose client has not logged in.
+pub(super) fn session(info: wire::UserInfo) -> Result<Option<Session>, Odd> {
     let user = text(info.username);
     let odd = |why| Odd { id: info.id, user: user.clone(), why };
     let Some(id) = info.id.filter(|id| *id > 0) else { return Err(odd("a session without an id")) };
     let mut problem = None;
     let safe_id = match info.safe_id.as_deref().map(SafeId::from_wire) {
-        Some(Ok(NO_COOKIE)) => return Ok(Worker::Stranger),
+        Some(Ok(NO_COOKIE)) => return Ok(None),
         Some(Ok(safe_id)) => Some(safe_id),
         Some(Err(_)) => {
             problem = Some(odd("a session whose safe_id is none"));
@@ -98,7 +96,7 @@ pub(super) fn worker(info: wire::UserInfo) -> Result<Worker, Odd> {
     };
     let Some(name) = user.clone() else { return Err(odd("a session whose user name is none")) };
     if name.is_empty() && safe_id.is_none() && problem.is_none() {
-        return Ok(Worker::Stranger);
+        return Ok(None);
     }
     let mut addresses = Vec::new();
     for address in [info.local_ip, info.local_ip6].into_iter().flatten().filter(|address| !address.is_empty())
@@ -119,21 +117,21 @@ pub(super) fn worker(info: wire::UserInfo) -> Result<Worker, Odd> {
         safe_id,
         since: u64::from(info.conn_time.unwrap_or(0)),
     };
-    Ok(Worker::Session { observed, connected: info.status == Some(CONNECTED), odd: problem })
+    Ok(Some(Session { observed, connected: info.status == Some(CONNECTED), odd: problem }))
 }
 
 pub(super) fn listing(body: &[u8]) -> Result<Listing, prost::DecodeError> {
     let mut listing = Listing::default();
     for info in wire::UserList::decode(body)?.user {
-        match worker(info) {
-            Ok(Worker::Session { observed, connected, odd }) => {
+        match session(info) {
+            Ok(Some(Session { observed, connected, odd })) => {
                 if !connected {
                     listing.in_admission.insert(observed.id);
                 }
                 listing.sessions.push(observed);
                 listing.odd.extend(odd);
             }
-            Ok(Worker::Stranger) => listing.strangers += 1,
+            Ok(None) => listing.strangers += 1,
             Err(odd) => listing.odd.push(odd),
         }
     }
@@ -185,9 +183,9 @@ pub(super) fn events(body: &[u8]) -> Result<Vec<Event>, prost::DecodeError> {
     let users = update.user.unwrap_or_default().user;
     Ok(users
         .into_iter()
-        .map(|info| match worker(info) {
-            Ok(Worker::Session { observed, .. }) if connected => Event::Connected { observed },
-            Ok(Worker::Session { observed, .. }) => {
+        .map(|info| match session(info) {
+            Ok(Some(Session { observed, .. })) if connected => Event::Connected { observed },
+            Ok(Some(Session { observed, .. })) => {
                 Event::Disconnected { observed, reason, reason_text: reason_text.clone() }
             }
             _ => Event::Other,

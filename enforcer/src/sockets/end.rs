@@ -382,4 +382,29 @@ mod tests {
         from.send(b"x").unwrap();
         assert_eq!(loose.recv(&mut [0; 4]).unwrap(), 1);
     }
+
+    /// With `listen-netns` ocserv's sockets are of another network namespace than its processes.
+    #[tokio::test]
+    async fn a_socket_is_destroyed_in_its_own_namespace() {
+        let (listener, mut client, server) = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (client, server) = pair(&listener);
+            (listener, client, server)
+        })
+        .join()
+        .unwrap();
+        let holder = Holder::new(server.into(), None, "60");
+        let worker = holder.worker();
+        let found = connected_sockets(&worker).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_ne!(found[0].netns, crate::process::netns_of(worker.process().pid).unwrap().0);
+        assert_eq!(destroy_flow(None, &found[0].flow).unwrap(), Outcome::AlreadyGone, "it is not in ours");
+        let ended = end_worker(&worker, settings(0, Method::Auto)).await;
+        assert_eq!(ended.destroyed, [found[0].flow]);
+        assert!(ended.is_clean(), "{ended:?}");
+        assert!(client.read(&mut [0]).is_err());
+        drop(listener);
+    }
 }
