@@ -114,6 +114,8 @@ pub struct Server {
     pub name: String,
     /// ocserv's `occtl-socket-file`.
     pub control_socket: PathBuf,
+    /// Its ocserv.conf, where it cannot be found by itself: to see whether the gate is named there.
+    pub config: Option<PathBuf>,
     /// Whether to listen to ocserv's TOP feed. It has room for one listener: `false` leaves it to `occtl top`.
     pub feed: bool,
     /// What the gate runs after it lets a client in; its refusal counts.
@@ -132,6 +134,7 @@ impl Default for Server {
         Self {
             name: "default".into(),
             control_socket: PathBuf::from("/var/run/occtl.socket"),
+            config: None,
             feed: true,
             next_script: None,
             next_disconnect_script: None,

@@ -202,7 +202,12 @@ impl Daemon {
             tokio::spawn(feed(name.clone(), server.client.clone(), server.settings.feed, self.inputs.clone()));
         }
         interfaces::watch(self.inputs.clone());
-        let mut kernel_log = tokio::io::unix::AsyncFd::with_interest(self.dataplane.logger()?, tokio::io::Interest::READABLE)?;
+        let logger = self.dataplane.logger()?;
+        // SAFETY: the logger owns its ring buffer's descriptor, and neither closes nor replaces it before it is
+        // dropped, which is after its registration.
+        let mut kernel_log = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)?
+        };
         let (calls, mut called) = mpsc::channel(QUEUE);
         tokio::spawn(control::serve_control(control, calls.clone()));
         tokio::spawn(control::serve_gate(gate, calls));
@@ -267,10 +272,11 @@ impl Daemon {
     fn feed(&mut self, name: &ServerName, event: FeedEvent) {
         match event {
             FeedEvent::Up { main, capabilities, netns } => {
-                let scripts = ocserv::scripts(main, None);
+                let scripts = ocserv::scripts(main, self.servers.get(name).and_then(|server| server.settings.config.as_deref()));
                 let configured = match &scripts {
-                    Ok(scripts) => Ok(!scripts.connect.is_empty()
-                        && scripts.connect.iter().all(|(_, script)| ocserv::names_gate(main, script))),
+                    Ok(scripts) => {
+                        Ok(scripts.connect.as_ref().is_some_and(|script| ocserv::names_gate(main, script)))
+                    }
                     Err(error) => Err(error.to_string()),
                 };
                 if let Some(server) = self.servers.get_mut(name) {

@@ -10,6 +10,7 @@
 mod alone;
 
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +40,11 @@ struct Login {
 impl Login {
     fn from_environment() -> Result<Self, String> {
         let word = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
+        // as ocserv's socket spells them: any bytes
+        let name = |name: &str| {
+            let value = std::env::var_os(name).unwrap_or_default();
+            crate::ocserv::name_from_bytes(value.as_bytes()).unwrap_or_default()
+        };
         let id = word("ID");
         let id = id.parse().map_err(|_| {
             format!("ID={id:?}: this is ocserv's connect-script, and ocserv sets ID, REASON, USERNAME and DEVICE for it")
@@ -47,9 +53,9 @@ impl Login {
         let addresses = ["IP_REMOTE", "IPV6_REMOTE"].iter().filter_map(|name| word(name).parse().ok()).collect();
         Ok(Self {
             id,
-            user: word("USERNAME"),
+            user: name("USERNAME"),
             vhost: word("VHOST"),
-            group: word("GROUPNAME"),
+            group: name("GROUPNAME"),
             device: word("DEVICE"),
             addresses,
             client: word("IP_REAL"),

@@ -20,7 +20,7 @@ struct Line {
 }
 
 /// Reads the lines one by one; an empty line and one that starts with `#` say nothing. The error names the line.
-pub fn orders(file: &Path, change: &Change) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>>> {
+pub fn orders(file: &Path, change: &Change) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>> + use<>> {
     let reader: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(std::io::stdin())
     } else {

@@ -99,7 +99,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             let file = from.from.ok_or_else(|| {
                 Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls HEX, or --from FILE")
             })?;
-            bulk(&mut client, json, &file, &from.change).await
+            bulk(&mut client, json, file, from.change).await
         }
         Command::Lift { number, change } => {
             let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
@@ -168,8 +168,8 @@ async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequ
     Ok(if receipt.complete { Code::Done } else { Code::Partial })
 }
 
-async fn bulk(client: &mut ControlClient, json: bool, file: &std::path::Path, change: &Change) -> anyhow::Result<Code> {
-    let lines = super::bulk::orders(file, change)?;
+async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, change: Change) -> anyhow::Result<Code> {
+    let lines = super::bulk::orders(&file, &change)?;
     let (send, receive) = tokio::sync::mpsc::channel(256);
     // reading a file or a terminal blocks, and must not hold the stream up
     let reader = tokio::task::spawn_blocking(move || {

@@ -52,8 +52,9 @@ impl Daemon {
                 let gate = GateFacts { server: server.as_ref().map_or(0, server_number), moment };
                 self.insert(entry, number, stands, gate);
             }
-            Effect::Remove { entry } => {
-                self.remember_hits(&entry);
+            Effect::CountRefusal { entry } => self.dataplane.count_gate_hit(&entry),
+            Effect::Remove { entry, number } => {
+                self.remember_hits(&entry, number);
                 if let Err(error) = self.dataplane.remove(&entry) {
                     self.warn(format!("an entry could not be taken out of the kernel: {error:#}"));
                 }
@@ -111,8 +112,8 @@ impl Daemon {
     }
 
     /// An entry's hits go with it: they are added to its revocation's.
-    fn remember_hits(&mut self, entry: &Entry) {
-        if let Some((number, hits)) = self.dataplane.hits_of(entry).filter(|(_, hits)| *hits > 0) {
+    fn remember_hits(&mut self, entry: &Entry, number: Number) {
+        if let Some(hits) = self.dataplane.hits(entry).filter(|hits| *hits > 0) {
             if self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number) {
                 *self.past_hits.entry(number).or_default() += hits;
             }

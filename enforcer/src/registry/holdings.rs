@@ -223,9 +223,9 @@ impl Holdings {
             (None, None) => {
                 self.entries.remove(entry);
             }
-            (None, Some(_)) => {
+            (None, Some((number, _))) => {
                 self.entries.remove(entry);
-                out.push(Effect::Remove { entry: entry.clone() });
+                out.push(Effect::Remove { entry: entry.clone(), number });
             }
             (Some((number, stands)), in_kernel) => {
                 // whose number it carries matters only to `show`: not worth a write of its own

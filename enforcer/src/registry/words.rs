@@ -156,7 +156,10 @@ pub enum Verdict {
 pub enum Effect {
     /// Into the kernel's maps. `moment`: unix seconds, for a cutoff the last second that it covers.
     Insert { entry: Entry, number: Number, stands: Stands, server: Option<ServerName>, moment: u64 },
-    Remove { entry: Entry },
+    /// `number`: whose it was in the kernel.
+    Remove { entry: Entry, number: Number },
+    /// A login was refused by this entry.
+    CountRefusal { entry: Entry },
     /// Attach to the session's tunnel device, before anything is answered.
     Attach { device: Device, name: String },
     /// Tell when this worker is gone.
