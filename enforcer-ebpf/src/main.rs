@@ -2,7 +2,9 @@
 //! only the hooks, the tables as the kernel has them, and what is counted and said.
 //!
 //! Built for `bpfel-unknown-none` by `enforcer/build.rs`. On any other target this is an empty program.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), allow(internal_features))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// the compiler for the BPF target is a nightly, or is told to be one
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics), allow(internal_features))]
 
 #[cfg(target_arch = "bpf")]
 mod kernel;

@@ -16,6 +16,7 @@ mod hooks;
 mod host;
 mod keys;
 mod programs;
+mod sys;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap};
@@ -471,6 +472,11 @@ impl Dataplane {
             .chain([&pins.links, &pins.maps, &pins.root].map(|folder| remove_folder_if_there(folder)));
         report.left.extend(removed.filter_map(Result::err).map(|error| format!("{error:#}")));
         Ok(report)
+    }
+
+    /// The embedded BPF object (ELF), for tools that look at it or run it on their own.
+    pub fn object() -> &'static [u8] {
+        programs::OBJECT
     }
 
     /// CLOCK_MONOTONIC in nanoseconds: the clock of [`Stands::Until`] and [`StoredEntry::last_ns`].

@@ -36,16 +36,12 @@ static QUIET: Array<u64, REASONS> = Array::new();
 static HEARTBEAT: Array<u64, 1> = Array::new();
 
 // No program reads these; they are here so that one object defines all maps.
-#[used]
 #[btf_map(name = "safe_ids")]
 static SAFE_IDS: HashMap<SafeIdKey, SafeIdValue, 1, FLAGS> = HashMap::new();
-#[used]
 #[btf_map(name = "cutoffs")]
 static CUTOFFS: HashMap<CutoffKey, CutoffValue, 1, FLAGS> = HashMap::new();
-#[used]
 #[btf_map(name = "gate_hits")]
 static GATE_HITS: HashMap<GateHitKey, u64, 1, FLAGS> = HashMap::new();
-#[used]
 #[btf_map(name = "meta")]
 static META: Array<Meta, 1> = Array::new();
 

@@ -19,7 +19,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp}
 use enforcer_ebpf::packet::Framing;
 
 use super::programs::{Instance, Pins};
-use super::{Role, TcPreference, XdpPreference, host};
+use super::{Role, TcPreference, XdpPreference, host, sys};
 use crate::session::{Device, Netns};
 
 /// Of our clsact filters: fixed, so that the next process finds and replaces them.
@@ -148,12 +148,16 @@ impl Pin {
         Ok(entries.flatten().filter_map(|entry| Self::parse(&entry.file_name().to_string_lossy())).collect())
     }
 
-    /// Forgets it. With a link, the program goes as well.
+    /// Forgets it. With a link, the program goes as well, before this returns.
     pub(super) fn forget(&self, links: &Path) -> Result<bool> {
         let path = self.path(links);
         let removed = match self.how {
             How::Clsact => fs::remove_dir(&path),
-            How::XdpNative | How::XdpGeneric | How::Tcx => fs::remove_file(&path),
+            How::XdpNative | How::XdpGeneric | How::Tcx => {
+                // where it fails, the program goes a moment after the pin
+                let _ = sys::detach_link(&path);
+                fs::remove_file(&path)
+            }
         };
         match removed {
             Ok(()) => Ok(true),

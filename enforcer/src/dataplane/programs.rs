@@ -11,7 +11,7 @@ use super::{Capacities, tables};
 use crate::session::Netns;
 
 /// Built by `build/bpf_object.rs`.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer.bpf.o"));
 
 /// aya-log's ring buffer. Pinned so that all instances of this process speak into the same one; a new process
 /// starts a new one, since the records of another version could not be read.
