@@ -1,0 +1,110 @@
+//! The lab itself, on an ocserv that nobody guards: traffic flows, and `disconnect` does not keep anybody out.
+
+use enforcer_tests::scene::Pair;
+use enforcer_tests::traffic::{FLOOD, Route};
+use enforcer_tests::{Client, Connect, Era, Flood, Lab, Moment, Ocserv, Outcome};
+
+fn lab(name: &str) -> (Lab, Client, Client) {
+    let mut lab = Lab::new(name);
+    let alice = lab.client("alice");
+    let bob = lab.client("bob");
+    (lab, alice, bob)
+}
+
+/// The hole: `occtl disconnect user` ends the tunnel, and the saved cookie opens it again with the same address.
+fn hole(name: &str, era: Era) {
+    let (lab, alice, bob) = lab(name);
+    let server = Ocserv::new(&lab, era, 0).start();
+    let (cookie, mut tunnel) = alice.session(&server, "alice");
+    let (_, bobs) = bob.session(&server, "bob");
+    let traffic = [false, true].map(|v6| Pair::new(&lab, &alice, &tunnel, v6, FLOOD / 5));
+    traffic.iter().for_each(|pair| {
+        pair.flowing();
+    });
+    // between two VPN clients
+    let between = Flood::start(&Route::new(&alice.namespace, &bob.namespace, bobs.ip(false)), 50);
+    between.flowing();
+
+    assert_eq!(server.sessions("alice").len(), 1);
+    assert_eq!(
+        server.cookies("alice").len(),
+        1,
+        "{}",
+        server.occtl(&["-j", "show", "cookies", "all"]).stdout
+    );
+    let asked = Moment::now();
+    assert_eq!(server.occtl(&["disconnect", "user", "alice"]).code, 0);
+    tunnel.wait_end();
+    let ended = Moment::now();
+    assert!(traffic[0].up.passed_after(ended).is_empty());
+
+    let again = alice.connect(&server, &cookie, &Connect::default()).up();
+    assert_eq!((again.v4, again.v6), (tunnel.v4, tunnel.v6), "the same addresses");
+    traffic.iter().for_each(|pair| {
+        pair.flowing();
+    });
+    assert!(traffic[1].down.first_after(asked).is_some());
+}
+
+#[test]
+fn hole_bookworm() {
+    hole("hole-bookworm", Era::Bookworm);
+}
+
+#[test]
+fn hole_trixie() {
+    hole("hole-trixie", Era::Trixie);
+}
+
+#[test]
+fn hole_sid() {
+    hole("hole-sid", Era::Sid);
+}
+
+/// The eras' own clients connect, outside over IPv6 and with TLS alone too.
+#[test]
+fn clients_of_every_era() {
+    let (lab, alice, _) = lab("clients");
+    let server = Ocserv::new(&lab, Era::Bookworm, 0).start();
+    for era in Era::ALL {
+        for how in [Connect::default().era(era).outer_v6(), Connect::default().era(era).no_dtls()] {
+            let cookie = alice.login(&server, "alice", &how).expect("a login");
+            let tunnel = alice.connect(&server, &cookie, &how).up();
+            Pair::new(&lab, &alice, &tunnel, true, 50).flowing();
+            tunnel.log_out();
+        }
+    }
+}
+
+/// A connect-script that refuses: the client ends at once, and not one of its packets reaches the LAN.
+#[test]
+fn refused_by_the_script() {
+    for era in Era::ALL {
+        let (lab, alice, _) = lab("refused");
+        let allow = lab.work().join("allow");
+        let server = Ocserv::new(&lab, era, 0).connect_shell(&format!("test -e {}", allow.display())).start();
+        let cookie = alice.authenticate(&server, "alice");
+        let outcome = alice.connect(&server, &cookie, &Connect::default());
+        assert!(matches!(outcome, Outcome::Refused { .. }), "{era}");
+        std::fs::write(&allow, "").expect("a file");
+        alice.connect(&server, &cookie, &Connect::default()).up();
+    }
+}
+
+/// Clients behind one masquerading router have one outer address.
+#[test]
+fn one_address_for_two() {
+    let (lab, alice, bob) = lab("nat");
+    lab.masquerade(&[&alice, &bob]);
+    let server = Ocserv::new(&lab, Era::Bookworm, 0).start();
+    let (_, alices) = alice.session(&server, "alice");
+    let (_, bobs) = bob.session(&server, "bob");
+    Pair::new(&lab, &alice, &alices, false, 50).flowing();
+    Pair::new(&lab, &bob, &bobs, true, 50).flowing();
+    let addresses = server.occtl(&["-j", "show", "users"]).stdout;
+    assert_eq!(
+        addresses.matches(&format!("\"{}\"", enforcer_tests::lab::ROUTER_V4)).count(),
+        2,
+        "{addresses}"
+    );
+}
