@@ -85,5 +85,9 @@ pub fn target_folder() -> PathBuf {
 /// `target/debug`, or the like, from the path of a program in it or in its `deps`.
 pub fn profile_folder(program: &Path) -> &Path {
     let folder = program.parent().expect("a folder");
-    if folder.ends_with("deps") { folder.parent().expect("a profile's folder") } else { folder }
+    if folder.ends_with("deps") || folder.ends_with("examples") {
+        folder.parent().expect("a profile's folder")
+    } else {
+        folder
+    }
 }

@@ -141,12 +141,12 @@ fn parse(bytes: &[u8]) -> Option<Seen> {
     let word = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let (source, target, protocol, ports): (IpAddr, IpAddr, u8, usize) = match bytes.first()? >> 4 {
         4 => {
-            let address = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?);
+            let address = |at: usize| <[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok();
             let header = usize::from(bytes.first()? & 15) * 4;
             (Ipv4Addr::from(address(12)?).into(), Ipv4Addr::from(address(16)?).into(), *bytes.get(9)?, header)
         }
         6 => {
-            let address = |at: usize| Some(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?);
+            let address = |at: usize| <[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok();
             (Ipv6Addr::from(address(8)?).into(), Ipv6Addr::from(address(24)?).into(), *bytes.get(6)?, 40)
         }
         _ => return None,
