@@ -1,7 +1,6 @@
 //! What the tests read from the daemon's JSON, in this one place.
 //!
-//! Assumed of a receipt: `{"number":N,"complete":bool,"layers":[{"layer":"packets|sockets|cookie|…","done":n,
-//! "failed":n,"guarded":n,"text":"…"}],…}`.
+//! It is the messages of `proto/enforcer.proto` with their fields' own names.
 
 use serde_json::Value;
 
@@ -60,30 +59,48 @@ pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.as_array().or_else(|| value[key].as_array()).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// The revocation of this number, in `show revocations --json`.
-pub fn revocation(shown: &Value, number: u64) -> Option<Receipt> {
-    list(shown, "revocations").iter().find(|entry| entry["number"] == number).cloned().map(Receipt)
+/// Whether `show revocations --json` calls this revocation complete.
+pub fn is_complete(shown: &Value, number: u64) -> bool {
+    list(shown, "revocations")
+        .iter()
+        .any(|entry| entry["number"] == number && (entry["complete"] == true || entry["state"] == "complete"))
 }
 
-/// The users' names in `show sessions --json` or `show users --json`.
-pub fn users(shown: &Value) -> Vec<String> {
-    let key = if shown["sessions"].is_array() { "sessions" } else { "users" };
-    list(shown, key)
+/// The numbers of the revocations in `show revocations --json`.
+pub fn revocations(shown: &Value) -> Vec<u64> {
+    list(shown, "revocations").iter().filter_map(|entry| entry["number"].as_u64()).collect()
+}
+
+/// The users with a live session in `show sessions --json`.
+pub fn live(shown: &Value) -> Vec<String> {
+    list(shown, "sessions")
         .iter()
-        .filter_map(|entry| entry["user"].as_str().or(entry["name"].as_str()))
+        .filter(|entry| entry["state"].as_str().is_none_or(|state| state == "live"))
+        .filter_map(|entry| entry["user"].as_str())
         .map(str::to_owned)
         .collect()
 }
 
+/// The safe_id of this session of ocserv's, in `show sessions --json`.
+pub fn safe_id(shown: &Value, id: i32) -> Option<String> {
+    let session = list(shown, "sessions").iter().find(|entry| entry["id"] == id)?;
+    session["safe_id"].as_str().map(str::to_owned)
+}
+
 /// The packets that were dropped, all reasons together, in `show status --json`.
 pub fn dropped(status: &Value) -> u64 {
-    fn sum(value: &Value) -> u64 {
-        match value {
-            Value::Number(number) => number.as_u64().unwrap_or(0),
-            Value::Object(members) => members.values().map(sum).sum(),
-            Value::Array(members) => members.iter().map(sum).sum(),
-            _ => 0,
-        }
-    }
-    sum(&status["dropped"])
+    list(&status["counters"], "counters")
+        .iter()
+        .filter(|counter| counter["reason"].as_str().is_none_or(|reason| !reason.contains("pass")))
+        .filter_map(|counter| counter["packets"].as_u64())
+        .sum()
+}
+
+/// How the programs are attached, each device's in one word or two, in `show status --json`.
+pub fn attached(status: &Value) -> Vec<(String, String)> {
+    let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    list(&status["interfaces"], "interfaces")
+        .iter()
+        .map(|entry| (text(entry, "name"), text(entry, "how")))
+        .collect()
 }

@@ -121,3 +121,26 @@ pub fn nothing_left(tap: &Tap, tunnel_device: &str, addresses: &[IpAddr], answer
         assert!(late.is_empty(), "{} packets left through {device} after the answer: {late:?}", late.len());
     }
 }
+
+/// alice has 10.66.0.0/24 behind her client.
+pub fn routed_network(ocserv: Ocserv) -> Ocserv {
+    ocserv
+        .set("route-add-cmd", "\"ip route add %{R} dev %{D}\"")
+        .set("route-del-cmd", "\"ip route delete %{R} dev %{D}\"")
+        .set("expose-iroutes", "false")
+        .for_user("alice", "iroute = 10.66.0.0/255.255.255.0")
+}
+
+/// Each client gets an IPv6 prefix of its own, 64 bits long.
+pub fn delegated_prefix(ocserv: Ocserv) -> Ocserv {
+    ocserv.set("ipv6-network", "fd88::/48").set("ipv6-subnet-prefix", "64")
+}
+
+/// An address in the prefix that was delegated to this tunnel, and not the tunnel's own.
+#[track_caller]
+pub fn other_in_prefix(tunnel: &Tunnel) -> IpAddr {
+    assert!(tunnel.prefix.ends_with("/64"), "no prefix was delegated: {}", tunnel.prefix);
+    let mut parts = tunnel.v6.expect("an IPv6 address").segments();
+    parts[7] ^= 0x1234;
+    IpAddr::from(parts)
+}

@@ -1,6 +1,8 @@
 //! The lab itself, on an ocserv that nobody guards: traffic flows, and `disconnect` does not keep anybody out.
 
-use enforcer_tests::scene::Pair;
+use std::net::IpAddr;
+
+use enforcer_tests::scene::{Pair, delegated_prefix, other_in_prefix, routed_network};
 use enforcer_tests::traffic::{FLOOD, Route};
 use enforcer_tests::{Client, Connect, Era, Flood, Lab, Moment, Ocserv, Outcome};
 
@@ -107,4 +109,23 @@ fn one_address_for_two() {
         2,
         "{addresses}"
     );
+}
+
+/// What the tests of R1 rely on: a made-up source address, a network behind the client, and a delegated prefix.
+#[test]
+fn addresses_behind_the_client() {
+    for era in Era::ALL {
+        let (lab, alice, _) = lab("behind");
+        let server = delegated_prefix(routed_network(Ocserv::new(&lab, era, 0))).start();
+        let (_, tunnel) = alice.session(&server, "alice");
+        let spoofed = IpAddr::from([10, 88, 0, 231]);
+        let route = Route::new(&alice.namespace, &lab.lan, lab.lan_ip(false));
+        Flood::start(&route.source(spoofed).device("tun0"), 100).flowing();
+        for address in [IpAddr::from([10, 66, 0, 5]), other_in_prefix(&tunnel)] {
+            alice.namespace.ip(&format!("addr add {address} dev lo"));
+            let target = lab.lan_ip(address.is_ipv6());
+            Flood::start(&Route::new(&alice.namespace, &lab.lan, target).source(address), 100).flowing();
+            Flood::start(&Route::new(&lab.lan, &alice.namespace, address), 100).flowing();
+        }
+    }
 }
