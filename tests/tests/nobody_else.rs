@@ -82,7 +82,9 @@ fn next_owner(name: &str, era: Era, killed: bool) {
     let device = scene.server.session_at("alice", alices.v4).device;
     scene.enforcer.revoke("alice");
     alices.wait_end();
-    scene.lab.eventually("alice's session is gone", || scene.server.sessions("alice").is_empty().then_some(()));
+    scene
+        .lab
+        .eventually("alice's session is gone", || scene.server.sessions("alice").is_empty().then_some(()));
     if killed {
         scene.enforcer.kill();
     }
@@ -148,7 +150,10 @@ fn same_port(name: &str, era: Era, killed: bool) {
         scene.bob.namespace.set("ipv4/ip_local_port_range", "32768 60999");
         scene.flood(&scene.bob, &tunnel, false, 100).flowing();
         let same = tap.seen(|packet| {
-            packet.device == WAN && packet.protocol == protocol && packet.source_port == port && !packet.outgoing
+            packet.device == WAN
+                && packet.protocol == protocol
+                && packet.source_port == port
+                && !packet.outgoing
         });
         assert!(same.len() > from_alice.len(), "bob came from port {port}");
     }

@@ -189,7 +189,9 @@ fn r2_offline() {
         let scene = Scene::new("offline", era);
         let (cookie, tunnel) = scene.session(&scene.alice, "alice");
         tunnel.kill();
-        scene.lab.eventually("the session is gone", || scene.server.sessions("alice").is_empty().then_some(()));
+        scene
+            .lab
+            .eventually("the session is gone", || scene.server.sessions("alice").is_empty().then_some(()));
         scene.enforcer.revoke("alice");
         scene.refused(&scene.alice, &cookie);
         scene.alice.session(&scene.server, "alice");
@@ -266,7 +268,8 @@ fn r2_ocserv_restarted() {
 /// would have timed out long ago.
 #[test]
 fn r2_refreshed_cookie() {
-    let scene = Scene::with("refreshed", Era::Bookworm, |ocserv| ocserv.set("cookie-timeout", "2"), |config| config);
+    let scene =
+        Scene::with("refreshed", Era::Bookworm, |ocserv| ocserv.set("cookie-timeout", "2"), |config| config);
     let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");
     scene.enforcer.revoke("alice");
     tunnel.wait_end();
