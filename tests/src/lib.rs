@@ -26,6 +26,7 @@ pub mod process;
 pub mod receipt;
 pub mod scene;
 pub mod tap;
+pub mod timeline;
 pub mod traffic;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};
