@@ -183,8 +183,15 @@ impl Client {
     /// Logs in and connects, straight away.
     #[track_caller]
     pub fn session(&self, server: &Server, user: &str) -> (Cookie, Tunnel) {
-        let cookie = self.authenticate(server, user);
-        let tunnel = self.connect(server, &cookie, &Connect::default()).up();
+        self.session_by(server, user, &Connect::default())
+    }
+
+    /// The same, in another way.
+    #[track_caller]
+    pub fn session_by(&self, server: &Server, user: &str, how: &Connect) -> (Cookie, Tunnel) {
+        let cookie =
+            self.login(server, user, how).unwrap_or_else(|log| panic!("{user} cannot log in: {log}"));
+        let tunnel = self.connect(server, &cookie, how).up();
         (cookie, tunnel)
     }
 

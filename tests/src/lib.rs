@@ -28,6 +28,7 @@ pub mod scene;
 pub mod tap;
 pub mod timeline;
 pub mod traffic;
+pub mod ways;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};
 pub use clock::Moment;

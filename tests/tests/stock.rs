@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use enforcer_tests::scene::{Pair, delegated_prefix, other_in_prefix, routed_network};
 use enforcer_tests::traffic::{FLOOD, Route};
+use enforcer_tests::ways::Way;
 use enforcer_tests::{Client, Connect, Era, Flood, Lab, Moment, Ocserv, Outcome};
 
 fn lab(name: &str) -> (Lab, Client, Client) {
@@ -127,5 +128,41 @@ fn addresses_behind_the_client() {
             Flood::start(&Route::new(&alice.namespace, &lab.lan, target).source(address), 100).flowing();
             Flood::start(&Route::new(&lab.lan, &alice.namespace, address), 100).flowing();
         }
+    }
+}
+
+/// What the tests of topology rely on: each way leads to ocserv, and back.
+#[test]
+fn every_way() {
+    for way in Way::ALL {
+        let (lab, alice, _) = lab("ways");
+        let built = way.build(&lab, Ocserv::new(&lab, Era::Bookworm, 0));
+        let server = built.ocserv.clone().start();
+        let (_, tunnel) = alice.session_by(&server, "alice", &built.how);
+        Pair::new(&lab, &alice, &tunnel, true, 100).flowing();
+        Pair::new(&lab, &alice, &tunnel, false, 100).flowing();
+    }
+}
+
+/// What the tests of R3 rely on: a network with room for one hands its address and device on, and so does a line
+/// its outer address and port.
+#[test]
+fn next_owner() {
+    for era in [Era::Bookworm, Era::Sid] {
+        let (lab, alice, bob) = lab("owner");
+        let ocserv = Ocserv::new(&lab, era, 0);
+        let server = ocserv.set("ipv4-netmask", "255.255.255.252").set("predictable-ips", "false").start();
+        let (_, alices) = alice.session(&server, "alice");
+        let first = server.session_at("alice", alices.v4);
+        alices.log_out();
+        lab.eventually("alice is gone", || server.sessions("alice").is_empty().then_some(()));
+        let cookie = bob.authenticate(&server, "bob");
+        lab.hand_over_address(&alice, &bob);
+        bob.namespace.set("ipv4/ip_local_port_range", "40001 40001");
+        let bobs = bob.connect(&server, &cookie, &Connect::default()).up();
+        let second = server.session_at("bob", bobs.v4);
+        assert_eq!((first.v4, first.device), (second.v4, second.device));
+        bob.namespace.set("ipv4/ip_local_port_range", "32768 60999");
+        Pair::new(&lab, &bob, &bobs, false, 100).flowing();
     }
 }
