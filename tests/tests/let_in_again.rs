@@ -1,4 +1,5 @@
 //! R4: a fresh authentication of a revoked user works at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use enforcer_tests::scene::Scene;
 use enforcer_tests::traffic::FLOOD;

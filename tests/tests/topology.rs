@@ -1,4 +1,5 @@
 //! R1 to R3 where the addresses on the wire, in ocserv's reports and of its sockets differ; and several servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use enforcer_tests::enforcer::Config;
 use enforcer_tests::scene::{Pair, Scene};
