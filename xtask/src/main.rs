@@ -1,1 +1,124 @@
-fn main() {}
+//! `cargo xtask`: what is done to this workspace. Needs nothing but a Rust toolchain to build.
+
+mod packages;
+mod setup;
+mod steps;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::steps::{cargo, heading};
+
+/// Builds, shows and tests the enforcer.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_version_flag = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what building and testing need and this machine lacks
+    Setup,
+    /// Builds the daemon (after setup), with its links enforcer-gate and occtl
+    Build,
+    /// Ends a real VPN session before your eyes (after setup and build)
+    Demo {
+        /// The same as data
+        #[arg(long)]
+        json: bool,
+    },
+    /// Format, lints and every test (after setup)
+    Test {
+        /// Passed on to `cargo test`, such as `-p enforcer-tests --test stops`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        only: Vec<String>,
+    },
+    /// Builds the daemon and runs it with these arguments
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Format and lints alone
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Setup => setup::setup()?,
+        Task::Build => {
+            setup::setup()?;
+            let binary = build()?;
+            println!("{}", binary.display());
+        }
+        Task::Demo { json } => {
+            setup::setup()?;
+            build()?;
+            // built apart from running, so that the compiler's output does not mix with the demo's
+            cargo(["build", "--quiet", "-p", "enforcer-tests", "--bin", "demo"])?;
+            let mut demo = steps::command(steps::target().join("debug/demo"))?;
+            if json {
+                demo.arg("--json");
+            }
+            return steps::exit_code(&mut demo);
+        }
+        Task::Test { only } => {
+            setup::setup()?;
+            lint()?;
+            heading("build");
+            build()?;
+            heading("test");
+            let chosen = if only.is_empty() { vec!["--workspace".to_owned()] } else { only };
+            let mut arguments = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
+            arguments.extend(chosen);
+            // the end-to-end tests wait more than they compute
+            if !arguments.iter().any(|argument| argument == "--") {
+                arguments.extend(["--", "--test-threads", "4"].map(str::to_owned));
+            }
+            cargo(arguments)?;
+            heading("all tests passed");
+        }
+        Task::Run { arguments } => {
+            let binary = build()?;
+            let mut run = steps::command(binary)?;
+            run.arg("run").args(arguments);
+            return steps::exit_code(&mut run);
+        }
+        Task::Lint => lint()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lint() -> Result<()> {
+    heading("format");
+    cargo(["fmt", "--all", "--check"])?;
+    heading("lints");
+    cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+/// Builds the daemon; links its other names beside it.
+fn build() -> Result<PathBuf> {
+    cargo(["build", "-p", "enforcer"])?;
+    let folder = steps::target().join("debug");
+    for name in ["enforcer-gate", "occtl"] {
+        let link = folder.join(name);
+        if link.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink("enforcer", &link).with_context(|| format!("{}", link.display()))?;
+        }
+    }
+    Ok(folder.join("enforcer"))
+}

@@ -1,0 +1,125 @@
+//! The gate: ocserv's connect-script, with and without a daemon, alone and in a chain of scripts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use enforcer_tests::enforcer::{Config, quoted};
+use enforcer_tests::ocserv::write_script;
+use enforcer_tests::scene::Scene;
+use enforcer_tests::{Connect, Enforcer, Era, Lab, Ocserv};
+
+/// With no daemon ever started there is nothing to decide by: `when-blind` decides.
+fn blind(name: &str, when_blind: Option<&str>, admitted: bool) {
+    let mut lab = Lab::new(name);
+    let ocserv = Ocserv::new(&lab, Era::Bookworm, 0);
+    let mut config = Config::new(&[&ocserv]);
+    if let Some(value) = when_blind {
+        config = config.set("gate", "when-blind", &quoted(value));
+    }
+    let mut enforcer = Enforcer::prepare(&lab, &config);
+    let server = enforcer.guard(ocserv).start();
+    let alice = lab.client("alice");
+    let cookie = alice.authenticate(&server, "alice");
+    let outcome = alice.connect(&server, &cookie, &Connect::default());
+    assert_eq!(outcome.is_up(), admitted, "{when_blind:?}");
+    drop(outcome);
+    // and a daemon lets the same cookie in
+    enforcer.start();
+    alice.connect(&server, &cookie, &Connect::default()).up();
+}
+
+#[test]
+fn r2_blind_refuses() {
+    blind("blind-default", None, false);
+    blind("blind-refuse", Some("refuse"), false);
+}
+
+#[test]
+fn blind_admits_where_told() {
+    blind("blind-admit", Some("admit"), true);
+}
+
+/// The administrator's own script runs after the gate, with ocserv's environment, and its refusal counts.
+#[test]
+fn next_script() {
+    let script = PathBuf::from(format!("/tmp/enforcer-lab-next-{}/w/own", std::process::id()));
+    let ran = script.with_extension("ran");
+    let scene = Scene::with(
+        "next",
+        Era::Bookworm,
+        |ocserv| ocserv,
+        |config| {
+            let own = quoted(&script.display().to_string());
+            config.server("next-script", &own).server("next-disconnect-script", &own)
+        },
+    );
+    let body =
+        format!("echo $REASON $USERNAME $IP_REMOTE $DEVICE >>{}\ntest $USERNAME != bob", ran.display());
+    write_script(&script, &body);
+    let (_, tunnel) = scene.session(&scene.alice, "alice");
+    let said = fs::read_to_string(&ran).expect("the script ran");
+    assert!(said.starts_with(&format!("connect alice {}", tunnel.v4)), "{said}");
+    let bobs = scene.bob.authenticate(&scene.server, "bob");
+    scene.bob.connect(&scene.server, &bobs, &Connect::default()).refused();
+    tunnel.log_out();
+    scene.lab.eventually("the disconnect script ran", || {
+        fs::read_to_string(&ran).ok().filter(|said| said.contains("disconnect alice")).map(|_| ())
+    });
+}
+
+/// R2: in the chain of ocserv's own firewall script, which hands ours over in OCSERV_NEXT_SCRIPT.
+#[test]
+fn r2_behind_ocservs_firewall() {
+    for era in [Era::Bookworm, Era::Sid] {
+        let scene = Scene::with(
+            "fw-chain",
+            era,
+            |ocserv| ocserv.set("restrict-user-to-routes", "true"),
+            |config| config,
+        );
+        let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");
+        scene.flood(&scene.alice, &tunnel, false, 100).flowing();
+        scene.enforcer.revoke("alice");
+        tunnel.wait_end();
+        scene.refused(&scene.alice, &cookie);
+        scene.session(&scene.alice, "alice");
+    }
+}
+
+/// R2: somebody else holds ocserv's feed (`occtl top`); revocations work by polling and the gate's calls.
+#[test]
+fn r2_feed_taken() {
+    let scene =
+        Scene::with("feed-off", Era::Bookworm, |ocserv| ocserv, |config| config.server("feed", "false"));
+    for _ in 0..3 {
+        let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");
+        let pair = scene.flood(&scene.alice, &tunnel, false, 200);
+        pair.flowing();
+        let answer = scene.enforcer.revoke("alice");
+        pair.stopped_at(answer.answered, 50);
+        tunnel.wait_end();
+        scene.refused(&scene.alice, &cookie);
+    }
+}
+
+/// R2, R3: names as long as ocserv takes them, and names that differ in case alone.
+#[test]
+fn names() {
+    let long = "u".repeat(60);
+    let scene = Scene::with(
+        "names",
+        Era::Bookworm,
+        |ocserv| ocserv.user(&long).user("alice.b@example.com"),
+        |config| config,
+    );
+    for user in [long.as_str(), "alice.b@example.com"] {
+        let (_, other) = scene.session(&scene.bob, "alice");
+        let (cookie, mut tunnel) = scene.session(&scene.alice, user);
+        scene.enforcer.revoke(user);
+        tunnel.wait_end();
+        scene.refused(&scene.alice, &cookie);
+        scene.flood(&scene.bob, &other, false, 100).flowing();
+        other.log_out();
+    }
+}

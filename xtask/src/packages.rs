@@ -1,0 +1,94 @@
+//! Debian packages: which are missing, and how they are installed without starting a service.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+
+use crate::setup::logged;
+
+/// Name, and what it is for.
+pub const WANTED: [(&str, &str); 14] = [
+    ("rustc-web", "the rustc that goes with the next one"),
+    ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
+    ("llvm-22-dev", "bpf-linker is linked to it"),
+    ("libpolly-22-dev", "likewise"),
+    ("protobuf-compiler", "generates code from proto/"),
+    ("ocserv", "the server under test, as Debian has it"),
+    ("openconnect", "its clients"),
+    ("debootstrap", "fetches the servers and clients of newer Debians"),
+    ("iproute2", "the tests' networks"),
+    ("nftables", "likewise: NAT"),
+    ("haproxy", "a server behind a proxy"),
+    ("iptables", "ocserv's own firewall script calls it"),
+    ("iputils-ping", "a person's look into the lab"),
+    ("bpftool", "a person's look into the kernel"),
+];
+
+/// Whether this system has Debian's packages.
+pub fn is_debian() -> bool {
+    Path::new("/usr/bin/dpkg-query").exists() && Path::new("/usr/bin/apt-get").exists()
+}
+
+/// The wanted packages that are not installed; quick.
+pub fn missing() -> Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    let mut query = Command::new("dpkg-query");
+    query.args(["-W", "-f", "${db:Status-Status} ${Package}\n"]).args(WANTED.map(|(name, _)| name));
+    // it exits with 1 when it does not know one of them; those are not in its output
+    let output = query.output().context("dpkg-query")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    for (name, _) in WANTED {
+        if !text.lines().any(|line| line == format!("installed {name}")) {
+            missing.push(name);
+        }
+    }
+    Ok(missing)
+}
+
+/// Installs packages. No service starts: a tester's machine is no VPN server.
+pub fn install(packages: &[&str]) -> Result<()> {
+    if !geteuid().is_root() {
+        bail!("missing packages; as root: apt-get update && apt-get install {}", packages.join(" "));
+    }
+    let _quiet = NoServices::new()?;
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        apt
+    };
+    logged("apt-get update", apt(&["-q", "update"]))?;
+    let mut arguments = vec!["-q", "-y", "--no-install-recommends", "install"];
+    arguments.extend(packages);
+    logged(&format!("apt-get install {}", packages.join(" ")), apt(&arguments))
+}
+
+/// While it lives, packages' scripts start nothing.
+struct NoServices {
+    ours: Option<PathBuf>,
+}
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            return Ok(Self { ours: None });
+        }
+        fs::write(path, "#!/bin/sh\nexit 101\n").context("policy-rc.d")?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context("policy-rc.d")?;
+        Ok(Self { ours: Some(path.to_owned()) })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = &self.ours
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("xtask: {} stays: {error}", path.display());
+        }
+    }
+}
