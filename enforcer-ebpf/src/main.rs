@@ -19,8 +19,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Helpers that are bound to the GPL are used (`bpf_ktime_get_ns` is not one, the ring buffer's are not either;
-/// the kernel asks for the licence all the same).
+/// Read by the kernel: some helpers are there for programs under the GPL alone.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

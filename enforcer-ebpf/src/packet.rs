@@ -29,7 +29,17 @@ pub trait Frame {
     fn u8(&self, at: usize) -> Option<u8>;
     fn u16(&self, at: usize) -> Option<u16>;
     fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]>;
+
+    /// The same offset, of which the verifier has forgotten how it came about: the many ways that lead to a
+    /// header are one from here on, and need not be followed one by one. `at` is at most [`MAX_OFFSET`].
+    fn forget(&self, at: usize) -> usize {
+        at
+    }
 }
+
+/// More than all headers that are walked through can be long together, and one less than a power of two.
+pub const MAX_OFFSET: usize = 0x3fff;
+const _: () = assert!(22 + 40 + EXTENSION_HEADERS * 256 * 8 + SESSION_ID + 33 <= MAX_OFFSET);
 
 /// Why a frame says nothing about a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +154,7 @@ pub fn addresses(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Addr
 pub fn segment(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Segment, Unread> {
     let (addresses, protocol, at) = match network(frame, framing)? {
         Network::V4(at) => {
+            let at = frame.forget(at);
             let addresses = v4_addresses(frame, at)?;
             let length = usize::from(or(frame.u8(at), Unread::CutOff)? & 0xf) * 4;
             let fragment = or(frame.u16(at + 6), Unread::CutOff)?;
@@ -154,12 +165,14 @@ pub fn segment(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Segmen
             (addresses, or(frame.u8(at + 9), Unread::CutOff)?, at + length)
         }
         Network::V6(at) => {
+            let at = frame.forget(at);
             let addresses = v6_addresses(frame, at)?;
             let first = or(frame.u8(at + 6), Unread::CutOff)?;
             let (protocol, at) = extensions(frame, first, at + 40)?;
             (addresses, protocol, at)
         }
     };
+    let at = frame.forget(at);
     let protocol = u32::from(protocol);
     if protocol != TCP && protocol != UDP {
         return Err(Unread::Foreign);
@@ -190,7 +203,7 @@ fn extensions(frame: &(impl Frame + ?Sized), first: u8, at: usize) -> Result<(u8
             _ => return Ok((next, at)),
         };
         next = or(frame.u8(at), Unread::CutOff)?;
-        at += length;
+        at = frame.forget(at + length);
     }
     match next {
         0 | 43 | 44 | 51 | 60 => Err(Unread::TooDeep),
@@ -229,16 +242,12 @@ pub fn dtls_session_id(frame: &(impl Frame + ?Sized), at: usize) -> Option<Token
     Some(key)
 }
 
-/// Keeps the first `count` bytes of a word that lies in memory as it stood on the wire.
+/// Keeps the first `count` bytes (all, if that is more than four) of a word that lies in memory as it stood on
+/// the wire. Without branches, of which the verifier would follow every combination.
 #[inline(always)]
 const fn mask(count: usize) -> u32 {
-    match count {
-        0 => 0,
-        1 => u32::to_be(0xff00_0000),
-        2 => u32::to_be(0xffff_0000),
-        3 => u32::to_be(0xffff_ff00),
-        _ => u32::MAX,
-    }
+    let count = if count < 4 { count } else { 4 };
+    u32::to_be((0xffff_ffff_0000_0000_u64 >> (8 * count)) as u32)
 }
 
 /// A frame in ordinary memory: for tests and tools on the host.

@@ -74,7 +74,7 @@ fn compile(out: &Path) -> Result<PathBuf> {
         );
     };
     let architecture = variable("CARGO_CFG_TARGET_ARCH")?;
-    let flags = [
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{}\"", architecture.to_string_lossy()),
         // the loader reads BTF, which is made from debug information
         "-Cdebuginfo=2".to_owned(),
@@ -82,6 +82,9 @@ fn compile(out: &Path) -> Result<PathBuf> {
         "-Clinker=bpf-linker".to_owned(),
         format!("--remap-path-prefix={}=.", workspace.display()),
     ];
+    if let Some(home) = env::var_os("CARGO_HOME") {
+        flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
+    }
     let status = cargo
         .args(["--release", "--locked", "--features", "programs", "--bin", PROGRAMS, "--target", target])
         .arg("--target-dir")

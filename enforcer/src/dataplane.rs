@@ -205,6 +205,13 @@ pub struct Dataplane {
     lapsed: bool,
 }
 
+/// The daemon's loop may be a task that moves between threads.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<Dataplane>();
+    sendable::<GateMaps>();
+};
+
 impl Dataplane {
     /// Makes the maps, or takes over those that an earlier process has pinned, with all that stands in them.
     /// The programs of earlier processes go on running until [`Self::attach`] replaces them.

@@ -1,5 +1,7 @@
 //! The kernel side on a real kernel. Needs root; every test has namespaces and a bpffs of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
 mod lab;
 #[path = "../../enforcer-ebpf/tests/packets/mod.rs"]
 mod packets;

@@ -3,7 +3,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::programs::TcContext;
-use enforcer_ebpf::packet::Frame;
+use enforcer_ebpf::packet::{Frame, MAX_OFFSET};
 
 /// Ethernet, two VLAN tags and the addresses of an IPv6 header: what tc reads at most.
 const HEADERS: usize = 22 + 40;
@@ -60,6 +60,19 @@ impl Frame for Linear {
     #[inline(always)]
     fn words<const N: usize>(&self, at: usize) -> Option<[u32; N]> {
         self.at(at)
+    }
+
+    /// Adds and takes away what the verifier does not know, which leaves it with the bound alone.
+    #[inline(always)]
+    fn forget(&self, at: usize) -> usize {
+        let mut at = at;
+        // SAFETY: three operations on a register, which together change nothing.
+        unsafe {
+            core::arch::asm!("{at} += {unknown}", "{at} -= {unknown}", "{at} &= {bound}",
+                at = inout(reg) at, unknown = in(reg) self.end - self.start, bound = const MAX_OFFSET,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        at
     }
 }
 

@@ -23,11 +23,11 @@ fn outer(ctx: &XdpContext, framing: Framing) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::PassCounted(reason) => {
-            tables::count(ctx, reason, frame.len());
+            tables::count(reason, frame.len());
             xdp_action::XDP_PASS
         }
         Verdict::Drop(reason) => {
-            tables::count(ctx, reason, frame.len());
+            tables::count(reason, frame.len());
             xdp_action::XDP_DROP
         }
     }
@@ -38,11 +38,11 @@ fn classify(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::PassCounted(reason) => {
-            tables::count(ctx, reason, u64::from(ctx.len()));
+            tables::count(reason, u64::from(ctx.len()));
             NEXT
         }
         Verdict::Drop(reason) => {
-            tables::count(ctx, reason, u64::from(ctx.len()));
+            tables::count(reason, u64::from(ctx.len()));
             SHOT
         }
     }

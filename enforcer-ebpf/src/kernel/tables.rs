@@ -1,6 +1,5 @@
 //! The maps, and the world that the verdict sees through them.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -110,7 +109,7 @@ impl World for Tables {
 
 /// Counts, and says the two things that somebody should know of.
 #[inline(always)]
-pub fn count(ctx: &impl EbpfContext, reason: Reason, bytes: u64) {
+pub fn count(reason: Reason, bytes: u64) {
     if let Some(count) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own slot, and programs are not interrupted by one another on it.
         unsafe {
@@ -119,19 +118,30 @@ pub fn count(ctx: &impl EbpfContext, reason: Reason, bytes: u64) {
         }
     }
     match reason {
-        Reason::PassedLapsed if may_speak(reason) => {
-            warn!(
-                ctx,
-                "a packet of a revoked session passed: its entry is leased, and the daemon has not renewed the lease (is it alive?)"
-            );
-        }
-        Reason::PassedTooDeep if may_speak(reason) => {
-            debug!(
-                ctx,
-                "a packet passed unread: more VLAN tags or IPv6 extension headers than are walked through"
-            );
-        }
+        Reason::PassedLapsed => say_lapsed(),
+        Reason::PassedTooDeep => say_too_deep(),
         _ => {}
+    }
+}
+
+/// A function of its own: the verifier would walk through its many ways at every place that calls it.
+#[inline(never)]
+fn say_lapsed() {
+    if may_speak(Reason::PassedLapsed) {
+        warn!(
+            &(),
+            "a packet of a revoked session passed: its entry is leased, and the daemon has not renewed the lease (is it alive?)"
+        );
+    }
+}
+
+#[inline(never)]
+fn say_too_deep() {
+    if may_speak(Reason::PassedTooDeep) {
+        debug!(
+            &(),
+            "a packet passed unread: more VLAN tags or IPv6 extension headers than are walked through"
+        );
     }
 }
 

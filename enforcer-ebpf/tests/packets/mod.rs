@@ -1,5 +1,6 @@
 //! Frames as bytes, and a world of ordinary memory: shared by the host's and the kernel's tests.
 #![allow(dead_code, reason = "each test crate uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is a test")]
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -3,6 +3,8 @@
 //! The namespaces have no names: they live as long as somebody holds their descriptors, so also a test that
 //! panics or is killed leaves none behind. The bpffs is unmounted by a guard.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::UdpSocket;
