@@ -56,6 +56,9 @@ pub enum Command {
         after_help = "Examples:\n  enforcer disconnect user -i alice\n  enforcer disconnect id 4711 --invalidate --dry-run"
     )]
     Disconnect {
+        /// Make the cookies worthless as well: a revocation
+        #[arg(short, long)]
+        invalidate: bool,
         #[command(subcommand)]
         whom: Disconnect,
     },
@@ -222,6 +225,9 @@ pub struct From {
     /// Revoke what a file lists, one a line; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// For the lines that do not say themselves
+    #[command(flatten)]
+    pub stands: For,
     #[command(flatten)]
     pub change: Change,
 }

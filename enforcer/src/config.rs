@@ -271,8 +271,11 @@ fn explain(text: &str, error: &toml::de::Error) -> String {
     }
     let mut told = match error.span() {
         Some(span) => {
-            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-            format!("line {line}: {message}")
+            let before = text.get(..span.start).unwrap_or(text);
+            let line = before.matches('\n').count() + 1;
+            // where a value is wrong the message does not say whose
+            let words = text.lines().nth(line - 1).unwrap_or_default().trim();
+            format!("line {line} ({words}): {message}")
         }
         None => message.to_owned(),
     };

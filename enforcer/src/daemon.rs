@@ -75,6 +75,8 @@ struct Server {
     feed: FeedState,
     /// Why its configuration could not be read, if so.
     scripts: Result<bool, String>,
+    /// ocserv's firewall script would hand the gate to a shell, and the gate is a program.
+    needs_wrapper: bool,
 }
 
 struct Daemon {
@@ -154,6 +156,7 @@ impl Daemon {
                 netns: None,
                 feed: FeedState::Off,
                 scripts: Err("ocserv has not been reached yet".into()),
+                needs_wrapper: false,
             };
             servers.insert(settings.server_name(), server);
         }
@@ -215,7 +218,8 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        let mut tick_at = tokio::time::Instant::now();
+        let mut ticked = tokio::time::Instant::now();
+        let mut tick_at = ticked;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         tracing::info!(socket = %self.config.control.socket.display(), "ready");
         loop {
@@ -229,16 +233,20 @@ impl Daemon {
                     }
                 }
                 _ = sweep.tick() => self.sweep(),
+                _ = tokio::time::sleep_until(tick_at) => {
+                    self.handle(Event::Tick);
+                    ticked = tokio::time::Instant::now();
+                }
                 Some(input) = received.recv() => self.take(input),
                 Some(call) = called.recv() => self.take(Input::Call(call)),
-                _ = tokio::time::sleep_until(tick_at) => self.handle(Event::Tick),
                 guard = kernel_log.readable_mut() => {
                     let mut guard = guard?;
                     guard.get_inner_mut().flush();
                     guard.clear_ready();
                 }
             }
-            tick_at = tokio::time::Instant::now() + self.registry.next_tick(now());
+            // counted from the last tick, so that no amount of other work puts the next one off
+            tick_at = ticked + self.registry.next_tick(now());
         }
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping; what is in force in the kernel stays in force (enforcer unload takes it out)");
@@ -264,7 +272,9 @@ impl Daemon {
 
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
+        tracing::debug!(?event);
         for effect in self.registry.handle(event, now()) {
+            tracing::debug!(?effect);
             self.apply(effect);
         }
     }
@@ -279,7 +289,12 @@ impl Daemon {
                     }
                     Err(error) => Err(error.to_string()),
                 };
+                let needs_wrapper = scripts.is_ok_and(|scripts| {
+                    let shell = |script| ocserv::is_shell_script(main, script);
+                    scripts.firewall && scripts.connect.as_deref().is_some_and(|script| !shell(script))
+                });
                 if let Some(server) = self.servers.get_mut(name) {
+                    server.needs_wrapper = needs_wrapper;
                     server.main = Some(main);
                     server.netns = Some(netns);
                     server.scripts.clone_from(&configured);

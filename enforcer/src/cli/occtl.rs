@@ -73,7 +73,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let socket = std::env::var_os("ENFORCER_SOCKET").map(PathBuf::from);
     super::run::run(Cli {
         common: Common { json: ours.json, socket, config },
-        command: Command::Disconnect { whom },
+        command: Command::Disconnect { invalidate: true, whom },
     })
 }
 

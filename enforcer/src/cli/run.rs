@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tonic::Status;
 
 use super::output;
-use super::{Change, Cli, Code, Command, Common, Disconnect, Revoke, Show, Terminate};
+use super::{Change, Cli, Code, Command, Common, Disconnect, From, Revoke, Show, Terminate};
 use crate::config::Config;
 use crate::control::{ControlClient, api, connect_control};
 
@@ -76,7 +76,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         Err(error) => return Err(error),
     };
     match command {
-        Command::Disconnect { whom } => match plain_or_revocation(whom) {
+        Command::Disconnect { invalidate, whom } => match plain_or_revocation(whom, invalidate) {
             Ok(request) => {
                 let reply = client.disconnect(request).await?.into_inner();
                 output::print(json, &reply, output::disconnected)?;
@@ -96,10 +96,10 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         }
         Command::Revoke { what: Some(what), .. } => revoke(&mut client, json, explicit(&what)).await,
         Command::Revoke { what: None, from } => {
-            let file = from.from.ok_or_else(|| {
+            let file = from.from.clone().ok_or_else(|| {
                 Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls HEX, or --from FILE")
             })?;
-            bulk(&mut client, json, file, from.change).await
+            bulk(&mut client, json, file, from).await
         }
         Command::Lift { number, change } => {
             let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
@@ -129,14 +129,14 @@ async fn connect(common: &Common) -> anyhow::Result<ControlClient> {
 }
 
 /// `Ok`: ocserv's own disconnect. `Err`: a revocation.
-fn plain_or_revocation(whom: Disconnect) -> Result<api::DisconnectRequest, api::RevokeRequest> {
+fn plain_or_revocation(whom: Disconnect, either: bool) -> Result<api::DisconnectRequest, api::RevokeRequest> {
     let (what, invalidate, server, change) = match whom {
         Disconnect::User { name, invalidate, on, change } => {
             (api::target::What::User(name), invalidate, on.server, change)
         }
         Disconnect::Id { id, invalidate, on, change } => (api::target::What::Id(id), invalidate, on.server, change),
     };
-    if invalidate {
+    if invalidate || either {
         return Err(request(what, server, change));
     }
     let target = Some(api::Target { what: Some(what), server });
@@ -168,8 +168,8 @@ async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequ
     Ok(if receipt.complete { Code::Done } else { Code::Partial })
 }
 
-async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, change: Change) -> anyhow::Result<Code> {
-    let lines = super::bulk::orders(&file, &change)?;
+async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, from: From) -> anyhow::Result<Code> {
+    let lines = super::bulk::orders(&file, &from)?;
     let (send, receive) = tokio::sync::mpsc::channel(256);
     // reading a file or a terminal blocks, and must not hold the stream up
     let reader = tokio::task::spawn_blocking(move || {

@@ -123,6 +123,16 @@ impl Daemon {
                     "set connect-script to the path of enforcer-gate in ocserv.conf",
                 ),
             });
+            if server.needs_wrapper {
+                findings.push(finding(
+                    "error",
+                    format!(
+                        "{name}: with restrict-user-to-routes or -ports ocserv hands connect-script to /bin/sh, \
+                         which cannot run a program: every login will be refused"
+                    ),
+                    "make connect-script a file named enforcer-gate with two lines: #!/bin/sh and exec enforcer gate",
+                ));
+            }
             if let (FeedState::Polling { why }, true) = (&server.feed, server.settings.feed) {
                 findings.push(finding(
                     "warning",

@@ -298,6 +298,7 @@ impl Registry {
 
     fn matching(&self, order: &Order) -> Vec<SessionKey> {
         (self.sessions.values())
+            .filter(|s| !s.is_gone())
             .filter(|s| order.server.as_ref().is_none_or(|only| *only == s.server))
             .filter(|s| match &order.target {
                 Target::User(user) => s.observed.user == *user,

@@ -55,6 +55,10 @@ impl Session {
         self.phase == Phase::Live && !self.worker_gone
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.worker_gone
+    }
+
     pub(super) fn is_ending(&self) -> bool {
         self.ending != Ending::No
     }
@@ -246,7 +250,8 @@ impl Registry {
 
     /// What a revoked session gets, whenever it is seen: first its marks in the kernel, then its end.
     pub(super) fn enforce(&mut self, key: SessionKey, out: &mut Effects) {
-        let Some(session) = self.sessions.get(&key) else { return };
+        // of a worker that is gone only its device is left, and what was said of it stands until that is gone
+        let Some(session) = self.sessions.get(&key).filter(|s| !s.worker_gone) else { return };
         let numbers = self.numbers_of(session);
         if numbers.is_empty() {
             return;
