@@ -92,6 +92,24 @@ impl Daemon {
             Effect::WatchDevice { device } => {
                 self.devices.insert(device);
             }
+            Effect::AskBanScore { server, client: address } => {
+                let Some(client) = self.client(&server) else { return };
+                let inputs = self.inputs.clone();
+                tokio::spawn(async move {
+                    match client.ban_score(address).await {
+                        Ok(score) => tell(&inputs, Event::BanScore { server, client: address, score }).await,
+                        Err(error) => tracing::info!(%server, %error, "ocserv does not tell its ban scores"),
+                    }
+                });
+            }
+            Effect::Unban { server, client: address } => {
+                let Some(client) = self.client(&server) else { return };
+                tokio::spawn(async move {
+                    if let Err(error) = client.unban(address).await {
+                        tracing::warn!(%server, %error, "ban points could not be taken back");
+                    }
+                });
+            }
             Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Numbered { next } => {

@@ -134,6 +134,8 @@ pub enum Event {
     /// Answers [`Effect::DestroyFlow`]: how many sockets it took.
     FlowDestroyed { number: Number, outcome: Result<u64, String> },
     InsertFailed { entry: Entry, number: Number, error: String },
+    /// Answers [`Effect::AskBanScore`].
+    BanScore { server: ServerName, client: IpAddr, score: u32 },
     /// A plain disconnect (no revocation) went out through us.
     PlainDisconnect { server: ServerName, ids: Vec<i32> },
     /// Programs are attached in this namespace from now on.
@@ -177,6 +179,10 @@ pub enum Effect {
     Probe { key: SessionKey, server: ServerName, observed: Observed },
     /// Tell when this device is gone.
     WatchDevice { device: Device },
+    /// How many ban points has this address at ocserv?
+    AskBanScore { server: ServerName, client: IpAddr },
+    /// Take its ban points back.
+    Unban { server: ServerName, client: IpAddr },
     GateAnswer { ask: Ask, verdict: Verdict },
     Answer { request: Request, answer: Answer },
     /// The next revocation's number has moved.
