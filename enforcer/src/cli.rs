@@ -63,8 +63,10 @@ pub enum Command {
         whom: Disconnect,
     },
     /// End sessions and keep them ended: a revocation
-    #[command(after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
-                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk=")]
+    #[command(
+        after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
+                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk="
+    )]
     Terminate {
         #[command(subcommand)]
         whom: Terminate,

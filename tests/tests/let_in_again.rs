@@ -51,12 +51,7 @@ fn ban_scores(name: &str, era: Era, attempts: usize) {
     let scene = Scene::with(
         name,
         era,
-        |ocserv| {
-            ocserv
-                .unset("max-ban-score")
-                .unset("ban-points-connection")
-                .unset("rate-limit-ms")
-        },
+        |ocserv| ocserv.unset("max-ban-score").unset("ban-points-connection").unset("rate-limit-ms"),
         |config| config,
     );
     let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");

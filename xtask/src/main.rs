@@ -84,7 +84,18 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Bench { arguments } => {
             setup::setup()?;
-            cargo(["build", "--release", "-p", "enforcer", "-p", "enforcer-tests", "--bin", "enforcer", "--bin", "bench"])?;
+            cargo([
+                "build",
+                "--release",
+                "-p",
+                "enforcer",
+                "-p",
+                "enforcer-tests",
+                "--bin",
+                "enforcer",
+                "--bin",
+                "bench",
+            ])?;
             let mut bench = steps::command(steps::target().join("release/bench"))?;
             bench.args(arguments);
             return steps::exit_code(&mut bench);

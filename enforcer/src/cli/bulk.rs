@@ -20,7 +20,10 @@ struct Line {
 }
 
 /// Reads the lines one by one; an empty line and one that starts with `#` say nothing. The error names the line.
-pub fn orders(file: &Path, from: &From) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>> + use<>> {
+pub fn orders(
+    file: &Path,
+    from: &From,
+) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>> + use<>> {
     let reader: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(std::io::stdin())
     } else {
@@ -82,7 +85,8 @@ mod tests {
     #[test]
     fn a_line_is_read_as_the_command_line_is() {
         let change = Change { reason: "r".into(), dry_run: false };
-        let change = From { from: None, stands: For { stands: Some(std::time::Duration::from_secs(60)) }, change };
+        let change =
+            From { from: None, stands: For { stands: Some(std::time::Duration::from_secs(60)) }, change };
         let order = parse("address 10.0.0.1 --for 2h", &change).unwrap();
         assert_eq!((order.for_seconds, order.reason.as_str()), (7_200, "r"));
         assert_eq!(parse("address 10.0.0.1", &change).unwrap().for_seconds, 60);

@@ -114,7 +114,9 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             let bad = findings.findings.iter().any(|finding| finding.level == "error");
             Ok(if bad { Code::Error } else { Code::Done })
         }
-        Command::Run | Command::Gate | Command::Unload => Err(anyhow::anyhow!("not a question to the daemon")),
+        Command::Run | Command::Gate | Command::Unload => {
+            Err(anyhow::anyhow!("not a question to the daemon"))
+        }
     }
 }
 
@@ -124,7 +126,10 @@ async fn connect(common: &Common) -> anyhow::Result<ControlClient> {
         None => Config::load(common.config.as_deref())?.control.socket,
     };
     connect_control(&socket).await.with_context(|| {
-        format!("the daemon does not answer on {} (is `enforcer run` running? are you root?)", socket.display())
+        format!(
+            "the daemon does not answer on {} (is `enforcer run` running? are you root?)",
+            socket.display()
+        )
     })
 }
 
@@ -134,7 +139,9 @@ fn plain_or_revocation(whom: Disconnect, either: bool) -> Result<api::Disconnect
         Disconnect::User { name, invalidate, on, change } => {
             (api::target::What::User(name), invalidate, on.server, change)
         }
-        Disconnect::Id { id, invalidate, on, change } => (api::target::What::Id(id), invalidate, on.server, change),
+        Disconnect::Id { id, invalidate, on, change } => {
+            (api::target::What::Id(id), invalidate, on.server, change)
+        }
     };
     if invalidate || either {
         return Err(request(what, server, change));
@@ -156,7 +163,9 @@ pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
         Revoke::Flow { protocol, client, local, stands, change } => {
             (api::target::What::Flow(format!("{protocol} {client} {local}")), stands, change)
         }
-        Revoke::Token { kind, id, stands, change } => (api::target::What::Token(format!("{kind} {id}")), stands, change),
+        Revoke::Token { kind, id, stands, change } => {
+            (api::target::What::Token(format!("{kind} {id}")), stands, change)
+        }
     };
     let for_seconds = stands.stands.map_or(0, |stands| stands.as_secs());
     api::RevokeRequest { for_seconds, ..request(what, String::new(), change.clone()) }
@@ -168,7 +177,12 @@ async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequ
     Ok(if receipt.complete { Code::Done } else { Code::Partial })
 }
 
-async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, from: From) -> anyhow::Result<Code> {
+async fn bulk(
+    client: &mut ControlClient,
+    json: bool,
+    file: std::path::PathBuf,
+    from: From,
+) -> anyhow::Result<Code> {
     let lines = super::bulk::orders(&file, &from)?;
     let (send, receive) = tokio::sync::mpsc::channel(256);
     // reading a file or a terminal blocks, and must not hold the stream up
@@ -192,7 +206,8 @@ async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, 
         }
         bad
     });
-    let mut receipt = client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+    let mut receipt =
+        client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
     let bad = reader.await.context("the reader of the lines broke")?;
     receipt.failed += bad.len() as u64;
     receipt.errors.extend(bad.into_iter().take(100));
@@ -207,13 +222,19 @@ async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, 
 async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Result<Code> {
     let nothing = api::ShowRequest {};
     match what {
-        Show::Status => output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?,
+        Show::Status => {
+            output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?
+        }
         Show::Users => output::print(json, &client.show_users(nothing).await?.into_inner(), output::users)?,
-        Show::Sessions => output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?,
+        Show::Sessions => {
+            output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?
+        }
         Show::Revocations => {
             output::print(json, &client.show_revocations(nothing).await?.into_inner(), output::revocations)?;
         }
-        Show::Events => output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?,
+        Show::Events => {
+            output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?
+        }
     }
     Ok(Code::Done)
 }

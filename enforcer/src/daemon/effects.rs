@@ -173,7 +173,8 @@ impl Daemon {
         let inputs = self.inputs.clone();
         let asked = super::now().mono;
         tokio::spawn(async move {
-            let outcome = client.list().await.map(|listing| listing.sessions).map_err(|error| error.to_string());
+            let outcome =
+                client.list().await.map(|listing| listing.sessions).map_err(|error| error.to_string());
             let _ = inputs.send(Input::Listed { server, asked, outcome }).await;
         });
     }
@@ -235,7 +236,8 @@ impl Daemon {
 
     /// Tunnel devices that are gone.
     pub(super) fn sweep(&mut self) {
-        let gone: Vec<Device> = self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
+        let gone: Vec<Device> =
+            self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
         for device in gone {
             self.devices.remove(&device);
             self.dataplane.detach_gone(device);
@@ -260,7 +262,8 @@ fn flows_of(worker: Process) -> Result<(Netns, Vec<Flow>), String> {
 }
 
 fn ended(ended: sockets::Ended) -> Ended {
-    let left = ended.left.iter().map(|(flow, why)| format!("{flow}: {why}")).chain(ended.problems.iter().cloned());
+    let left =
+        ended.left.iter().map(|(flow, why)| format!("{flow}: {why}")).chain(ended.problems.iter().cloned());
     Ended {
         politely: ended.exited_by_itself,
         destroyed: ended.destroyed.len() as u64,

@@ -228,11 +228,16 @@ impl Client {
     pub async fn ban_score(&self, address: IpAddr) -> Result<u32, ClientError> {
         let command = Command::ListBanned;
         let (body, _) = self.ask(command, &[]).await?;
-        let list = wire::BanList::decode(body.as_slice()).map_err(|source| ClientError::Garbage { command, source })?;
+        let list = wire::BanList::decode(body.as_slice())
+            .map_err(|source| ClientError::Garbage { command, source })?;
         let bytes = address_bytes(address);
         // ocserv keeps the first 64 bits of an IPv6 address, and zeroes
         let same = |ip: &[u8]| ip == bytes || (bytes.len() == 16 && ip.len() == 16 && ip[..8] == bytes[..8]);
-        let scores = list.info.iter().filter(|info| info.ip.as_deref().is_some_and(same)).filter_map(|info| info.score);
+        let scores = list
+            .info
+            .iter()
+            .filter(|info| info.ip.as_deref().is_some_and(same))
+            .filter_map(|info| info.score);
         Ok(scores.max().unwrap_or(0))
     }
 

@@ -218,7 +218,8 @@ pub fn is_shell_script(main: Process, script: &Path) -> bool {
     let root = PathBuf::from(format!("/proc/{}/root", main.pid));
     let mut head = [0; 2];
     let read = resolve(&root, script).0;
-    fs::File::open(within(&root, &read)).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"#!"
+    fs::File::open(within(&root, &read)).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+        && head == *b"#!"
 }
 
 fn names_gate_in(root: &Path, script: &Path) -> bool {

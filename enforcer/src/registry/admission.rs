@@ -54,7 +54,12 @@ impl Registry {
         match self.verdict(&waiting) {
             Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
             None if self.waiting.len() >= MAX_WAITING => {
-                self.answer_gate(&waiting, Verdict::Refuse("too many logins wait for ocserv's list".into()), now, out);
+                self.answer_gate(
+                    &waiting,
+                    Verdict::Refuse("too many logins wait for ocserv's list".into()),
+                    now,
+                    out,
+                );
             }
             None => {
                 self.waiting.push(waiting);
@@ -93,7 +98,8 @@ impl Registry {
         {
             if self.marks.contains_key(&id) {
                 out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
-                let client = self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
+                let client =
+                    self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
                 self.count_refusal(&waiting.server, &client, now, out);
             }
         }

@@ -53,8 +53,9 @@ impl Bans {
     /// Whether our refusals explain the whole score. They count once.
     fn explains(&mut self, server: &ServerName, client: IpAddr, score: u32, now: Duration) -> bool {
         let at = (server.clone(), client);
-        let explained = (self.refused.get(&at))
-            .is_some_and(|refused| now < refused.since + WINDOW && score > 0 && score <= refused.count + SLACK);
+        let explained = (self.refused.get(&at)).is_some_and(|refused| {
+            now < refused.since + WINDOW && score > 0 && score <= refused.count + SLACK
+        });
         if explained {
             self.refused.remove(&at);
         }
@@ -71,9 +72,17 @@ impl Registry {
         }
     }
 
-    pub(super) fn ban_score(&mut self, server: &ServerName, client: IpAddr, score: u32, now: Now, out: &mut Effects) {
+    pub(super) fn ban_score(
+        &mut self,
+        server: &ServerName,
+        client: IpAddr,
+        score: u32,
+        now: Now,
+        out: &mut Effects,
+    ) {
         if self.bans.explains(server, client, score, now.mono) {
-            let text = format!("{server}: {client}: {score} ban points, all of refused cookies, are taken back");
+            let text =
+                format!("{server}: {client}: {score} ban points, all of refused cookies, are taken back");
             out.push(Effect::Note { kind: "ban", text });
             out.push(Effect::Unban { server: server.clone(), client });
         }
