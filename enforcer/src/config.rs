@@ -275,10 +275,10 @@ impl Config {
 fn explain(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().trim();
     // an untagged enum hides what was wrong within: read the section on its own to learn it
-    if message.contains("untagged enum") {
-        if let Some(inner) = explain_servers(text) {
-            return inner;
-        }
+    if message.contains("untagged enum")
+        && let Some(inner) = explain_servers(text)
+    {
+        return inner;
     }
     let mut told = match error.span() {
         Some(span) => {

@@ -30,12 +30,12 @@ pub struct Caller {
 ///
 /// A socket that a dead daemon left behind is replaced; one that a living daemon answers on is an error.
 pub fn bind(path: &Path) -> anyhow::Result<std::os::unix::net::UnixListener> {
-    if let Some(folder) = path.parent() {
-        if !folder.exists() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
-                .with_context(|| format!("cannot close {} to others", folder.display()))?;
-        }
+    if let Some(folder) = path.parent()
+        && !folder.exists()
+    {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot close {} to others", folder.display()))?;
     }
     if let Ok(there) = std::fs::symlink_metadata(path) {
         anyhow::ensure!(

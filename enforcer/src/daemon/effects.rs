@@ -131,10 +131,10 @@ impl Daemon {
 
     /// An entry's hits go with it: they are added to its revocation's.
     fn remember_hits(&mut self, entry: &Entry, number: Number) {
-        if let Some(hits) = self.dataplane.hits(entry).filter(|hits| *hits > 0) {
-            if self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number) {
-                *self.past_hits.entry(number).or_default() += hits;
-            }
+        if let Some(hits) = self.dataplane.hits(entry).filter(|hits| *hits > 0)
+            && (self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number))
+        {
+            *self.past_hits.entry(number).or_default() += hits;
         }
     }
 

@@ -48,12 +48,11 @@ impl Daemon {
     }
 
     pub(super) fn know_netns(&mut self, name: &ServerName, main: Process, netns: Netns) {
-        if !self.namespaces.knows(netns) {
-            if let Ok((found, fd)) = process::netns_of(main.pid) {
-                if found == netns {
-                    self.enter_netns(name, netns, fd);
-                }
-            }
+        if !self.namespaces.knows(netns)
+            && let Ok((found, fd)) = process::netns_of(main.pid)
+            && found == netns
+        {
+            self.enter_netns(name, netns, fd);
         }
         let wanted: Vec<Netns> = self.servers.values().filter_map(|server| server.netns).collect();
         let devices: Vec<Netns> = self.devices.iter().map(|device| device.netns).collect();

@@ -75,10 +75,10 @@ async fn whose<'a>(config: &'a Config, id: i32, user: &str) -> Result<(&'a Serve
         let mut mine = Vec::new();
         for server in &servers {
             // a server that does not answer is not the one whose script we are
-            if let Ok(main) = client(server).peer().await {
-                if above.contains(&main.pid) {
-                    mine.push(*server);
-                }
+            if let Ok(main) = client(server).peer().await
+                && above.contains(&main.pid)
+            {
+                mine.push(*server);
             }
         }
         if !mine.is_empty() {
