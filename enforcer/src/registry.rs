@@ -9,6 +9,8 @@ mod bans;
 mod holdings;
 mod receipt;
 mod revoking;
+#[cfg(test)]
+mod scenarios;
 mod servers;
 mod sessions;
 mod show;

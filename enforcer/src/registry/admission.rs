@@ -95,13 +95,12 @@ impl Registry {
         }
         if let (Verdict::Refuse(_), Some(id)) =
             (&verdict, self.sessions.get(&waiting.key).and_then(super::Session::safe_id))
+            && self.marks.contains_key(&id)
         {
-            if self.marks.contains_key(&id) {
-                out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
-                let client =
-                    self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
-                self.count_refusal(&waiting.server, &client, now, out);
-            }
+            out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
+            let client =
+                self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
+            self.count_refusal(&waiting.server, &client, now, out);
         }
         out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
     }

@@ -47,7 +47,7 @@ impl Bans {
             *refused = Refused { since: now, count: 0 };
         }
         refused.count += 1;
-        refused.count % EVERY == 0
+        refused.count.is_multiple_of(EVERY)
     }
 
     /// Whether our refusals explain the whole score. They count once.

@@ -215,14 +215,11 @@ impl Registry {
     }
 
     fn may_revoke(&self, order: &Order) -> Result<(), String> {
-        if let Some(server) = &order.server {
-            if !self.servers.contains_key(server) {
-                let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
-                return Err(format!(
-                    "there is no server {server}: the configuration has {}",
-                    known.join(", ")
-                ));
-            }
+        if let Some(server) = &order.server
+            && !self.servers.contains_key(server)
+        {
+            let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
+            return Err(format!("there is no server {server}: the configuration has {}", known.join(", ")));
         }
         if self.revocations.len() >= MAX_REVOCATIONS {
             return Err(format!(
@@ -602,10 +599,10 @@ impl Registry {
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
         for number in self.holdings.expire(now.mono, out) {
-            if self.holdings.of(number).is_empty() {
-                if let Some(revocation) = self.revocations.get_mut(&number) {
-                    revocation.state = State::Expired;
-                }
+            if self.holdings.of(number).is_empty()
+                && let Some(revocation) = self.revocations.get_mut(&number)
+            {
+                revocation.state = State::Expired;
             }
         }
         self.expire_waiting(now, out);

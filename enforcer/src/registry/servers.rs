@@ -258,10 +258,10 @@ impl Registry {
                 self.notice_gone_cookies(name, asked, cookies, out);
             }
             Err(_) => {
-                if let Some(server) = self.servers.get_mut(name) {
-                    if server.state == ServerState::Up {
-                        server.state = ServerState::Silent;
-                    }
+                if let Some(server) = self.servers.get_mut(name)
+                    && server.state == ServerState::Up
+                {
+                    server.state = ServerState::Silent;
                 }
             }
         }
@@ -363,12 +363,12 @@ impl Registry {
     }
 
     pub(super) fn terminate(&mut self, id: SafeId, name: &ServerName, tries: u32, out: &mut Effects) {
-        if let Some(mark) = self.marks.get_mut(&id) {
-            if mark.terminate != Terminate::Asked {
-                mark.terminate = Terminate::Asked;
-                mark.tries = tries + 1;
-                out.push(Effect::Terminate { server: name.clone(), safe_id: id });
-            }
+        if let Some(mark) = self.marks.get_mut(&id)
+            && mark.terminate != Terminate::Asked
+        {
+            mark.terminate = Terminate::Asked;
+            mark.tries = tries + 1;
+            out.push(Effect::Terminate { server: name.clone(), safe_id: id });
         }
     }
 

@@ -196,10 +196,10 @@ impl Registry {
             if let Some(netns) = netns {
                 self.holdings.release_leases(&Entry::Address(netns, *address), out);
             }
-            if let Some(session) = self.sessions.get_mut(&key) {
-                if !session.observed.addresses.contains(address) {
-                    session.observed.addresses.push(*address);
-                }
+            if let Some(session) = self.sessions.get_mut(&key)
+                && !session.observed.addresses.contains(address)
+            {
+                session.observed.addresses.push(*address);
             }
         }
     }
@@ -236,10 +236,10 @@ impl Registry {
         for key in theirs {
             self.enforce(key, out);
         }
-        if let Some(name) = self.marks.get(&id).and_then(|mark| mark.server.clone()) {
-            if self.servers.get(&name).is_some_and(|server| server.terminate) {
-                self.terminate(id, &name, 0, out);
-            }
+        if let Some(name) = self.marks.get(&id).and_then(|mark| mark.server.clone())
+            && self.servers.get(&name).is_some_and(|server| server.terminate)
+        {
+            self.terminate(id, &name, 0, out);
         }
     }
 
@@ -287,10 +287,7 @@ impl Registry {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
-        if session.phase != Phase::Live
-            || session.worker_gone
-            || matches!(session.ending, Ending::Asked | Ending::Done)
-        {
+        if session.phase != Phase::Live || session.ending != Ending::No {
             return;
         }
         session.ending = Ending::Asked;
@@ -414,7 +411,7 @@ impl Registry {
     /// Looks again at what a revocation still waits for.
     pub(super) fn look_at(&mut self, key: SessionKey, out: &mut Effects) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        if session.ending == Ending::Failed && session.worker.is_some() {
+        if session.ending == Ending::Failed {
             session.ending = Ending::No;
             self.enforce(key, out);
         } else if session.is_in_flight() {
