@@ -111,6 +111,7 @@ struct Daemon {
     past_hits: BTreeMap<Number, u64>,
     events: VecDeque<api::Event>,
     started: Instant,
+    leftovers_done: bool,
     warnings: Vec<String>,
 }
 
@@ -212,6 +213,7 @@ impl Daemon {
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
             started: Instant::now(),
+            leftovers_done: false,
             warnings: Vec::new(),
             config,
         };

@@ -435,7 +435,7 @@ impl Dataplane {
     /// What the programs say, as records for the `log` crate. It is readable (poll its descriptor) when there
     /// is something, and `flush` writes it to [`log::logger`] as that is now:
     ///
-    /// ```ignore
+    /// ```text
     /// let mut logger = AsyncFd::with_interest(dataplane.logger()?, Interest::READABLE)?;
     /// loop {
     ///     let mut guard = logger.readable_mut().await?;

@@ -199,6 +199,11 @@ impl Registry {
         self.sessions.values()
     }
 
+    /// Every server has told of its sessions.
+    pub fn knows_everybody(&self) -> bool {
+        self.servers.values().all(|server| server.listed)
+    }
+
     /// The newest session under an ocserv id.
     pub fn session(&self, server: &ServerName, id: i32) -> Option<&Session> {
         self.ids.get(&(server.clone(), id)).and_then(|key| self.sessions.get(key))

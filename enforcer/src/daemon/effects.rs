@@ -18,6 +18,8 @@ use super::{Daemon, Input};
 const HEAD_START: Duration = Duration::from_millis(250);
 /// For how many revocations the hits of entries that are gone are remembered.
 const MAX_PAST_HITS: usize = 100_000;
+/// How long the daemon runs before it takes out what an earlier run attached and nobody wants.
+const LEFTOVERS_AFTER: Duration = Duration::from_secs(5);
 /// How long a worker may live without its sockets.
 const KILL_AFTER: Duration = Duration::from_millis(100);
 
@@ -242,6 +244,24 @@ impl Daemon {
             self.devices.remove(&device);
             self.dataplane.detach_gone(device);
             self.handle(Event::DeviceGone { device });
+        }
+        self.detach_leftovers();
+    }
+
+    /// What an earlier run attached where nothing is wanted any more. Only once every server has told of its
+    /// sessions, and their devices have been taken over: before that, it may still be needed.
+    fn detach_leftovers(&mut self) {
+        if self.leftovers_done || self.started.elapsed() < LEFTOVERS_AFTER || !self.registry.knows_everybody()
+        {
+            return;
+        }
+        self.leftovers_done = true;
+        match self.dataplane.detach_others() {
+            Ok(0) => {}
+            Ok(count) => {
+                self.note("kernel", format!("{count} programs of an earlier run were not wanted any more"))
+            }
+            Err(error) => self.warn(format!("programs of an earlier run could not be taken out: {error:#}")),
         }
     }
 }
