@@ -72,7 +72,9 @@ fuzz_target!(|input: &[u8]| {
     assert!(dropped(verdict::tunnel_egress(&device, 3, frame, framing)));
     assert!(!dropped(verdict::tunnel_ingress(&device, 4, frame, framing)));
 
-    if let Ok(Segment { source, destination, source_port, destination_port, protocol, at }) = segment(frame, framing) {
+    if let Ok(Segment { source, destination, source_port, destination_port, protocol, at }) =
+        segment(frame, framing)
+    {
         let key = FlowKey {
             client: source,
             local: destination,
