@@ -1,11 +1,10 @@
-//! What people type: durations, safe_ids, flows, tokens, and whole `revoke` orders in the words of the command line.
+//! What people type: durations, safe_ids, flows, tokens.
 #![no_main]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::Parser as _;
-use enforcer::cli::{Cli, parse_duration};
+use enforcer::cli::parse_duration;
 use enforcer::session::{Flow, Protocol, SafeId, Token, TokenKind};
 use libfuzzer_sys::fuzz_target;
 
@@ -21,7 +20,7 @@ fuzz_target!(|text: &str| {
         assert_eq!(SafeId::from_wire(text.as_bytes()), Ok(id));
     }
     let _ = SafeId::from_wire(text.as_bytes());
-    let words: Vec<&str> = text.split_whitespace().take(16).collect();
+    let words: Vec<&str> = text.split_whitespace().take(4).collect();
     if let [protocol, client, local, ..] = words[..]
         && let (Ok(protocol), Ok(client), Ok(local)) =
             (protocol.parse::<Protocol>(), client.parse::<SocketAddr>(), local.parse::<SocketAddr>())
@@ -35,7 +34,4 @@ fuzz_target!(|text: &str| {
     if let Ok(token) = Token::new(TokenKind::Dtls, text.as_bytes().to_vec()) {
         assert_eq!(token.to_string().len(), "dtls ".len() + 2 * text.len());
     }
-    // the parser of the command line, also behind `revoke --from`; it does nothing but read
-    let _ = Cli::try_parse_from(["enforcer", "revoke"].into_iter().chain(words.iter().copied()));
-    let _ = Cli::try_parse_from(std::iter::once("enforcer").chain(words.iter().copied()));
 });
