@@ -56,12 +56,17 @@ pub enum Command {
         after_help = "Examples:\n  enforcer disconnect user -i alice\n  enforcer disconnect id 4711 --invalidate --dry-run"
     )]
     Disconnect {
+        /// Make the cookies worthless as well: a revocation
+        #[arg(short, long)]
+        invalidate: bool,
         #[command(subcommand)]
         whom: Disconnect,
     },
     /// End sessions and keep them ended: a revocation
-    #[command(after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
-                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk=")]
+    #[command(
+        after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
+                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk="
+    )]
     Terminate {
         #[command(subcommand)]
         whom: Terminate,
@@ -222,6 +227,9 @@ pub struct From {
     /// Revoke what a file lists, one a line; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// For the lines that do not say themselves
+    #[command(flatten)]
+    pub stands: For,
     #[command(flatten)]
     pub change: Change,
 }

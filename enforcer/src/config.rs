@@ -203,7 +203,9 @@ impl Config {
         let path = named.unwrap_or(Path::new(DEFAULT_PATH));
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map_err(|text| ConfigError::Invalid { path: path.into(), text }),
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
             Err(error) => Err(ConfigError::Unreadable { path: path.into(), error }),
         }
     }
@@ -223,11 +225,16 @@ impl Config {
         let mut sockets = BTreeSet::new();
         for server in self.ocserv.iter() {
             let name = &server.name;
-            if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-                return Err(format!("[[ocserv]] name = {name:?}: a name is 1 to 64 characters without spaces"));
+            if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace())
+            {
+                return Err(format!(
+                    "[[ocserv]] name = {name:?}: a name is 1 to 64 characters without spaces"
+                ));
             }
             if !names.insert(name) {
-                return Err(format!("[[ocserv]] name = {name:?} is given twice: each server needs a name of its own"));
+                return Err(format!(
+                    "[[ocserv]] name = {name:?} is given twice: each server needs a name of its own"
+                ));
             }
             if !sockets.insert(&server.control_socket) {
                 return Err(format!(
@@ -238,12 +245,16 @@ impl Config {
             for script in [&server.next_script, &server.next_disconnect_script].into_iter().flatten() {
                 // the design's own example writes "" for none
                 if !script.as_os_str().is_empty() && !script.is_absolute() {
-                    return Err(format!("[ocserv] next-script = {script:?}: it is an absolute path, or \"\" for none"));
+                    return Err(format!(
+                        "[ocserv] next-script = {script:?}: it is an absolute path, or \"\" for none"
+                    ));
                 }
             }
         }
         if names.is_empty() {
-            return Err("ocserv = []: at least one server is needed (leave the key out for the default one)".into());
+            return Err(
+                "ocserv = []: at least one server is needed (leave the key out for the default one)".into()
+            );
         }
         let paths = [
             ("[kernel] pin-path", &self.kernel.pin_path),
@@ -271,8 +282,11 @@ fn explain(text: &str, error: &toml::de::Error) -> String {
     }
     let mut told = match error.span() {
         Some(span) => {
-            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-            format!("line {line}: {message}")
+            let before = text.get(..span.start).unwrap_or(text);
+            let line = before.matches('\n').count() + 1;
+            // where a value is wrong the message does not say whose
+            let words = text.lines().nth(line - 1).unwrap_or_default().trim();
+            format!("line {line} ({words}): {message}")
         }
         None => message.to_owned(),
     };

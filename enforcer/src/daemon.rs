@@ -23,7 +23,9 @@ use crate::control::{self, Call, Reply, api};
 use crate::dataplane::Dataplane;
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
-use crate::registry::{Adopted, Answer, Ask, Event, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict};
+use crate::registry::{
+    Adopted, Answer, Ask, Event, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
+};
 use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, Stands};
 
 pub use checks::check_without_daemon;
@@ -49,13 +51,27 @@ enum Input {
     /// The interfaces of the daemon's own namespace have changed.
     Links,
     /// A complete list of workers, asked for at `asked`.
-    Listed { server: ServerName, asked: Duration, outcome: Result<Vec<Observed>, String> },
+    Listed {
+        server: ServerName,
+        asked: Duration,
+        outcome: Result<Vec<Observed>, String>,
+    },
     /// What ocserv says of the login that the gate asks about.
-    Looked { name: ServerName, look: api::GateLook, observed: Result<Option<Observed>, String>, reply: Answerer },
+    Looked {
+        name: ServerName,
+        look: api::GateLook,
+        observed: Result<Option<Observed>, String>,
+        reply: Answerer,
+    },
     /// The cookies that a question had to wait for.
     Fetched(Vec<(ServerName, Vec<Cookie>)>, Then),
     /// ocserv's own answer to a plain disconnect.
-    Disconnected { rows: Vec<SessionRow>, notes: Vec<String>, any: bool, reply: Answerer },
+    Disconnected {
+        rows: Vec<SessionRow>,
+        notes: Vec<String>,
+        any: bool,
+        reply: Answerer,
+    },
 }
 
 type Answerer = oneshot::Sender<Result<Reply, Status>>;
@@ -75,6 +91,8 @@ struct Server {
     feed: FeedState,
     /// Why its configuration could not be read, if so.
     scripts: Result<bool, String>,
+    /// ocserv's firewall script would hand the gate to a shell, and the gate is a program.
+    needs_wrapper: bool,
 }
 
 struct Daemon {
@@ -105,14 +123,20 @@ pub struct Unloaded {
 pub fn unload(config: &Config) -> anyhow::Result<Unloaded> {
     let report = Dataplane::unload(&config.kernel.pin_path)?;
     anyhow::ensure!(report.left.is_empty(), "could not be taken out: {}", report.left.join("; "));
-    let text = format!("{} programs, {} clsact filters and {} maps were taken out", report.links, report.filters, report.maps);
+    let text = format!(
+        "{} programs, {} clsact filters and {} maps were taken out",
+        report.links, report.filters, report.maps
+    );
     Ok(Unloaded { text })
 }
 
 /// Runs the daemon in the foreground until SIGTERM or SIGINT. What is in force in the kernel stays in force.
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_log();
-    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the daemon needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE …)");
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the daemon needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE …)"
+    );
     // before anything is loaded: two daemons would each take the other's entries out
     let control = control::bind(&config.control.socket)?;
     let gate = control::bind(&config.gate.socket)?;
@@ -131,7 +155,11 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ENFORCER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let _ = tracing_log::LogTracer::init();
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).finish();
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .finish();
     let _ = tracing::subscriber::set_global_default(logger);
 }
 
@@ -144,7 +172,8 @@ impl Daemon {
     /// Programs and links in force first, then what an earlier run left, then everything else.
     fn start(config: Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
         let (own, own_fd) = process::own_netns().context("cannot tell the own network namespace")?;
-        let mut dataplane = Dataplane::open(effects::settings(&config)).context("the kernel side cannot be set up")?;
+        let mut dataplane =
+            Dataplane::open(effects::settings(&config)).context("the kernel side cannot be set up")?;
         let mut servers = BTreeMap::new();
         for settings in config.ocserv.iter() {
             let server = Server {
@@ -154,6 +183,7 @@ impl Daemon {
                 netns: None,
                 feed: FeedState::Off,
                 scripts: Err("ocserv has not been reached yet".into()),
+                needs_wrapper: false,
             };
             servers.insert(settings.server_name(), server);
         }
@@ -199,7 +229,12 @@ impl Daemon {
         let control = tokio::net::UnixListener::from_std(control)?;
         let gate = tokio::net::UnixListener::from_std(gate)?;
         for (name, server) in &self.servers {
-            tokio::spawn(feed(name.clone(), server.client.clone(), server.settings.feed, self.inputs.clone()));
+            tokio::spawn(feed(
+                name.clone(),
+                server.client.clone(),
+                server.settings.feed,
+                self.inputs.clone(),
+            ));
         }
         interfaces::watch(self.inputs.clone());
         let logger = self.dataplane.logger()?;
@@ -215,7 +250,8 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        let mut tick_at = tokio::time::Instant::now();
+        let mut ticked = tokio::time::Instant::now();
+        let mut tick_at = ticked;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         tracing::info!(socket = %self.config.control.socket.display(), "ready");
         loop {
@@ -229,19 +265,25 @@ impl Daemon {
                     }
                 }
                 _ = sweep.tick() => self.sweep(),
+                _ = tokio::time::sleep_until(tick_at) => {
+                    self.handle(Event::Tick);
+                    ticked = tokio::time::Instant::now();
+                }
                 Some(input) = received.recv() => self.take(input),
                 Some(call) = called.recv() => self.take(Input::Call(call)),
-                _ = tokio::time::sleep_until(tick_at) => self.handle(Event::Tick),
                 guard = kernel_log.readable_mut() => {
                     let mut guard = guard?;
                     guard.get_inner_mut().flush();
                     guard.clear_ready();
                 }
             }
-            tick_at = tokio::time::Instant::now() + self.registry.next_tick(now());
+            // counted from the last tick, so that no amount of other work puts the next one off
+            tick_at = ticked + self.registry.next_tick(now());
         }
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
-        tracing::info!("stopping; what is in force in the kernel stays in force (enforcer unload takes it out)");
+        tracing::info!(
+            "stopping; what is in force in the kernel stays in force (enforcer unload takes it out)"
+        );
         let _ = std::fs::remove_file(&self.config.control.socket);
         let _ = std::fs::remove_file(&self.config.gate.socket);
         Ok(())
@@ -264,7 +306,9 @@ impl Daemon {
 
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
+        tracing::debug!(?event);
         for effect in self.registry.handle(event, now()) {
+            tracing::debug!(?effect);
             self.apply(effect);
         }
     }
@@ -272,24 +316,40 @@ impl Daemon {
     fn feed(&mut self, name: &ServerName, event: FeedEvent) {
         match event {
             FeedEvent::Up { main, capabilities, netns } => {
-                let scripts = ocserv::scripts(main, self.servers.get(name).and_then(|server| server.settings.config.as_deref()));
+                let scripts = ocserv::scripts(
+                    main,
+                    self.servers.get(name).and_then(|server| server.settings.config.as_deref()),
+                );
                 let configured = match &scripts {
                     Ok(scripts) => {
                         Ok(scripts.connect.as_ref().is_some_and(|script| ocserv::names_gate(main, script)))
                     }
                     Err(error) => Err(error.to_string()),
                 };
+                let needs_wrapper = scripts.is_ok_and(|scripts| {
+                    let shell = |script| ocserv::is_shell_script(main, script);
+                    scripts.firewall && scripts.connect.as_deref().is_some_and(|script| !shell(script))
+                });
                 if let Some(server) = self.servers.get_mut(name) {
+                    server.needs_wrapper = needs_wrapper;
                     server.main = Some(main);
                     server.netns = Some(netns);
                     server.scripts.clone_from(&configured);
                 }
                 self.know_netns(name, main, netns);
-                self.handle(Event::ServerUp { server: name.clone(), main, terminate: capabilities.terminate });
-                self.handle(Event::GateConfigured { server: name.clone(), configured: configured == Ok(true) });
+                self.handle(Event::ServerUp {
+                    server: name.clone(),
+                    main,
+                    terminate: capabilities.terminate,
+                });
+                self.handle(Event::GateConfigured {
+                    server: name.clone(),
+                    configured: configured == Ok(true),
+                });
             }
             FeedEvent::Down { why } => {
-                let gone = self.servers.get(name).and_then(|s| s.main).is_some_and(|main| !process::is_alive(main));
+                let gone =
+                    self.servers.get(name).and_then(|s| s.main).is_some_and(|main| !process::is_alive(main));
                 self.note("ocserv", format!("{name}: {why}"));
                 self.handle(Event::ServerDown { server: name.clone(), gone });
             }
@@ -299,7 +359,8 @@ impl Daemon {
                 self.handle(Event::Sighted { server: name.clone(), sighting });
             }
             FeedEvent::Disconnected { observed, reason, .. } => {
-                let (server, id, safe_id, user) = (name.clone(), observed.id, observed.safe_id, observed.user);
+                let (server, id, safe_id, user) =
+                    (name.clone(), observed.id, observed.safe_id, observed.user);
                 self.handle(Event::FeedDisconnected { server, id, safe_id, user, reason });
             }
             FeedEvent::Mode(state) => {
@@ -314,8 +375,8 @@ impl Daemon {
     }
 
     fn listed(&mut self, server: ServerName, asked: Duration, outcome: Result<Vec<Observed>, String>) {
-        let outcome =
-            outcome.map(|list| list.into_iter().map(|observed| self.sighting(&server, observed, false)).collect());
+        let outcome = outcome
+            .map(|list| list.into_iter().map(|observed| self.sighting(&server, observed, false)).collect());
         self.handle(Event::Listed { server, asked, outcome });
     }
 
@@ -370,7 +431,8 @@ fn adopted<'a>(
     dataplane: &mut Dataplane,
     servers: impl Iterator<Item = &'a ServerName>,
 ) -> anyhow::Result<Vec<Adopted>> {
-    let servers: BTreeMap<u64, ServerName> = servers.map(|name| (effects::server_number(name), name.clone())).collect();
+    let servers: BTreeMap<u64, ServerName> =
+        servers.map(|name| (effects::server_number(name), name.clone())).collect();
     let lapsed = dataplane.lapsed();
     let mut adopted = Vec::new();
     for stored in dataplane.entries()? {

@@ -39,7 +39,9 @@ struct Login {
 
 impl Login {
     fn from_environment() -> Result<Self, String> {
-        let word = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
+        let word = |name: &str| {
+            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+        };
         // as ocserv's socket spells them: any bytes
         let name = |name: &str| {
             let value = std::env::var_os(name).unwrap_or_default();
@@ -50,7 +52,8 @@ impl Login {
             format!("ID={id:?}: this is ocserv's connect-script, and ocserv sets ID, REASON, USERNAME and DEVICE for it")
         })?;
         // ocserv's words are from the gateway's view: the remote end is the client's
-        let addresses = ["IP_REMOTE", "IPV6_REMOTE"].iter().filter_map(|name| word(name).parse().ok()).collect();
+        let addresses =
+            ["IP_REMOTE", "IPV6_REMOTE"].iter().filter_map(|name| word(name).parse().ok()).collect();
         Ok(Self {
             id,
             user: name("USERNAME"),
@@ -80,7 +83,9 @@ impl Login {
 #[derive(Debug)]
 enum Decision {
     /// `server`: by its configured name, where it is known.
-    Admit { server: Option<String> },
+    Admit {
+        server: Option<String>,
+    },
     Refuse(String),
     Blind(String),
 }
@@ -101,7 +106,8 @@ fn run_with(named: Option<&Path>) -> Result<(), String> {
     let login = Login::from_environment()?;
     // without a readable configuration nothing is known, not even what to do when blind: the default is to refuse
     let config = Config::load(named).map_err(|error| error.to_string())?;
-    let runtime = (tokio::runtime::Builder::new_current_thread().enable_all().build()).map_err(|e| e.to_string())?;
+    let runtime =
+        (tokio::runtime::Builder::new_current_thread().enable_all().build()).map_err(|e| e.to_string())?;
     match reason.as_str() {
         "connect" => runtime.block_on(connect(&config, &login)),
         "disconnect" => {
@@ -126,21 +132,34 @@ async fn connect(config: &Config, login: &Login) -> Result<(), String> {
 }
 
 /// Asks the daemon, or decides alone. `Ok`: let in, by that server.
-async fn decide(config: &Config, login: &Login, daemon: &mut Daemon, last: bool) -> Result<Option<String>, String> {
+async fn decide(
+    config: &Config,
+    login: &Login,
+    daemon: &mut Daemon,
+    last: bool,
+) -> Result<Option<String>, String> {
     let decision = match daemon.ask(&config.gate.socket, login.look(last)).await {
-        Ok(verdict) if verdict.admit => Decision::Admit { server: Some(verdict.server).filter(|name| !name.is_empty()) },
+        Ok(verdict) if verdict.admit => {
+            Decision::Admit { server: Some(verdict.server).filter(|name| !name.is_empty()) }
+        }
         Ok(verdict) => Decision::Refuse(verdict.text),
         Err(why) => alone::decide(config, login.id, &login.user, &why).await,
     };
     match decision {
         Decision::Admit { server } => Ok(server),
-        Decision::Refuse(why) => Err(format!("{} (id {}) is refused: {why}", login.user.escape_default(), login.id)),
+        Decision::Refuse(why) => {
+            Err(format!("{} (id {}) is refused: {why}", login.user.escape_default(), login.id))
+        }
         Decision::Blind(why) => match config.gate.when_blind {
             WhenBlind::Refuse => {
                 Err(format!("{} (id {}) is refused, since {why}", login.user.escape_default(), login.id))
             }
             WhenBlind::Admit => {
-                eprintln!("enforcer-gate: {} (id {}) is let in unseen: {why}", login.user.escape_default(), login.id);
+                eprintln!(
+                    "enforcer-gate: {} (id {}) is let in unseen: {why}",
+                    login.user.escape_default(),
+                    login.id
+                );
                 Ok(None)
             }
         },
@@ -158,9 +177,12 @@ impl Daemon {
         let asked = async {
             let mut client = match self.client.take() {
                 Some(client) => client,
-                None => connect_gate(socket).await.map_err(|error| format!("the daemon does not answer: {error}"))?,
+                None => connect_gate(socket)
+                    .await
+                    .map_err(|error| format!("the daemon does not answer: {error}"))?,
             };
-            let verdict = client.look(look).await.map_err(|status| format!("the daemon says: {}", status.message()))?;
+            let verdict =
+                client.look(look).await.map_err(|status| format!("the daemon says: {}", status.message()))?;
             self.client = Some(client);
             Ok(verdict.into_inner())
         };
@@ -205,7 +227,9 @@ fn run_script(script: Option<PathBuf>) -> Result<(), String> {
     // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
     unsafe {
         // when ocserv ends the gate, the administrator's script ends with it: main waits for both
-        command.pre_exec(|| nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(Into::into));
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(Into::into)
+        });
     }
     let status = command.status().map_err(|error| format!("next-script {}: {error}", script.display()))?;
     if status.success() { Ok(()) } else { Err(format!("next-script {} refused: {status}", script.display())) }

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    let name = args.first().map(|name| Path::new(name).file_name().unwrap_or_default().to_owned()).unwrap_or_default();
+    let name = args
+        .first()
+        .map(|name| Path::new(name).file_name().unwrap_or_default().to_owned())
+        .unwrap_or_default();
     match name.to_str() {
         Some("enforcer-gate") => {
             let config = std::env::var_os("ENFORCER_CONFIG").map(PathBuf::from);

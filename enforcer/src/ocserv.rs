@@ -21,7 +21,7 @@ pub use feed::{FeedEvent, FeedState, Mode, run};
 pub use frame::{Command, Frame, FrameError, MAX_REPLY, MAX_REQUEST};
 pub use messages::{Cookies, Listing, Odd};
 pub use name::{from_wire as name_from_bytes, printable};
-pub use scripts::{Scripts, ScriptsError, names_gate, scripts};
+pub use scripts::{Scripts, ScriptsError, is_shell_script, names_gate, scripts};
 
 /// What ocserv hands us, as bytes: the ways in for the fuzz targets (`tests/fuzz`), which must neither panic nor
 /// hang.

@@ -5,6 +5,7 @@
 
 mod admission;
 mod adopting;
+mod bans;
 mod holdings;
 mod receipt;
 mod revoking;
@@ -85,6 +86,7 @@ pub struct Registry {
     /// Disconnects by a stock occtl that may become revocations once a list shows who is left.
     stock_disconnects: Vec<servers::StockDisconnect>,
     netns: BTreeSet<Netns>,
+    bans: bans::Bans,
     /// When entries of an earlier run were taken over, while some of them are not accounted for.
     adopted_at: Option<Duration>,
 }
@@ -130,6 +132,7 @@ impl Registry {
             waiting: Vec::new(),
             stock_disconnects: Vec::new(),
             netns: BTreeSet::from([own_netns]),
+            bans: bans::Bans::default(),
             adopted_at: None,
         }
     }
@@ -139,7 +142,9 @@ impl Registry {
         let mut out = Effects::new();
         match event {
             Event::Adopt { entries } => self.adopt(entries, now, &mut out),
-            Event::ServerUp { server, main, terminate } => self.server_up(&server, main, terminate, now, &mut out),
+            Event::ServerUp { server, main, terminate } => {
+                self.server_up(&server, main, terminate, now, &mut out)
+            }
             Event::ServerDown { server, gone } => self.server_down(&server, gone, &mut out),
             Event::GateConfigured { server, configured } => self.gate_configured(&server, configured),
             Event::Sighted { server, sighting } => {
@@ -157,9 +162,14 @@ impl Registry {
             Event::DeviceGone { device } => self.device_gone(device, &mut out),
             Event::Flows { key, outcome } => self.flows(key, outcome, &mut out),
             Event::Ended { key, ended } => self.ended(key, ended, &mut out),
-            Event::Terminated { server, safe_id, outcome } => self.terminated(&server, safe_id, outcome, &mut out),
+            Event::Terminated { server, safe_id, outcome } => {
+                self.terminated(&server, safe_id, outcome, &mut out)
+            }
             Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome),
             Event::InsertFailed { entry, number, error } => self.insert_failed(&entry, number, error),
+            Event::BanScore { server, client, score } => {
+                self.ban_score(&server, client, score, now, &mut out)
+            }
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),

@@ -223,7 +223,8 @@ pub struct CutoffKey([u8; 20]);
 impl CutoffKey {
     pub fn new(server: &ServerName, user: &str) -> Self {
         use sha2::Digest as _;
-        let digest = sha2::Sha256::new().chain_update(server.as_str()).chain_update([0]).chain_update(user).finalize();
+        let digest =
+            sha2::Sha256::new().chain_update(server.as_str()).chain_update([0]).chain_update(user).finalize();
         let mut key = [0; 20];
         key.copy_from_slice(&digest[..20]);
         Self(key)
@@ -283,11 +284,15 @@ pub struct Cookie {
 /// A word that is not one of ours. The texts end up before people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadWord {
-    #[error("not a safe_id: it is 28 characters of base64, as `show sessions` and `occtl show cookies` print it")]
+    #[error(
+        "not a safe_id: it is 28 characters of base64, as `show sessions` and `occtl show cookies` print it"
+    )]
     SafeId,
     #[error("not a protocol: it is `tcp` or `udp`")]
     Protocol,
-    #[error("not an exact flow: it is PROTOCOL CLIENT:PORT LOCAL:PORT, both ends of one family, no port 0 and no unspecified address")]
+    #[error(
+        "not an exact flow: it is PROTOCOL CLIENT:PORT LOCAL:PORT, both ends of one family, no port 0 and no unspecified address"
+    )]
     Flow,
     #[error("not a wire token: it is 1 to 32 bytes in hexadecimal, two digits each")]
     Token,
@@ -314,9 +319,18 @@ mod tests {
         let mapped = "[::ffff:192.0.2.1]:1".parse().unwrap();
         let flow = Flow::new(Protocol::Tcp, mapped, "198.51.100.1:443".parse().unwrap()).unwrap();
         assert_eq!(flow.client(), "192.0.2.1:1".parse().unwrap());
-        assert!(Flow::new(Protocol::Udp, "0.0.0.0:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap()).is_err());
-        assert!(Flow::new(Protocol::Udp, "192.0.2.1:0".parse().unwrap(), "198.51.100.1:443".parse().unwrap()).is_err());
-        assert!(Flow::new(Protocol::Udp, "[2001:db8::1]:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap()).is_err());
+        assert!(
+            Flow::new(Protocol::Udp, "0.0.0.0:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
+                .is_err()
+        );
+        assert!(
+            Flow::new(Protocol::Udp, "192.0.2.1:0".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
+                .is_err()
+        );
+        assert!(
+            Flow::new(Protocol::Udp, "[2001:db8::1]:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
+                .is_err()
+        );
     }
 
     #[test]

@@ -208,6 +208,14 @@ impl Enforcer {
         self.shared.work().join("enforcer-gate")
     }
 
+    /// The gate as a shell script: ocserv's own firewall script runs the next one by `/bin/sh FILE`, in every era,
+    /// so a binary under that name fails there with a syntax error.
+    pub fn gate_script(&self) -> PathBuf {
+        let script = self.shared.work().join("enforcer-gate.sh");
+        crate::ocserv::write_script(&script, &format!("exec {} gate", binary().display()));
+        script
+    }
+
     /// `ocserv` with the gate as both scripts.
     pub fn guard(&self, ocserv: Ocserv) -> Ocserv {
         ocserv.scripts(&self.gate()).env("ENFORCER_CONFIG", &self.config().display().to_string())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use enforcer_tests::enforcer::{Config, quoted};
 use enforcer_tests::ocserv::write_script;
-use enforcer_tests::scene::Scene;
+use enforcer_tests::scene::{Pair, Scene};
 use enforcer_tests::{Connect, Enforcer, Era, Lab, Ocserv};
 
 /// With no daemon ever started there is nothing to decide by: `when-blind` decides.
@@ -68,22 +68,23 @@ fn next_script() {
     });
 }
 
-/// R2: in the chain of ocserv's own firewall script, which hands ours over in OCSERV_NEXT_SCRIPT.
+/// R2: in the chain of ocserv's own firewall script, which runs ours (OCSERV_NEXT_SCRIPT) by `/bin/sh`.
 #[test]
 fn r2_behind_ocservs_firewall() {
     for era in [Era::Bookworm, Era::Sid] {
-        let scene = Scene::with(
-            "fw-chain",
-            era,
-            |ocserv| ocserv.set("restrict-user-to-routes", "true"),
-            |config| config,
-        );
-        let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");
-        scene.flood(&scene.alice, &tunnel, false, 100).flowing();
-        scene.enforcer.revoke("alice");
+        let mut lab = Lab::new("fw-chain");
+        let ocserv = Ocserv::new(&lab, era, 0).set("restrict-user-to-routes", "true");
+        let mut enforcer = Enforcer::prepare(&lab, &Config::new(&[&ocserv]));
+        let server = enforcer.guard(ocserv).scripts(&enforcer.gate_script()).start();
+        enforcer.start();
+        let alice = lab.client("alice");
+        let (cookie, mut tunnel) = alice.session(&server, "alice");
+        enforcer.knows("alice");
+        Pair::new(&lab, &alice, &tunnel, false, 100).flowing();
+        enforcer.revoke("alice");
         tunnel.wait_end();
-        scene.refused(&scene.alice, &cookie);
-        scene.session(&scene.alice, "alice");
+        alice.connect(&server, &cookie, &Connect::default()).refused();
+        alice.session(&server, "alice");
     }
 }
 

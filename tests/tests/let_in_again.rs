@@ -44,38 +44,33 @@ fn r4_at_once_sid() {
 }
 
 /// R4: also with the ban scores that ocserv has by default, after refused attempts.
-fn ban_scores(name: &str, era: Era) {
+/// 1.1.6 bans an address at 30 connections: as many as would get it banned twice, were nothing done about it.
+/// 1.5 bans at 80, and there the cookie is gone, so that ocserv refuses it without asking the gate: nothing is
+/// done about that, and nothing needs to be for fewer.
+fn ban_scores(name: &str, era: Era, attempts: usize) {
     let scene = Scene::with(
         name,
         era,
-        |ocserv| {
-            ocserv
-                .set("max-ban-score", "80")
-                .set("ban-reset-time", "1200")
-                .unset("ban-points-connection")
-                .unset("rate-limit-ms")
-        },
+        |ocserv| ocserv.unset("max-ban-score").unset("ban-points-connection").unset("rate-limit-ms"),
         |config| config,
     );
     let (cookie, mut tunnel) = scene.session(&scene.alice, "alice");
     scene.enforcer.revoke("alice");
     tunnel.wait_end();
-    for _ in 0..10 {
+    for _ in 0..attempts {
         scene.refused(&scene.alice, &cookie);
     }
     scene.session(&scene.alice, "alice");
-    let points = scene.server.occtl(&["-j", "show", "ip", "ban", "points"]);
-    println!("{}", points.stdout);
 }
 
 #[test]
 fn r4_ban_scores_bookworm() {
-    ban_scores("ban-bookworm", Era::Bookworm);
+    ban_scores("ban-bookworm", Era::Bookworm, 60);
 }
 
 #[test]
 fn r4_ban_scores_sid() {
-    ban_scores("ban-sid", Era::Sid);
+    ban_scores("ban-sid", Era::Sid, 60);
 }
 
 /// R4: who logs in while the revocation is being answered is either ended by it or let in; never neither.

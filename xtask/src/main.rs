@@ -32,6 +32,12 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Measures, beside stock ocserv in the same run (after setup, and an optimized build)
+    Bench {
+        /// Such as `--rounds 100 --json FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Format, lints and every test (after setup)
     Test {
         /// Passed on to `cargo test`, such as `-p enforcer-tests --test stops`
@@ -75,6 +81,24 @@ fn run(task: Task) -> Result<ExitCode> {
                 demo.arg("--json");
             }
             return steps::exit_code(&mut demo);
+        }
+        Task::Bench { arguments } => {
+            setup::setup()?;
+            cargo([
+                "build",
+                "--release",
+                "-p",
+                "enforcer",
+                "-p",
+                "enforcer-tests",
+                "--bin",
+                "enforcer",
+                "--bin",
+                "bench",
+            ])?;
+            let mut bench = steps::command(steps::target().join("release/bench"))?;
+            bench.args(arguments);
+            return steps::exit_code(&mut bench);
         }
         Task::Test { only } => {
             setup::setup()?;

@@ -16,7 +16,8 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// The Debians whose ocserv and openconnect the lab runs beside the host's own.
 const SUITES: [&str; 2] = ["trixie", "sid"];
-const IN_TREES: &str = "ocserv,openconnect,iproute2,ca-certificates";
+/// nftables and iptables: ocserv's own firewall script calls the one or the other.
+const IN_TREES: &str = "ocserv,openconnect,iproute2,nftables,iptables,ca-certificates";
 
 /// Idempotent; a few milliseconds when nothing is missing.
 pub fn setup() -> Result<()> {
@@ -36,7 +37,7 @@ pub fn setup() -> Result<()> {
         jobs.push(("bpf-linker".to_owned(), Box::new(install_linker)));
     }
     for suite in SUITES {
-        if !tree(suite).exists() {
+        if !has_tree(suite) {
             jobs.push((format!("a {suite} tree"), Box::new(move || make_tree(suite))));
         }
     }
@@ -108,6 +109,17 @@ fn tree(suite: &str) -> PathBuf {
     target().join("lab/roots").join(suite)
 }
 
+/// Whether the tree is there, with all that is wanted in it now.
+fn has_tree(suite: &str) -> bool {
+    let tree = tree(suite);
+    tree.exists() && fs::read_to_string(packages_of(&tree)).is_ok_and(|packages| packages == IN_TREES)
+}
+
+/// The file in a tree that says what it was made with.
+fn packages_of(tree: &Path) -> PathBuf {
+    tree.join("made-with")
+}
+
 /// Makes a tree under another name, and renames it when it is complete: an interrupted one is made anew.
 fn make_tree(suite: &str) -> Result<()> {
     if !geteuid().is_root() {
@@ -125,6 +137,11 @@ fn make_tree(suite: &str) -> Result<()> {
     logged(&format!("debootstrap {suite}"), bootstrap)?;
     // the fetched archives are of no further use
     let _ = fs::remove_dir_all(unfinished.join("var/cache/apt/archives"));
+    fs::write(packages_of(&unfinished), IN_TREES).context("the tree")?;
+    if done.exists() {
+        // an older one, made with less
+        fs::remove_dir_all(&done).with_context(|| done.display().to_string())?;
+    }
     fs::rename(&unfinished, &done).with_context(|| done.display().to_string())
 }
 

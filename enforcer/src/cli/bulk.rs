@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use clap::Parser;
 
-use super::{Change, Revoke};
+use super::{From, Revoke};
 use crate::control::api;
 
 /// A line may be this long; anything longer is no revocation.
@@ -20,13 +20,16 @@ struct Line {
 }
 
 /// Reads the lines one by one; an empty line and one that starts with `#` say nothing. The error names the line.
-pub fn orders(file: &Path, change: &Change) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>> + use<>> {
+pub fn orders(
+    file: &Path,
+    from: &From,
+) -> anyhow::Result<impl Iterator<Item = Result<api::RevokeRequest, String>> + use<>> {
     let reader: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(std::io::stdin())
     } else {
         Box::new(std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?)
     };
-    let change = change.clone();
+    let from = from.clone();
     let mut reader = BufReader::new(reader);
     let mut number = 0_u64;
     Ok(std::iter::from_fn(move || {
@@ -53,33 +56,40 @@ pub fn orders(file: &Path, change: &Change) -> anyhow::Result<impl Iterator<Item
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            return Some(parse(line, &change).map_err(|why| format!("line {number}: {why}")));
+            return Some(parse(line, &from).map_err(|why| format!("line {number}: {why}")));
         }
     }))
 }
 
-fn parse(line: &str, change: &Change) -> Result<api::RevokeRequest, String> {
+fn parse(line: &str, from: &From) -> Result<api::RevokeRequest, String> {
     let line = Line::try_parse_from(line.split_whitespace()).map_err(|error| {
         let text = error.to_string();
         text.lines().next().unwrap_or("not a revocation").trim_start_matches("error: ").to_owned()
     })?;
     let mut order = super::run::explicit(&line.what);
     if order.reason.is_empty() {
-        order.reason.clone_from(&change.reason);
+        order.reason.clone_from(&from.change.reason);
     }
-    order.dry_run |= change.dry_run;
+    order.dry_run |= from.change.dry_run;
+    if order.for_seconds == 0 {
+        order.for_seconds = from.stands.stands.map_or(0, |stands| stands.as_secs());
+    }
     Ok(order)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Change, For};
 
     #[test]
     fn a_line_is_read_as_the_command_line_is() {
         let change = Change { reason: "r".into(), dry_run: false };
+        let change =
+            From { from: None, stands: For { stands: Some(std::time::Duration::from_secs(60)) }, change };
         let order = parse("address 10.0.0.1 --for 2h", &change).unwrap();
         assert_eq!((order.for_seconds, order.reason.as_str()), (7_200, "r"));
+        assert_eq!(parse("address 10.0.0.1", &change).unwrap().for_seconds, 60);
         assert!(parse("flow tcp 192.0.2.1:1 198.51.100.1:443", &change).is_ok());
         for bad in ["address", "address 10.0.0.300", "flow tcp 1 2", "nonsense", "--help"] {
             assert!(parse(bad, &change).is_err(), "{bad}");
@@ -89,7 +99,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_line_makes_it_panic(line in ".{0,100}") {
-            let _ = parse(&line, &Change::default());
+            let from = From { from: None, stands: For::default(), change: Change::default() };
+            let _ = parse(&line, &from);
         }
     }
 }

@@ -73,17 +73,21 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let socket = std::env::var_os("ENFORCER_SOCKET").map(PathBuf::from);
     super::run::run(Cli {
         common: Common { json: ours.json, socket, config },
-        command: Command::Disconnect { whom },
+        command: Command::Disconnect { invalidate: true, whom },
     })
 }
 
 fn server_of(config: Option<&Path>, socket: &Path) -> Result<String, String> {
     let config = Config::load(config).map_err(|error| error.to_string())?;
-    let same = |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    let same = |a: &Path, b: &Path| {
+        a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    };
     (config.ocserv.iter())
         .find(|server| same(&server.control_socket, socket))
         .map(|server| server.name.clone())
-        .ok_or_else(|| format!("no [ocserv] section of the enforcer has control-socket = {:?}", socket.display()))
+        .ok_or_else(|| {
+            format!("no [ocserv] section of the enforcer has control-socket = {:?}", socket.display())
+        })
 }
 
 /// Becomes the real occtl.
@@ -117,7 +121,9 @@ mod tests {
 
     #[test]
     fn invalidate_is_ours_in_either_order() {
-        for line in ["disconnect user -i alice", "disconnect user alice --invalidate", "-i disconnect user alice"] {
+        for line in
+            ["disconnect user -i alice", "disconnect user alice --invalidate", "-i disconnect user alice"]
+        {
             let ours = words(line).unwrap();
             assert_eq!((ours.kind.as_str(), ours.whom.as_str()), ("user", "alice"));
         }
@@ -126,7 +132,14 @@ mod tests {
 
     #[test]
     fn everything_else_is_the_real_ones() {
-        for line in ["", "show users", "disconnect user alice", "-i show users", "disconnect user -i", "-v disconnect user a -i"] {
+        for line in [
+            "",
+            "show users",
+            "disconnect user alice",
+            "-i show users",
+            "disconnect user -i",
+            "-v disconnect user a -i",
+        ] {
             assert_eq!(words(line), None, "{line}");
         }
     }

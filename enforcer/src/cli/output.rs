@@ -20,7 +20,9 @@ pub fn print<T: Serialize>(json: bool, record: &T, human: impl FnOnce(&T) -> Str
 
 /// Names come from the network: what could steer a terminal is shown as an escape.
 fn safe(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }
 
 fn terminal_width() -> usize {
@@ -100,7 +102,11 @@ pub fn sessions(list: &api::Sessions) -> String {
                 s.server.clone(),
                 if s.id == 0 { "-".into() } else { s.id.to_string() },
                 s.user.clone(),
-                if s.revocation == 0 { s.state.clone() } else { format!("{}, revoked by {}", s.state, s.revocation) },
+                if s.revocation == 0 {
+                    s.state.clone()
+                } else {
+                    format!("{}, revoked by {}", s.state, s.revocation)
+                },
                 s.client.clone(),
                 s.device.clone(),
                 s.addresses.join(" "),
@@ -116,7 +122,13 @@ pub fn sessions(list: &api::Sessions) -> String {
 pub fn users(list: &api::Users) -> String {
     let rows = (list.users.iter())
         .map(|u| {
-            vec![u.user.clone(), u.sessions.to_string(), number(u.revoked.into()), ago(u.since), u.servers.join(" ")]
+            vec![
+                u.user.clone(),
+                u.sessions.to_string(),
+                number(u.revoked.into()),
+                ago(u.since),
+                u.servers.join(" "),
+            ]
         })
         .collect();
     or_none(rows, &["USER", "SESSIONS", "REVOKED", "SINCE", "SERVERS"], "Nobody is connected.")
@@ -137,13 +149,15 @@ pub fn revocations(list: &api::Revocations) -> String {
             ]
         })
         .collect();
-    or_none(rows, &["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"], "No revocations.")
+    or_none(
+        rows,
+        &["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"],
+        "No revocations.",
+    )
 }
 
 pub fn events(list: &api::Events) -> String {
-    let rows = (list.events.iter())
-        .map(|e| vec![clock(e.at_ms), e.kind.clone(), e.text.clone()])
-        .collect();
+    let rows = (list.events.iter()).map(|e| vec![clock(e.at_ms), e.kind.clone(), e.text.clone()]).collect();
     or_none(rows, &["TIME (UTC)", "KIND", "WHAT"], "Nothing happened yet.")
 }
 
@@ -169,11 +183,20 @@ pub fn status(s: &api::Status) -> String {
         .map(|s| {
             let pid = if s.main_pid == 0 { "-".into() } else { s.main_pid.to_string() };
             let terminate = if s.terminate { "yes" } else { "no" };
-            vec![s.name.clone(), s.state.clone(), pid, s.feed.clone(), s.gate.clone(), terminate.into(), s.control_socket.clone()]
+            vec![
+                s.name.clone(),
+                s.state.clone(),
+                pid,
+                s.feed.clone(),
+                s.gate.clone(),
+                terminate.into(),
+                s.control_socket.clone(),
+            ]
         })
         .collect();
     text.push('\n');
-    text += &or_none(servers, &["SERVER", "STATE", "PID", "FEED", "GATE", "TERMINATE", "SOCKET"], "No servers.");
+    text +=
+        &or_none(servers, &["SERVER", "STATE", "PID", "FEED", "GATE", "TERMINATE", "SOCKET"], "No servers.");
     let interfaces = (s.interfaces.iter())
         .map(|i| vec![i.name.clone(), i.ifindex.to_string(), i.role.clone(), i.how.clone(), i.netns.clone()])
         .collect();
@@ -209,9 +232,15 @@ pub fn findings(list: &api::Findings) -> String {
 
 pub fn disconnected(reply: &api::DisconnectReply) -> String {
     let mut text = match (reply.dry_run, reply.sessions.len()) {
-        (true, n) => format!("Would disconnect {n} session{}; the cookies stay valid.\n", if n == 1 { "" } else { "s" }),
+        (true, n) => format!(
+            "Would disconnect {n} session{}; the cookies stay valid.\n",
+            if n == 1 { "" } else { "s" }
+        ),
         (false, n) => {
-            format!("Disconnected {n} session{}; the cookies stay valid (-i revokes them).\n", if n == 1 { "" } else { "s" })
+            format!(
+                "Disconnected {n} session{}; the cookies stay valid (-i revokes them).\n",
+                if n == 1 { "" } else { "s" }
+            )
         }
     };
     if !reply.sessions.is_empty() {

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tonic::Status;
 
 use super::output;
-use super::{Change, Cli, Code, Command, Common, Disconnect, Revoke, Show, Terminate};
+use super::{Change, Cli, Code, Command, Common, Disconnect, From, Revoke, Show, Terminate};
 use crate::config::Config;
 use crate::control::{ControlClient, api, connect_control};
 
@@ -76,7 +76,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         Err(error) => return Err(error),
     };
     match command {
-        Command::Disconnect { whom } => match plain_or_revocation(whom) {
+        Command::Disconnect { invalidate, whom } => match plain_or_revocation(whom, invalidate) {
             Ok(request) => {
                 let reply = client.disconnect(request).await?.into_inner();
                 output::print(json, &reply, output::disconnected)?;
@@ -96,10 +96,10 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         }
         Command::Revoke { what: Some(what), .. } => revoke(&mut client, json, explicit(&what)).await,
         Command::Revoke { what: None, from } => {
-            let file = from.from.ok_or_else(|| {
+            let file = from.from.clone().ok_or_else(|| {
                 Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls HEX, or --from FILE")
             })?;
-            bulk(&mut client, json, file, from.change).await
+            bulk(&mut client, json, file, from).await
         }
         Command::Lift { number, change } => {
             let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
@@ -114,7 +114,9 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             let bad = findings.findings.iter().any(|finding| finding.level == "error");
             Ok(if bad { Code::Error } else { Code::Done })
         }
-        Command::Run | Command::Gate | Command::Unload => Err(anyhow::anyhow!("not a question to the daemon")),
+        Command::Run | Command::Gate | Command::Unload => {
+            Err(anyhow::anyhow!("not a question to the daemon"))
+        }
     }
 }
 
@@ -124,19 +126,24 @@ async fn connect(common: &Common) -> anyhow::Result<ControlClient> {
         None => Config::load(common.config.as_deref())?.control.socket,
     };
     connect_control(&socket).await.with_context(|| {
-        format!("the daemon does not answer on {} (is `enforcer run` running? are you root?)", socket.display())
+        format!(
+            "the daemon does not answer on {} (is `enforcer run` running? are you root?)",
+            socket.display()
+        )
     })
 }
 
 /// `Ok`: ocserv's own disconnect. `Err`: a revocation.
-fn plain_or_revocation(whom: Disconnect) -> Result<api::DisconnectRequest, api::RevokeRequest> {
+fn plain_or_revocation(whom: Disconnect, either: bool) -> Result<api::DisconnectRequest, api::RevokeRequest> {
     let (what, invalidate, server, change) = match whom {
         Disconnect::User { name, invalidate, on, change } => {
             (api::target::What::User(name), invalidate, on.server, change)
         }
-        Disconnect::Id { id, invalidate, on, change } => (api::target::What::Id(id), invalidate, on.server, change),
+        Disconnect::Id { id, invalidate, on, change } => {
+            (api::target::What::Id(id), invalidate, on.server, change)
+        }
     };
-    if invalidate {
+    if invalidate || either {
         return Err(request(what, server, change));
     }
     let target = Some(api::Target { what: Some(what), server });
@@ -156,7 +163,9 @@ pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
         Revoke::Flow { protocol, client, local, stands, change } => {
             (api::target::What::Flow(format!("{protocol} {client} {local}")), stands, change)
         }
-        Revoke::Token { kind, id, stands, change } => (api::target::What::Token(format!("{kind} {id}")), stands, change),
+        Revoke::Token { kind, id, stands, change } => {
+            (api::target::What::Token(format!("{kind} {id}")), stands, change)
+        }
     };
     let for_seconds = stands.stands.map_or(0, |stands| stands.as_secs());
     api::RevokeRequest { for_seconds, ..request(what, String::new(), change.clone()) }
@@ -168,8 +177,13 @@ async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequ
     Ok(if receipt.complete { Code::Done } else { Code::Partial })
 }
 
-async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, change: Change) -> anyhow::Result<Code> {
-    let lines = super::bulk::orders(&file, &change)?;
+async fn bulk(
+    client: &mut ControlClient,
+    json: bool,
+    file: std::path::PathBuf,
+    from: From,
+) -> anyhow::Result<Code> {
+    let lines = super::bulk::orders(&file, &from)?;
     let (send, receive) = tokio::sync::mpsc::channel(256);
     // reading a file or a terminal blocks, and must not hold the stream up
     let reader = tokio::task::spawn_blocking(move || {
@@ -192,7 +206,8 @@ async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, 
         }
         bad
     });
-    let mut receipt = client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+    let mut receipt =
+        client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
     let bad = reader.await.context("the reader of the lines broke")?;
     receipt.failed += bad.len() as u64;
     receipt.errors.extend(bad.into_iter().take(100));
@@ -207,13 +222,19 @@ async fn bulk(client: &mut ControlClient, json: bool, file: std::path::PathBuf, 
 async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Result<Code> {
     let nothing = api::ShowRequest {};
     match what {
-        Show::Status => output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?,
+        Show::Status => {
+            output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?
+        }
         Show::Users => output::print(json, &client.show_users(nothing).await?.into_inner(), output::users)?,
-        Show::Sessions => output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?,
+        Show::Sessions => {
+            output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?
+        }
         Show::Revocations => {
             output::print(json, &client.show_revocations(nothing).await?.into_inner(), output::revocations)?;
         }
-        Show::Events => output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?,
+        Show::Events => {
+            output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?
+        }
     }
     Ok(Code::Done)
 }

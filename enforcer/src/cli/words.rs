@@ -31,7 +31,8 @@ impl From<Code> for ExitCode {
 /// A duration as systemd writes them (systemd.time(7)): `90s`, `15min`, `2h`, `1d`, `1h 30min`; a bare number is
 /// seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration: write 90s, 15min, 2h, 1d, or several together (1h30min)");
+    let bad =
+        || format!("{text:?} is not a duration: write 90s, 15min, 2h, 1d, or several together (1h30min)");
     let mut rest = text.trim();
     let mut seconds: u64 = 0;
     if rest.is_empty() {

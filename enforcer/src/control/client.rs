@@ -26,7 +26,10 @@ async fn channel(socket: &Path) -> std::io::Result<Channel> {
         }
     });
     // the address is never looked up: the connector decides
-    Endpoint::from_static("http://enforcer.invalid").connect_with_connector(connector).await.map_err(std::io::Error::other)
+    Endpoint::from_static("http://enforcer.invalid")
+        .connect_with_connector(connector)
+        .await
+        .map_err(std::io::Error::other)
 }
 
 pub async fn connect_control(socket: &Path) -> std::io::Result<ControlClient> {

@@ -38,7 +38,11 @@ pub fn bind(path: &Path) -> anyhow::Result<std::os::unix::net::UnixListener> {
         }
     }
     if let Ok(there) = std::fs::symlink_metadata(path) {
-        anyhow::ensure!(there.file_type().is_socket(), "{} is there and is not a socket: move it away", path.display());
+        anyhow::ensure!(
+            there.file_type().is_socket(),
+            "{} is there and is not a socket: move it away",
+            path.display()
+        );
         anyhow::ensure!(
             std::os::unix::net::UnixStream::connect(path).is_err(),
             "another enforcer answers on {}: stop it first",
@@ -99,7 +103,11 @@ impl Connected for Checked {
 }
 
 impl AsyncRead for Checked {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

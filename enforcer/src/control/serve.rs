@@ -45,7 +45,10 @@ pub struct Call {
 }
 
 /// Serves the control socket until the listener fails.
-pub async fn serve_control(listener: UnixListener, calls: mpsc::Sender<Call>) -> Result<(), tonic::transport::Error> {
+pub async fn serve_control(
+    listener: UnixListener,
+    calls: mpsc::Sender<Call>,
+) -> Result<(), tonic::transport::Error> {
     let service = api::control_server::ControlServer::new(Front { calls });
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(64)
@@ -55,7 +58,10 @@ pub async fn serve_control(listener: UnixListener, calls: mpsc::Sender<Call>) ->
 }
 
 /// Serves the gate's socket: questions about logins, and nothing else.
-pub async fn serve_gate(listener: UnixListener, calls: mpsc::Sender<Call>) -> Result<(), tonic::transport::Error> {
+pub async fn serve_gate(
+    listener: UnixListener,
+    calls: mpsc::Sender<Call>,
+) -> Result<(), tonic::transport::Error> {
     let service = api::gate_server::GateServer::new(Front { calls });
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(4)

@@ -47,7 +47,8 @@ impl Daemon {
             Request::Left(look) => {
                 // nothing is believed of a disconnect-script, which may come after the next session's
                 // connect-script: a worker's end is told by its process
-                let server = self.server_of_gate(caller, look.id).map(|name| name.to_string()).unwrap_or_default();
+                let server =
+                    self.server_of_gate(caller, look.id).map(|name| name.to_string()).unwrap_or_default();
                 let verdict = api::GateVerdict { admit: true, text: String::new(), server };
                 self.sweep();
                 let _ = reply.send(Ok(Reply::Verdict(verdict)));
@@ -78,7 +79,10 @@ impl Daemon {
     }
 
     fn order(&self, request: &api::RevokeRequest, caller: Caller) -> Result<Order, Status> {
-        let target = request.target.as_ref().ok_or_else(|| Status::invalid_argument("whom or what? a target is needed"))?;
+        let target = request
+            .target
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("whom or what? a target is needed"))?;
         if request.reason.len() > MAX_REASON {
             return Err(Status::invalid_argument(format!("the reason is longer than {MAX_REASON} bytes")));
         }
@@ -90,7 +94,9 @@ impl Daemon {
         let target = parse_target(target)?;
         let explicit = matches!(target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
         if stands.is_some() && !explicit {
-            return Err(Status::invalid_argument("a session's end has no duration: it stands until nothing could bring it back"));
+            return Err(Status::invalid_argument(
+                "a session's end has no duration: it stands until nothing could bring it back",
+            ));
         }
         Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller) })
     }
@@ -99,15 +105,17 @@ impl Daemon {
         if request.dry_run {
             let entries = self.registry.holdings().of(request.number).len();
             let known = self.registry.revocations().find(|r| r.number == request.number);
-            let answer = known.ok_or_else(|| Status::not_found(format!("there is no revocation {}", request.number))).map(|r| {
-                Reply::Receipt(Box::new(api::Receipt {
-                    target: r.order.target.to_string(),
-                    complete: true,
-                    dry_run: true,
-                    notes: vec![format!("{entries} entries would be taken out of the kernel")],
-                    ..api::Receipt::default()
-                }))
-            });
+            let answer = known
+                .ok_or_else(|| Status::not_found(format!("there is no revocation {}", request.number)))
+                .map(|r| {
+                    Reply::Receipt(Box::new(api::Receipt {
+                        target: r.order.target.to_string(),
+                        complete: true,
+                        dry_run: true,
+                        notes: vec![format!("{entries} entries would be taken out of the kernel")],
+                        ..api::Receipt::default()
+                    }))
+                });
             let _ = reply.send(answer);
             return;
         }
@@ -133,12 +141,14 @@ impl Daemon {
             return;
         }
         if order.server.as_ref().is_some_and(|name| !self.servers.contains_key(name)) {
-            let _ = reply.send(Err(Status::failed_precondition("there is no such server in the configuration")));
+            let _ =
+                reply.send(Err(Status::failed_precondition("there is no such server in the configuration")));
             return;
         }
         let rows = self.registry.preview(&order, &[]).sessions;
         if dry_run {
-            let reply_with = api::DisconnectReply { sessions: rows.iter().map(row).collect(), dry_run, notes: Vec::new() };
+            let reply_with =
+                api::DisconnectReply { sessions: rows.iter().map(row).collect(), dry_run, notes: Vec::new() };
             let _ = reply.send(Ok(Reply::Disconnect(reply_with)));
             return;
         }
@@ -182,7 +192,9 @@ impl Daemon {
         tokio::spawn(async move {
             // the safe_id is not in the environment; ocserv answers in under a millisecond while the script runs
             let observed = client.id_info(look.id).await;
-            let _ = inputs.send(Input::Looked { name, look, observed: observed.map_err(|e| e.to_string()), reply }).await;
+            let _ = inputs
+                .send(Input::Looked { name, look, observed: observed.map_err(|e| e.to_string()), reply })
+                .await;
         });
     }
 
@@ -201,7 +213,8 @@ impl Daemon {
         if observed.device.is_none() {
             observed.device = Some(look.device).filter(|device| !device.is_empty());
         }
-        let addresses: Vec<IpAddr> = look.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let addresses: Vec<IpAddr> =
+            look.addresses.iter().filter_map(|address| address.parse().ok()).collect();
         if !addresses.is_empty() {
             observed.addresses = addresses;
         }
@@ -217,13 +230,16 @@ impl Daemon {
         let mut pid = caller.pid;
         for _ in 0..16 {
             let Some(now) = pid else { break };
-            if let Some((name, _)) = self.servers.iter().find(|(_, s)| s.main.is_some_and(|main| main.pid == now)) {
+            if let Some((name, _)) =
+                self.servers.iter().find(|(_, s)| s.main.is_some_and(|main| main.pid == now))
+            {
                 return Some(name.clone());
             }
             pid = crate::process::parent(now).ok().filter(|parent| *parent > 1);
         }
         // its pid is not visible here, or ocserv has only just come up: by the id, or the only one there is
-        let by_id: Vec<&ServerName> = self.servers.keys().filter(|name| self.registry.session(name, id).is_some()).collect();
+        let by_id: Vec<&ServerName> =
+            self.servers.keys().filter(|name| self.registry.session(name, id).is_some()).collect();
         match (by_id.as_slice(), self.servers.len()) {
             ([name], _) => Some((*name).clone()),
             (_, 1) => self.servers.keys().next().cloned(),
@@ -233,7 +249,8 @@ impl Daemon {
 
     /// Asks every server for its cookies before the rest is done.
     fn fetch_cookies(&mut self, then: Then) {
-        let clients: Vec<_> = self.servers.iter().map(|(name, server)| (name.clone(), server.client.clone())).collect();
+        let clients: Vec<_> =
+            self.servers.iter().map(|(name, server)| (name.clone(), server.client.clone())).collect();
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             let mut all = Vec::new();
@@ -253,8 +270,10 @@ impl Daemon {
                 let _ = reply.send(Ok(Reply::Sessions(api::Sessions { sessions })));
             }
             Then::Preview(order, reply) => {
-                let sessions: Vec<_> = self.registry.preview(&order, cookies).sessions.iter().map(row).collect();
-                let explicit = matches!(order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
+                let sessions: Vec<_> =
+                    self.registry.preview(&order, cookies).sessions.iter().map(row).collect();
+                let explicit =
+                    matches!(order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
                 let answer = if sessions.is_empty() && !explicit {
                     Err(Status::not_found(format!("{}: no session and no cookie of it", order.target)))
                 } else {
@@ -276,7 +295,9 @@ impl Daemon {
     fn users(&self) -> api::Users {
         let mut users: BTreeMap<String, api::User> = BTreeMap::new();
         for row in self.registry.rows(&[]) {
-            let user = users.entry(row.user.clone()).or_insert_with(|| api::User { user: row.user.clone(), ..api::User::default() });
+            let user = users
+                .entry(row.user.clone())
+                .or_insert_with(|| api::User { user: row.user.clone(), ..api::User::default() });
             user.sessions += 1;
             user.revoked += u32::from(row.revoked.is_some());
             if user.since == 0 || row.since < user.since {
@@ -336,7 +357,10 @@ fn state(state: RevocationState, complete: bool) -> &'static str {
 
 /// Who asks, for the record.
 fn who(caller: Caller) -> String {
-    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(caller.uid)).ok().flatten().map(|user| user.name);
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(caller.uid))
+        .ok()
+        .flatten()
+        .map(|user| user.name);
     name.unwrap_or_else(|| format!("uid {}", caller.uid))
 }
 
@@ -348,13 +372,18 @@ fn parse_target(target: &api::Target) -> Result<Target, Status> {
         Some(api::target::What::User(name)) if name.len() > MAX_NAME => {
             Err(bad(format!("a user name of {} bytes: ocserv's are at most {MAX_NAME}", name.len())))
         }
-        Some(api::target::What::User(name)) if name.contains('\0') => Err(bad("the user's name holds a NUL".into())),
-        Some(api::target::What::User(name)) => Ok(Target::User(name.clone())),
-        Some(api::target::What::Id(id)) if *id <= 0 => Err(bad(format!("{id} is no id: ids are worker pids, above 0"))),
-        Some(api::target::What::Id(id)) => Ok(Target::Id(*id)),
-        Some(api::target::What::Session(id)) => {
-            id.parse::<SafeId>().map(Target::Session).map_err(|error| bad(format!("{:?}: {error}", short(id))))
+        Some(api::target::What::User(name)) if name.contains('\0') => {
+            Err(bad("the user's name holds a NUL".into()))
         }
+        Some(api::target::What::User(name)) => Ok(Target::User(name.clone())),
+        Some(api::target::What::Id(id)) if *id <= 0 => {
+            Err(bad(format!("{id} is no id: ids are worker pids, above 0")))
+        }
+        Some(api::target::What::Id(id)) => Ok(Target::Id(*id)),
+        Some(api::target::What::Session(id)) => id
+            .parse::<SafeId>()
+            .map(Target::Session)
+            .map_err(|error| bad(format!("{:?}: {error}", short(id)))),
         Some(api::target::What::Address(address)) => (address.parse::<IpAddr>())
             .map(|address| Target::Address(address.to_canonical()))
             .map_err(|_| bad(format!("{:?} is no IP address", short(address)))),
@@ -371,20 +400,27 @@ fn parse_flow(text: &str) -> Result<Flow, Status> {
     let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Flow));
     let words: Vec<&str> = text.split_whitespace().collect();
     let [protocol, client, local] = words[..] else { return Err(bad()) };
-    let protocol = protocol.parse().map_err(|error| Status::invalid_argument(format!("{:?}: {error}", short(protocol))))?;
-    Flow::new(protocol, client.parse().map_err(|_| bad())?, local.parse().map_err(|_| bad())?).map_err(|_| bad())
+    let protocol = protocol
+        .parse()
+        .map_err(|error| Status::invalid_argument(format!("{:?}: {error}", short(protocol))))?;
+    Flow::new(protocol, client.parse().map_err(|_| bad())?, local.parse().map_err(|_| bad())?)
+        .map_err(|_| bad())
 }
 
 fn parse_token(text: &str) -> Result<Token, Status> {
     let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Token));
     let (kind, hex) = text.split_once(' ').ok_or_else(bad)?;
     if kind != "dtls" {
-        return Err(Status::invalid_argument(format!("{:?} is no kind of token: there is dtls", short(kind))));
+        return Err(Status::invalid_argument(format!(
+            "{:?} is no kind of token: there is dtls",
+            short(kind)
+        )));
     }
     if hex.len() % 2 != 0 || hex.len() > 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(bad());
     }
-    let bytes = (0..hex.len()).step_by(2).filter_map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect();
+    let bytes =
+        (0..hex.len()).step_by(2).filter_map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect();
     Token::new(TokenKind::Dtls, bytes).map_err(|_| bad())
 }
 
@@ -445,7 +481,11 @@ pub(super) fn disconnected(rows: Vec<SessionRow>, notes: Vec<String>, any: bool)
         let sessions = rows.iter().map(row).collect();
         return Ok(Reply::Disconnect(api::DisconnectReply { sessions, dry_run: false, notes }));
     }
-    if notes.is_empty() { Err(Status::not_found("ocserv knows no such session")) } else { Err(Status::unavailable(notes.join("; "))) }
+    if notes.is_empty() {
+        Err(Status::not_found("ocserv knows no such session"))
+    } else {
+        Err(Status::unavailable(notes.join("; ")))
+    }
 }
 
 pub(super) fn verdict(server: &ServerName, verdict: Verdict, when_blind: WhenBlind) -> Result<Reply, Status> {

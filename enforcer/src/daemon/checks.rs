@@ -103,7 +103,9 @@ impl Daemon {
                     format!("{name}: ocserv was not reached on {socket} since the daemon started"),
                     "is it running, with use-occtl = true? is [ocserv] control-socket its occtl-socket-file?",
                 ),
-                ServerState::Silent => finding("error", format!("{name}: ocserv does not answer on {socket}"), "look at its log"),
+                ServerState::Silent => {
+                    finding("error", format!("{name}: ocserv does not answer on {socket}"), "look at its log")
+                }
                 ServerState::Gone => finding("warning", format!("{name}: ocserv is not running"), ""),
             });
             findings.push(match (rules.gate, &server.scripts) {
@@ -123,6 +125,16 @@ impl Daemon {
                     "set connect-script to the path of enforcer-gate in ocserv.conf",
                 ),
             });
+            if server.needs_wrapper {
+                findings.push(finding(
+                    "error",
+                    format!(
+                        "{name}: with restrict-user-to-routes or -ports ocserv hands connect-script to /bin/sh, \
+                         which cannot run a program: every login will be refused"
+                    ),
+                    "make connect-script a file named enforcer-gate with two lines: #!/bin/sh and exec enforcer gate",
+                ));
+            }
             if let (FeedState::Polling { why }, true) = (&server.feed, server.settings.feed) {
                 findings.push(finding(
                     "warning",
@@ -133,7 +145,11 @@ impl Daemon {
         }
         let attachments = self.dataplane.attachments();
         for (role, what) in [(Role::Outer, "outer interface (XDP)"), (Role::Inner, "inner interface (tc)")] {
-            let on: Vec<String> = attachments.iter().filter(|a| a.role == role).map(|a| format!("{} {}", a.name, a.how)).collect();
+            let on: Vec<String> = attachments
+                .iter()
+                .filter(|a| a.role == role)
+                .map(|a| format!("{} {}", a.name, a.how))
+                .collect();
             findings.push(if on.is_empty() {
                 finding("warning", format!("no {what}"), "name it in [kernel] of the configuration")
             } else {
@@ -141,7 +157,11 @@ impl Daemon {
             });
         }
         for usage in self.dataplane.usage().iter().filter(|u| u.used * 10 >= u.capacity * 9) {
-            findings.push(finding("warning", format!("the table {} is almost full", usage.name), "lift what is not needed"));
+            findings.push(finding(
+                "warning",
+                format!("the table {} is almost full", usage.name),
+                "lift what is not needed",
+            ));
         }
         if self.config.gate.when_blind == WhenBlind::Admit {
             findings.push(finding(
@@ -156,21 +176,31 @@ impl Daemon {
 }
 
 fn host_findings() -> Vec<api::Finding> {
-    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (major, minor) = OLDEST_KERNEL;
     vec![if version >= OLDEST_KERNEL {
         finding("ok", format!("kernel {release} (the oldest that serves is {major}.{minor})"), "")
     } else {
-        finding("error", format!("kernel {release} is too old"), format!("{major}.{minor} or later is needed"))
+        finding(
+            "error",
+            format!("kernel {release} is too old"),
+            format!("{major}.{minor} or later is needed"),
+        )
     }]
 }
 
 /// What can be said of the host when no daemon answers.
 pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api::Findings {
     let mut findings = host_findings();
-    findings.push(finding("error", format!("{error:#}"), "start it: systemctl start enforcer, or enforcer run"));
+    findings.push(finding(
+        "error",
+        format!("{error:#}"),
+        "start it: systemctl start enforcer, or enforcer run",
+    ));
     match Config::load(config) {
         Ok(config) => {
             findings.push(finding("ok", "the configuration can be read", ""));
@@ -178,7 +208,11 @@ pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api
             findings.push(if pins {
                 finding("ok", "what an earlier daemon put into the kernel is in force (pinned)", "")
             } else {
-                finding("error", "nothing is in force in the kernel: there are no pinned maps", "start the daemon")
+                finding(
+                    "error",
+                    "nothing is in force in the kernel: there are no pinned maps",
+                    "start the daemon",
+                )
             });
             for server in config.ocserv.iter() {
                 let there = std::os::unix::net::UnixStream::connect(&server.control_socket).is_ok();
@@ -186,7 +220,11 @@ pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api
                 findings.push(if there {
                     finding("ok", format!("{}: something answers on {socket}", server.name), "")
                 } else {
-                    finding("error", format!("{}: nothing answers on {socket}", server.name), "is ocserv running, with use-occtl = true?")
+                    finding(
+                        "error",
+                        format!("{}: nothing answers on {socket}", server.name),
+                        "is ocserv running, with use-occtl = true?",
+                    )
                 });
             }
         }

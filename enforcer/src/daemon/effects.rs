@@ -92,6 +92,24 @@ impl Daemon {
             Effect::WatchDevice { device } => {
                 self.devices.insert(device);
             }
+            Effect::AskBanScore { server, client: address } => {
+                let Some(client) = self.client(&server) else { return };
+                let inputs = self.inputs.clone();
+                tokio::spawn(async move {
+                    match client.ban_score(address).await {
+                        Ok(score) => tell(&inputs, Event::BanScore { server, client: address, score }).await,
+                        Err(error) => tracing::info!(%server, %error, "ocserv does not tell its ban scores"),
+                    }
+                });
+            }
+            Effect::Unban { server, client: address } => {
+                let Some(client) = self.client(&server) else { return };
+                tokio::spawn(async move {
+                    if let Err(error) = client.unban(address).await {
+                        tracing::warn!(%server, %error, "ban points could not be taken back");
+                    }
+                });
+            }
             Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Numbered { next } => {
@@ -155,7 +173,8 @@ impl Daemon {
         let inputs = self.inputs.clone();
         let asked = super::now().mono;
         tokio::spawn(async move {
-            let outcome = client.list().await.map(|listing| listing.sessions).map_err(|error| error.to_string());
+            let outcome =
+                client.list().await.map(|listing| listing.sessions).map_err(|error| error.to_string());
             let _ = inputs.send(Input::Listed { server, asked, outcome }).await;
         });
     }
@@ -217,7 +236,8 @@ impl Daemon {
 
     /// Tunnel devices that are gone.
     pub(super) fn sweep(&mut self) {
-        let gone: Vec<Device> = self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
+        let gone: Vec<Device> =
+            self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
         for device in gone {
             self.devices.remove(&device);
             self.dataplane.detach_gone(device);
@@ -242,7 +262,8 @@ fn flows_of(worker: Process) -> Result<(Netns, Vec<Flow>), String> {
 }
 
 fn ended(ended: sockets::Ended) -> Ended {
-    let left = ended.left.iter().map(|(flow, why)| format!("{flow}: {why}")).chain(ended.problems.iter().cloned());
+    let left =
+        ended.left.iter().map(|(flow, why)| format!("{flow}: {why}")).chain(ended.problems.iter().cloned());
     Ended {
         politely: ended.exited_by_itself,
         destroyed: ended.destroyed.len() as u64,

@@ -89,7 +89,9 @@ fn refuse_address(address: IpAddr, ssh: Option<(SocketAddr, SocketAddr)>, own: &
         return Some(format!("{address} is no client's address: nothing was revoked"));
     }
     let through = ssh.is_some_and(|(client, _)| client.ip() == address);
-    through.then(|| format!("this command came from {address} (ssh): it would cut itself off; give it from elsewhere"))
+    through.then(|| {
+        format!("this command came from {address} (ssh): it would cut itself off; give it from elsewhere")
+    })
 }
 
 fn is_broadcast(address: IpAddr) -> bool {

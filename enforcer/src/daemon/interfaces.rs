@@ -22,8 +22,13 @@ pub(super) struct Link {
 }
 
 /// What goes where.
-pub(super) fn choose(links: &[Link], outer: Option<&[String]>, inner: Option<&[String]>) -> Vec<(Device0, Role)> {
-    let named = |patterns: &[String], link: &Link| patterns.iter().any(|pattern| matches(pattern, &link.name));
+pub(super) fn choose(
+    links: &[Link],
+    outer: Option<&[String]>,
+    inner: Option<&[String]>,
+) -> Vec<(Device0, Role)> {
+    let named =
+        |patterns: &[String], link: &Link| patterns.iter().any(|pattern| matches(pattern, &link.name));
     let is_outer = |link: &Link| match outer {
         Some(patterns) => named(patterns, link),
         None => link.has_default_route,
@@ -90,7 +95,10 @@ impl Daemon {
             Ok(links) => links,
             Err(error) => return self.warn(format!("{name}: its interfaces cannot be listed: {error:#}")),
         };
-        let settings = self.servers.get(name).map(|server| (server.settings.outer.clone(), server.settings.inner.clone()));
+        let settings = self
+            .servers
+            .get(name)
+            .map(|server| (server.settings.outer.clone(), server.settings.inner.clone()));
         let (outer, inner) = settings.unwrap_or_default();
         self.attach_chosen(netns, choose(&links, outer.as_deref(), inner.as_deref()));
     }
@@ -130,7 +138,10 @@ async fn list_links() -> anyhow::Result<Vec<Link>> {
     let mut addresses = handle.address().get().execute();
     while let Some(address) = addresses.next().await {
         let address = address?;
-        let own = address.attributes.iter().any(|a| matches!(a, AddressAttribute::Address(_) | AddressAttribute::Local(_)));
+        let own = address
+            .attributes
+            .iter()
+            .any(|a| matches!(a, AddressAttribute::Address(_) | AddressAttribute::Local(_)));
         // a link-local address says nothing: every interface has one
         let global = address.header.scope == netlink_packet_route::address::AddressScope::Universe;
         if own && global {
@@ -200,12 +211,17 @@ pub(super) fn watch(inputs: mpsc::Sender<Input>) {
 
 async fn watch_once(inputs: &mpsc::Sender<Input>) -> anyhow::Result<()> {
     use rtnetlink::MulticastGroup;
-    let (connection, _handle, mut messages) =
-        rtnetlink::new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
+    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+    ])?;
     tokio::spawn(connection);
     while messages.next().await.is_some() {
         // a burst is one change
-        while let Ok(Some(_)) = tokio::time::timeout(std::time::Duration::from_millis(20), messages.next()).await {}
+        while let Ok(Some(_)) =
+            tokio::time::timeout(std::time::Duration::from_millis(20), messages.next()).await
+        {}
         if inputs.send(Input::Links).await.is_err() {
             return Ok(());
         }
@@ -222,7 +238,9 @@ mod tests {
     }
 
     fn chosen(links: &[Link], outer: Option<&[&str]>, inner: Option<&[&str]>) -> Vec<(u32, Role)> {
-        let owned = |names: Option<&[&str]>| names.map(|names| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        let owned = |names: Option<&[&str]>| {
+            names.map(|names| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())
+        };
         (choose(links, owned(outer).as_deref(), owned(inner).as_deref()).into_iter())
             .map(|(device, role)| (device.index, role))
             .collect()
@@ -230,7 +248,12 @@ mod tests {
 
     #[test]
     fn with_no_configuration_the_default_route_is_outside_and_the_rest_inside() {
-        let links = [link(1, "lo", false, false), link(2, "eth0", true, true), link(3, "eth1", true, false), link(4, "x", false, false)];
+        let links = [
+            link(1, "lo", false, false),
+            link(2, "eth0", true, true),
+            link(3, "eth1", true, false),
+            link(4, "x", false, false),
+        ];
         assert_eq!(chosen(&links, None, None), [(2, Role::Outer), (3, Role::Inner)]);
         assert_eq!(chosen(&links[..2], None, None), [(2, Role::Outer), (2, Role::Inner)]);
     }
@@ -240,7 +263,10 @@ mod tests {
         let mut tun = link(5, "vpns0", true, false);
         tun.ethernet = false;
         let links = [link(2, "eth0", true, true), link(3, "eth1", true, false), tun];
-        assert_eq!(chosen(&links, Some(&["eth*"]), Some(&["vpns*"])), [(2, Role::Outer), (3, Role::Outer), (5, Role::Tunnel)]);
+        assert_eq!(
+            chosen(&links, Some(&["eth*"]), Some(&["vpns*"])),
+            [(2, Role::Outer), (3, Role::Outer), (5, Role::Tunnel)]
+        );
         assert_eq!(chosen(&links, Some(&[]), Some(&[])), []);
         assert!(matches("a*b*c", "aXbYc") && matches("*", "") && !matches("a*b", "acd"));
     }

@@ -42,7 +42,8 @@ impl Namespaces {
     pub fn add(&mut self, netns: Netns, fd: OwnedFd) -> anyhow::Result<()> {
         let socket = std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                nix::sched::setns(&fd, nix::sched::CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+                nix::sched::setns(&fd, nix::sched::CloneFlags::CLONE_NEWNET)
+                    .context("cannot enter the namespace")?;
                 datagram_socket()
             });
             inside.join().map_err(|_| anyhow::anyhow!("the thread in the namespace broke"))?
@@ -85,7 +86,8 @@ impl Namespaces {
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_ifru.ifru_ifindex = index;
         // SAFETY: SIOCGIFNAME reads the index of the ifreq and writes its name; both are ours.
-        let result = unsafe { libc::ioctl(handle.socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
+        let result =
+            unsafe { libc::ioctl(handle.socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
         result == 0
     }
 }

@@ -22,7 +22,9 @@ pub(super) async fn decide(config: &Config, id: i32, user: &str, why: &str) -> D
             let path = config.kernel.pin_path.display();
             return Decision::Blind(format!("{why}, and there are no pinned maps below {path}"));
         }
-        Err(error) => return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}")),
+        Err(error) => {
+            return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}"));
+        }
     };
     let (server, safe_id) = match whose(config, id, user).await {
         Ok(found) => found,
@@ -30,17 +32,25 @@ pub(super) async fn decide(config: &Config, id: i32, user: &str, why: &str) -> D
     };
     match maps.safe_id(&safe_id) {
         Ok(Some(facts)) => {
-            return Decision::Refuse(format!("its session was revoked (revocation {}); {why}", facts.revocation));
+            return Decision::Refuse(format!(
+                "its session was revoked (revocation {}); {why}",
+                facts.revocation
+            ));
         }
         Ok(None) => {}
-        Err(error) => return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}")),
+        Err(error) => {
+            return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}"));
+        }
     }
     match maps.cutoff(&CutoffKey::new(&server.server_name(), user)) {
         Ok(None) => {}
         Ok(Some(cutoff)) => match created(server, &safe_id).await {
             Some(created) if created > cutoff.up_to => {}
             Some(_) => {
-                return Decision::Refuse(format!("its session was revoked (revocation {}); {why}", cutoff.revocation));
+                return Decision::Refuse(format!(
+                    "its session was revoked (revocation {}); {why}",
+                    cutoff.revocation
+                ));
             }
             None => {
                 return Decision::Refuse(format!(
@@ -49,7 +59,9 @@ pub(super) async fn decide(config: &Config, id: i32, user: &str, why: &str) -> D
                 ));
             }
         },
-        Err(error) => return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}")),
+        Err(error) => {
+            return Decision::Blind(format!("{why}, and the pinned maps cannot be read: {error:#}"));
+        }
     }
     Decision::Admit { server: Some(server.name.clone()) }
 }
@@ -93,7 +105,9 @@ fn client(server: &Server) -> Client {
 
 fn ancestors() -> Vec<i32> {
     let me = i32::try_from(std::process::id()).unwrap_or(0);
-    std::iter::successors(Some(me), |pid| process::parent(*pid).ok().filter(|parent| *parent > 1)).take(ANCESTORS).collect()
+    std::iter::successors(Some(me), |pid| process::parent(*pid).ok().filter(|parent| *parent > 1))
+        .take(ANCESTORS)
+        .collect()
 }
 
 /// When the cookie was made, in unix seconds.

@@ -224,15 +224,29 @@ impl Client {
         self.yes_or_no(Command::TerminateSession, &session_request(safe_id.to_string().into_bytes())).await
     }
 
+    /// The ban points of a client address (IPv6: of its /64); 0 if ocserv has none for it.
+    pub async fn ban_score(&self, address: IpAddr) -> Result<u32, ClientError> {
+        let command = Command::ListBanned;
+        let (body, _) = self.ask(command, &[]).await?;
+        let list = wire::BanList::decode(body.as_slice())
+            .map_err(|source| ClientError::Garbage { command, source })?;
+        let bytes = address_bytes(address);
+        // ocserv keeps the first 64 bits of an IPv6 address, and zeroes
+        let same = |ip: &[u8]| ip == bytes || (bytes.len() == 16 && ip.len() == 16 && ip[..8] == bytes[..8]);
+        let scores = list
+            .info
+            .iter()
+            .filter(|info| info.ip.as_deref().is_some_and(same))
+            .filter_map(|info| info.score);
+        Ok(scores.max().unwrap_or(0))
+    }
+
     /// Forgets the ban points of a client address (IPv6: of its /64). A client that tries again and again against
     /// a gate that refuses it collects one point a connection, and is banned, with everybody behind its address,
     /// at `max-ban-score` (30 by default, 80 with 1.5.0). False: it had none.
     pub async fn unban(&self, address: IpAddr) -> Result<bool, ClientError> {
-        let ip = match address.to_canonical() {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        self.yes_or_no(Command::UnbanIp, &wire::UnbanRequest { ip: Some(ip) }.encode_to_vec()).await
+        let request = wire::UnbanRequest { ip: Some(address_bytes(address)) };
+        self.yes_or_no(Command::UnbanIp, &request.encode_to_vec()).await
     }
 
     /// What this ocserv can do. Changes nothing: it asks for the end of a cookie that cannot exist, since the
@@ -297,6 +311,13 @@ pub fn worker_of(main: Process, id: i32) -> Result<Worker, ClientError> {
         return Err(ClientError::NotAWorker(pid));
     }
     if worker.has_exited() { Err(ProcessError::Gone(pid).into()) } else { Ok(worker) }
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 fn user_request(user: &str) -> Result<Vec<u8>, ClientError> {

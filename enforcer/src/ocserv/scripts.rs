@@ -23,6 +23,10 @@ pub struct Scripts {
     pub disconnect: Option<PathBuf>,
     /// Virtual hosts that name a script of their own: 1.1.6 and 1.3.0 ignore it with a warning, 1.5.0 refuses to start.
     pub ignored: Vec<String>,
+    /// ocserv's own firewall script runs first (`restrict-user-to-routes`, `restrict-user-to-ports`), and hands the
+    /// script to `/bin/sh` (`execute_next_script` in `src/ocserv-fw`): a program cannot be run that way, only a
+    /// shell script.
+    pub firewall: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -179,6 +183,10 @@ pub(super) fn parse(text: &[u8]) -> Scripts {
         let script = match name.as_slice() {
             b"connect-script" => &mut scripts.connect,
             b"disconnect-script" => &mut scripts.disconnect,
+            b"restrict-user-to-routes" | b"restrict-user-to-ports" => {
+                scripts.firewall |= !value.is_empty() && value != b"false" && value != b"no";
+                continue;
+            }
             _ => continue,
         };
         if let Some(vhost) = section.strip_prefix(b"vhost:") {
@@ -203,8 +211,27 @@ pub fn names_gate(main: Process, script: &Path) -> bool {
     names_gate_in(&PathBuf::from(format!("/proc/{}/root", main.pid)), script)
 }
 
+/// Whether a script of `main`'s configuration is a shell script, and no program: only such a one can stand behind
+/// ocserv's own firewall script.
+pub fn is_shell_script(main: Process, script: &Path) -> bool {
+    use std::io::Read as _;
+    let root = PathBuf::from(format!("/proc/{}/root", main.pid));
+    let mut head = [0; 2];
+    let read = resolve(&root, script).0;
+    fs::File::open(within(&root, &read)).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+        && head == *b"#!"
+}
+
 fn names_gate_in(root: &Path, script: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
+    let (path, named) = resolve(root, script);
+    let runs = fs::metadata(within(root, &path))
+        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
+    runs && (named || path.file_name().is_some_and(|name| name == "enforcer" || name == "enforcer-gate"))
+}
+
+/// Where a path leads in ocserv's root, and whether it went by the gate's name on the way.
+fn resolve(root: &Path, script: &Path) -> (PathBuf, bool) {
     // resolved by hand: an absolute link means ocserv's root, not ours
     let mut path = script.to_path_buf();
     let mut named = false;
@@ -216,9 +243,7 @@ fn names_gate_in(root: &Path, script: &Path) -> bool {
         }
         path = normal(&path);
     }
-    let runs = fs::metadata(within(root, &path))
-        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
-    runs && (named || path.file_name().is_some_and(|name| name == "enforcer" || name == "enforcer-gate"))
+    (path, named)
 }
 
 fn normal(path: &Path) -> PathBuf {

@@ -52,9 +52,14 @@ impl Registry {
         }
         let waiting = Waiting { ask, key, server: name.clone(), last, until: now.mono + WAIT };
         match self.verdict(&waiting) {
-            Some(verdict) => self.answer_gate(&waiting, verdict, out),
+            Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
             None if self.waiting.len() >= MAX_WAITING => {
-                self.answer_gate(&waiting, Verdict::Refuse("too many logins wait for ocserv's list".into()), out);
+                self.answer_gate(
+                    &waiting,
+                    Verdict::Refuse("too many logins wait for ocserv's list".into()),
+                    now,
+                    out,
+                );
             }
             None => {
                 self.waiting.push(waiting);
@@ -75,7 +80,7 @@ impl Registry {
         if self.holdings.holds(&cutoff) { None } else { Some(Verdict::Admit) }
     }
 
-    fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, out: &mut Effects) {
+    fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, now: Now, out: &mut Effects) {
         if let Some(session) = self.sessions.get_mut(&waiting.key) {
             let user = session.observed.user.escape_default();
             let (server, id) = (&session.server, session.observed.id);
@@ -93,6 +98,9 @@ impl Registry {
         {
             if self.marks.contains_key(&id) {
                 out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
+                let client =
+                    self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
+                self.count_refusal(&waiting.server, &client, now, out);
             }
         }
         out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
@@ -105,8 +113,8 @@ impl Registry {
         self.waiting = others;
         for waiting in mine {
             match self.verdict(&waiting) {
-                Some(verdict) => self.answer_gate(&waiting, verdict, out),
-                None if !listed || waiting.until <= now.mono => self.refuse_unknown_age(&waiting, out),
+                Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
+                None if !listed || waiting.until <= now.mono => self.refuse_unknown_age(&waiting, now, out),
                 None => self.waiting.push(waiting),
             }
         }
@@ -117,12 +125,12 @@ impl Registry {
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now.mono);
         self.waiting = rest;
         for waiting in late {
-            self.refuse_unknown_age(&waiting, out);
+            self.refuse_unknown_age(&waiting, now, out);
         }
     }
 
-    fn refuse_unknown_age(&mut self, waiting: &Waiting, out: &mut Effects) {
+    fn refuse_unknown_age(&mut self, waiting: &Waiting, now: Now, out: &mut Effects) {
         let why = "the user was revoked, and ocserv cannot tell whether this cookie was made before or after";
-        self.answer_gate(waiting, Verdict::Refuse(why.into()), out);
+        self.answer_gate(waiting, Verdict::Refuse(why.into()), now, out);
     }
 }

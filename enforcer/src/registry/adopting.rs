@@ -51,19 +51,28 @@ impl Registry {
             _ => Target::Adopted,
         };
         let revocation = self.revocations.entry(number).or_insert_with(|| {
-            let order = Order { target, server: None, stands: None, reason: String::new(), by: "an earlier run".into() };
+            let order = Order {
+                target,
+                server: None,
+                stands: None,
+                reason: String::new(),
+                by: "an earlier run".into(),
+            };
             let mut revocation = Revocation::new(number, order, now, None);
             revocation.adopted = true;
             revocation.state = super::RevocationState::Looking;
             revocation
         });
-        revocation.packets.extend((!matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).then(|| entry.clone()));
+        revocation
+            .packets
+            .extend((!matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).then(|| entry.clone()));
     }
 
     /// What could hit a stranger goes once every server has told whom it serves, and after 10 s in any case:
     /// a session that exists has been seen by then, and holds what is its own.
     pub(super) fn release_adopted(&mut self, now: Now, out: &mut Effects) {
-        let told = (self.servers.values()).all(|server| server.listed || server.state == super::ServerState::Gone);
+        let told =
+            (self.servers.values()).all(|server| server.listed || server.state == super::ServerState::Gone);
         if self.adopted_at.is_some_and(|at| told || now.mono >= at + super::ADOPTED_FOR) {
             self.adopted_at = None;
             self.holdings.release_orphans(out);

@@ -83,7 +83,14 @@ impl Holdings {
     }
 
     /// It is in the kernel already: an earlier run put it there.
-    pub(crate) fn adopt(&mut self, entry: Entry, number: Number, stands: Stands, server: Option<ServerName>, moment: u64) {
+    pub(crate) fn adopt(
+        &mut self,
+        entry: Entry,
+        number: Number,
+        stands: Stands,
+        server: Option<ServerName>,
+        moment: u64,
+    ) {
         let holding = self.entries.entry(entry).or_default();
         match stands {
             Stands::Forever => {
@@ -130,9 +137,16 @@ impl Holdings {
     }
 
     /// Leases of this session on entries that `which` picks.
-    pub(crate) fn release_session(&mut self, session: SessionKey, which: impl Fn(&Entry) -> bool, out: &mut Vec<Effect>) {
+    pub(crate) fn release_session(
+        &mut self,
+        session: SessionKey,
+        which: impl Fn(&Entry) -> bool,
+        out: &mut Vec<Effect>,
+    ) {
         let mine: Vec<Entry> = (self.entries.iter())
-            .filter(|(entry, holding)| which(entry) && holding.leased.iter().any(|(_, by)| *by == Some(session)))
+            .filter(|(entry, holding)| {
+                which(entry) && holding.leased.iter().any(|(_, by)| *by == Some(session))
+            })
             .map(|(entry, _)| entry.clone())
             .collect();
         for entry in mine {

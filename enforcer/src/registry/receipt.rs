@@ -56,7 +56,8 @@ impl Receipt {
     }
 
     pub(super) fn in_one_line(&self) -> String {
-        let layers: Vec<String> = self.layers.iter().map(|l| format!("{}: {}", l.layer.name(), l.text)).collect();
+        let layers: Vec<String> =
+            self.layers.iter().map(|l| format!("{}: {}", l.layer.name(), l.text)).collect();
         let head = if self.is_complete() { "done" } else { "in part" };
         format!("{head}; {}", layers.join("; "))
     }
@@ -112,7 +113,8 @@ impl Registry {
 
     pub(super) fn lifted_receipt(&self, number: Number, held: &[Entry], now: Now) -> Option<Receipt> {
         let revocation = self.revocations.get(&number)?;
-        let at_gate = held.iter().filter(|entry| matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).count() as u64;
+        let at_gate =
+            held.iter().filter(|entry| matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).count() as u64;
         let others = held.len() as u64 - at_gate;
         let text = |n: u64, what: &str| count(n, what, what).unwrap_or_else(|| "nothing was in force".into());
         let layer = |layer, done, text| LayerResult { layer, done, failed: 0, guarded: 0, text };
@@ -178,7 +180,9 @@ impl Registry {
     fn silent_server(&self, name: &ServerName, why: &str) -> String {
         match self.servers.get(name).map(|server| server.state) {
             Some(ServerState::Unknown) => {
-                format!("{name}: not reached since the daemon started ({why}): is control-socket right, is ocserv running?")
+                format!(
+                    "{name}: not reached since the daemon started ({why}): is control-socket right, is ocserv running?"
+                )
             }
             _ => format!(
                 "{name}: {why}. The user's cookies made up to now are refused at its gate; the rest follows by itself"
@@ -188,7 +192,8 @@ impl Registry {
 }
 
 fn packets(revocation: &Revocation) -> LayerResult {
-    let of = |which: fn(&Entry) -> bool| revocation.packets.iter().filter(|entry| which(entry)).count() as u64;
+    let of =
+        |which: fn(&Entry) -> bool| revocation.packets.iter().filter(|entry| which(entry)).count() as u64;
     let devices = of(|entry| matches!(entry, Entry::Device(_)));
     let addresses = of(|entry| matches!(entry, Entry::Address(..)));
     let flows = of(|entry| matches!(entry, Entry::Flow(..)));
@@ -205,11 +210,18 @@ fn packets(revocation: &Revocation) -> LayerResult {
         "none to drop",
     );
     let text = if devices + addresses + flows + tokens > 0 { format!("dropped by {text}") } else { text };
-    LayerResult { layer: Layer::Packets, done: devices + addresses + flows + tokens, failed, guarded: 0, text }
+    LayerResult {
+        layer: Layer::Packets,
+        done: devices + addresses + flows + tokens,
+        failed,
+        guarded: 0,
+        text,
+    }
 }
 
 fn sockets(revocation: &Revocation) -> LayerResult {
-    let (mut polite, mut destroyed, mut killed, mut left, mut at_gate, mut pending, mut gone) = (0, 0, 0, 0, 0, 0, 0);
+    let (mut polite, mut destroyed, mut killed, mut left, mut at_gate, mut pending, mut gone) =
+        (0, 0, 0, 0, 0, 0, 0);
     let mut unsupported = false;
     for ending in revocation.sessions.values() {
         match &ending.state {
@@ -241,7 +253,11 @@ fn sockets(revocation: &Revocation) -> LayerResult {
             count(killed, "worker killed", "workers killed"),
             count(gone, "closed", "closed"),
             unsupported.then(|| "this kernel has no SOCK_DESTROY".to_owned()),
-            count(at_gate, "still in its connect-script, to be refused", "still in their connect-scripts, to be refused"),
+            count(
+                at_gate,
+                "still in its connect-script, to be refused",
+                "still in their connect-scripts, to be refused",
+            ),
             count(pending, "not closed yet", "not closed yet"),
             count(left, "NOT closed", "NOT closed"),
         ],

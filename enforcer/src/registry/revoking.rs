@@ -8,8 +8,8 @@ use crate::session::{CutoffKey, Entry, Netns, SafeId, ServerName};
 use super::holdings::Want;
 use super::servers::ServerState;
 use super::{
-    Answer, Effect, Effects, Ended, MAX_FINISHED, MAX_REVOCATIONS, Now, Number, Order, Registry, Request, Session,
-    SessionKey, Target, Terminate,
+    Answer, Effect, Effects, Ended, MAX_FINISHED, MAX_REVOCATIONS, Now, Number, Order, Registry, Request,
+    Session, SessionKey, Target, Terminate,
 };
 
 /// One decision that something is over.
@@ -218,19 +218,29 @@ impl Registry {
         if let Some(server) = &order.server {
             if !self.servers.contains_key(server) {
                 let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
-                return Err(format!("there is no server {server}: the configuration has {}", known.join(", ")));
+                return Err(format!(
+                    "there is no server {server}: the configuration has {}",
+                    known.join(", ")
+                ));
             }
         }
         if self.revocations.len() >= MAX_REVOCATIONS {
-            return Err(format!("{MAX_REVOCATIONS} revocations are in force: lift some first (show revocations)"));
+            return Err(format!(
+                "{MAX_REVOCATIONS} revocations are in force: lift some first (show revocations)"
+            ));
         }
         if let Target::Id(id) = order.target {
             let on: Vec<&str> = (self.ids.keys())
-                .filter(|(server, theirs)| *theirs == id && order.server.as_ref().is_none_or(|only| only == server))
+                .filter(|(server, theirs)| {
+                    *theirs == id && order.server.as_ref().is_none_or(|only| only == server)
+                })
                 .map(|(server, _)| server.as_str())
                 .collect();
             if on.len() > 1 {
-                return Err(format!("id {id} stands for a session on each of {}: name one with --server", on.join(", ")));
+                return Err(format!(
+                    "id {id} stands for a session on each of {}: name one with --server",
+                    on.join(", ")
+                ));
             }
         }
         Ok(())
@@ -254,7 +264,9 @@ impl Registry {
             .collect();
         for (number, target, want) in explicit {
             match target {
-                Target::Address(address) => self.hold_explicit(Entry::Address(netns, address), number, want, out),
+                Target::Address(address) => {
+                    self.hold_explicit(Entry::Address(netns, address), number, want, out)
+                }
                 Target::Flow(flow) => self.hold_explicit(Entry::Flow(netns, flow), number, want, out),
                 _ => {}
             }
@@ -263,8 +275,12 @@ impl Registry {
 
     /// Everything that is known is marked before ocserv is asked for what is not.
     fn revoke_sessions(&mut self, number: Number, order: &Order, now: Now, out: &mut Effects) {
-        let servers: Vec<ServerName> =
-            self.servers.keys().filter(|name| order.server.as_ref().is_none_or(|only| only == *name)).cloned().collect();
+        let servers: Vec<ServerName> = self
+            .servers
+            .keys()
+            .filter(|name| order.server.as_ref().is_none_or(|only| only == *name))
+            .cloned()
+            .collect();
         for name in &servers {
             let work = match self.servers.get(name).map(|server| server.state) {
                 // without a main process there is no cookie
@@ -298,6 +314,7 @@ impl Registry {
 
     fn matching(&self, order: &Order) -> Vec<SessionKey> {
         (self.sessions.values())
+            .filter(|s| !s.is_gone())
             .filter(|s| order.server.as_ref().is_none_or(|only| *only == s.server))
             .filter(|s| match &order.target {
                 Target::User(user) => s.observed.user == *user,
@@ -426,7 +443,8 @@ impl Registry {
         match revocation.state {
             State::Acting => {
                 let late = now.mono >= revocation.at.mono + self.rules.answer_within;
-                let acted = revocation.servers_told() && revocation.sessions_done() && !self.terminating(number);
+                let acted =
+                    revocation.servers_told() && revocation.sessions_done() && !self.terminating(number);
                 if acted && self.nothing_matched(number) {
                     return self.answer_nothing(number, out);
                 }
@@ -492,7 +510,8 @@ impl Registry {
         match revocation.order.target {
             // it was marked before anybody was asked: nobody has it
             Target::Session(_) => {
-                revocation.sessions.is_empty() && revocation.safe_ids.values().all(|fate| fate.gone || fate.server.is_none())
+                revocation.sessions.is_empty()
+                    && revocation.safe_ids.values().all(|fate| fate.gone || fate.server.is_none())
             }
             _ => revocation.touched_nothing(),
         }
@@ -607,7 +626,9 @@ impl Registry {
         let open: Vec<(ServerName, bool)> = (revocation.servers.iter())
             .map(|(name, work)| (name.clone(), work.cookies != Step::Done || !revocation.safe_ids.is_empty()))
             .collect();
-        let names: BTreeSet<ServerName> = if revocation.is_explicit() { BTreeSet::new() } else {
+        let names: BTreeSet<ServerName> = if revocation.is_explicit() {
+            BTreeSet::new()
+        } else {
             open.iter().map(|(name, _)| name.clone()).collect()
         };
         for key in keys {
@@ -623,7 +644,8 @@ impl Registry {
 
     /// While cookies are refused at the gate it is looked now and then whether ocserv still holds them.
     fn list_cookies_in_force(&mut self, now: Now, out: &mut Effects) {
-        let names: BTreeSet<ServerName> = self.marks.values().filter_map(|mark| mark.server.clone()).collect();
+        let names: BTreeSet<ServerName> =
+            self.marks.values().filter_map(|mark| mark.server.clone()).collect();
         for name in names {
             let up = self.servers.get(&name).is_some_and(|server| server.state == ServerState::Up);
             if up && self.cookies_age(&name, now).is_none_or(|age| age >= self.rules.cookies_every) {

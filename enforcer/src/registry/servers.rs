@@ -88,7 +88,14 @@ pub(super) struct StockDisconnect {
 }
 
 impl Registry {
-    pub(super) fn server_up(&mut self, name: &ServerName, main: Process, terminate: bool, now: Now, out: &mut Effects) {
+    pub(super) fn server_up(
+        &mut self,
+        name: &ServerName,
+        main: Process,
+        terminate: bool,
+        now: Now,
+        out: &mut Effects,
+    ) {
         let Some(server) = self.servers.get_mut(name) else { return };
         let before = server.main.replace(main);
         server.terminate = terminate;
@@ -96,7 +103,10 @@ impl Registry {
         if before.is_some_and(|before| before != main) {
             server.gate = GateState::Missing;
             self.forget_cookies(name, out);
-            out.push(Effect::Note { kind: "ocserv", text: format!("{name}: a new main process, pid {}", main.pid) });
+            out.push(Effect::Note {
+                kind: "ocserv",
+                text: format!("{name}: a new main process, pid {}", main.pid),
+            });
         }
         self.ask_list(name, now, out);
         self.ask_cookies(name, now, out);
@@ -114,8 +124,10 @@ impl Registry {
             // ocserv keeps its cookies in the memory of its sec-mod: they went with it
             self.forget_cookies(name, out);
             self.server_has_nothing(name);
-            let unseen: Vec<_> =
-                (self.sessions.values()).filter(|s| s.server == *name && s.worker.is_none()).map(|s| s.key).collect();
+            let unseen: Vec<_> = (self.sessions.values())
+                .filter(|s| s.server == *name && s.worker.is_none())
+                .map(|s| s.key)
+                .collect();
             for key in unseen {
                 self.worker_gone(key, out);
             }
@@ -220,7 +232,9 @@ impl Registry {
             // main skips a sec-mod instance that does not answer, and does not say so
             Some(user) => {
                 lacks = true;
-                Err(format!("its list of cookies lacks the session of {user}, who is connected: it is not complete"))
+                Err(format!(
+                    "its list of cookies lacks the session of {user}, who is connected: it is not complete"
+                ))
             }
             None => Ok(cookies),
         });
@@ -260,7 +274,8 @@ impl Registry {
 
     /// A connected user whose cookie the list lacks: then the list is not complete.
     fn missing_from(&self, name: &ServerName, asked: Duration, cookies: &[Cookie]) -> Option<String> {
-        let listed: std::collections::BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        let listed: std::collections::BTreeSet<SafeId> =
+            cookies.iter().map(|cookie| cookie.safe_id).collect();
         (self.sessions.values())
             .filter(|s| s.server == *name && s.is_connected() && s.seen_first < asked)
             .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id) && !self.marks.contains_key(&id)))
@@ -269,7 +284,14 @@ impl Registry {
     }
 
     /// Users whose cookies could not be listed when they were revoked: now they can.
-    fn apply_cutoffs(&mut self, name: &ServerName, asked: Duration, cookies: &[Cookie], now: Now, out: &mut Effects) {
+    fn apply_cutoffs(
+        &mut self,
+        name: &ServerName,
+        asked: Duration,
+        cookies: &[Cookie],
+        now: Now,
+        out: &mut Effects,
+    ) {
         let due: Vec<(Entry, u64)> = (self.holdings.cutoffs())
             .filter(|(_, server, _)| *server == Some(name))
             .map(|(entry, _, up_to)| (entry.clone(), up_to))
@@ -301,7 +323,8 @@ impl Registry {
         cookies: &[Cookie],
         out: &mut Effects,
     ) {
-        let listed: std::collections::BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        let listed: std::collections::BTreeSet<SafeId> =
+            cookies.iter().map(|cookie| cookie.safe_id).collect();
         for id in &listed {
             if let Some(mark) = self.marks.get_mut(id) {
                 mark.server.get_or_insert_with(|| name.clone());
@@ -385,8 +408,9 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
-        let known = (self.sessions.values())
-            .find(|s| s.server == *name && s.observed.id == id && safe_id.is_none_or(|id| s.safe_id() == Some(id)));
+        let known = (self.sessions.values()).find(|s| {
+            s.server == *name && s.observed.id == id && safe_id.is_none_or(|id| s.safe_id() == Some(id))
+        });
         let ours = known.is_some_and(|s| s.plain_disconnect || s.is_ending());
         let Some(safe_id) = safe_id.or_else(|| known.and_then(|s| s.safe_id())) else { return };
         if reason != SERVER_DISCONNECT
@@ -422,7 +446,10 @@ impl Registry {
                 target: Target::Session(pending.safe_id),
                 server: Some(name.clone()),
                 stands: None,
-                reason: format!("occtl disconnected {}, and invalidate-on-disconnect is set", pending.user.escape_default()),
+                reason: format!(
+                    "occtl disconnected {}, and invalidate-on-disconnect is set",
+                    pending.user.escape_default()
+                ),
                 by: "ocserv's occtl".into(),
             };
             self.revoke(None, order, now, out);

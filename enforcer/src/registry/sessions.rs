@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::session::{Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName};
 
 use super::holdings::Want;
-use super::{Effect, Effects, Ended, MAX_SESSIONS, Mark, Now, Number, Registry, SessionKey, Sighting, Terminate};
+use super::{
+    Effect, Effects, Ended, MAX_SESSIONS, Mark, Now, Number, Registry, SessionKey, Sighting, Terminate,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -55,6 +57,10 @@ impl Session {
         self.phase == Phase::Live && !self.worker_gone
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.worker_gone
+    }
+
     pub(super) fn is_ending(&self) -> bool {
         self.ending != Ending::No
     }
@@ -63,7 +69,6 @@ impl Session {
     pub(super) fn is_in_flight(&self) -> bool {
         self.phase == Phase::Admitting && !self.worker_gone
     }
-
 }
 
 impl Registry {
@@ -92,13 +97,18 @@ impl Registry {
         let at = (server.clone(), observed.id);
         let known = (self.ids.get(&at).copied()).filter(|key| {
             // the same number with another start time is a successor: pids are reused
-            self.sessions.get(key).is_some_and(|s| worker.is_none() || s.worker.is_none() || s.worker == worker)
+            self.sessions
+                .get(key)
+                .is_some_and(|s| worker.is_none() || s.worker.is_none() || s.worker == worker)
         });
         let key = match known {
             Some(key) => key,
             None => {
                 if self.sessions.len() >= MAX_SESSIONS {
-                    let text = format!("{server}: more than {MAX_SESSIONS} sessions; id {} is not followed", observed.id);
+                    let text = format!(
+                        "{server}: more than {MAX_SESSIONS} sessions; id {} is not followed",
+                        observed.id
+                    );
                     out.push(Effect::Note { kind: "bound", text });
                     return None;
                 }
@@ -246,7 +256,8 @@ impl Registry {
 
     /// What a revoked session gets, whenever it is seen: first its marks in the kernel, then its end.
     pub(super) fn enforce(&mut self, key: SessionKey, out: &mut Effects) {
-        let Some(session) = self.sessions.get(&key) else { return };
+        // of a worker that is gone only its device is left, and what was said of it stands until that is gone
+        let Some(session) = self.sessions.get(&key).filter(|s| !s.worker_gone) else { return };
         let numbers = self.numbers_of(session);
         if numbers.is_empty() {
             return;
@@ -276,7 +287,10 @@ impl Registry {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
-        if session.phase != Phase::Live || session.worker_gone || matches!(session.ending, Ending::Asked | Ending::Done) {
+        if session.phase != Phase::Live
+            || session.worker_gone
+            || matches!(session.ending, Ending::Asked | Ending::Done)
+        {
             return;
         }
         session.ending = Ending::Asked;
@@ -306,7 +320,12 @@ impl Registry {
     }
 
     /// Answers [`Effect::FindFlows`]: what comes from the client is dropped while the socket is there.
-    pub(super) fn flows(&mut self, key: SessionKey, outcome: Result<(Netns, Vec<Flow>), String>, out: &mut Effects) {
+    pub(super) fn flows(
+        &mut self,
+        key: SessionKey,
+        outcome: Result<(Netns, Vec<Flow>), String>,
+        out: &mut Effects,
+    ) {
         let Some(session) = self.sessions.get(&key) else { return };
         let numbers = self.numbers_of(session);
         match outcome {
@@ -333,8 +352,12 @@ impl Registry {
             Some(numbers) => Box::new(numbers.into_iter()),
             // the worker's end was seen first, and the session is forgotten
             None => {
-                everybody =
-                    self.revocations.values().filter(|r| r.sessions.contains_key(&key)).map(|r| r.number).collect();
+                everybody = self
+                    .revocations
+                    .values()
+                    .filter(|r| r.sessions.contains_key(&key))
+                    .map(|r| r.number)
+                    .collect();
                 Box::new(everybody.into_iter())
             }
         };

@@ -70,7 +70,10 @@ impl Registry {
     /// The sessions that are known, and the cookies without one.
     pub fn rows(&self, cookies: &[(ServerName, Vec<Cookie>)]) -> Vec<SessionRow> {
         let mut rows: Vec<SessionRow> = (self.sessions.values())
-            .map(|session| SessionRow { revoked: self.numbers_of(session).first().copied(), ..SessionRow::of(session) })
+            .map(|session| SessionRow {
+                revoked: self.numbers_of(session).first().copied(),
+                ..SessionRow::of(session)
+            })
             .collect();
         for (server, cookies) in cookies {
             for cookie in cookies {

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands, Token};
+use crate::session::{
+    Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands, Token,
+};
 
 /// A revocation's number: what `lift` takes and what every entry in the kernel carries.
 pub type Number = u64;
@@ -108,38 +110,110 @@ pub struct Adopted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Once, before anything else.
-    Adopt { entries: Vec<Adopted> },
+    Adopt {
+        entries: Vec<Adopted>,
+    },
     /// ocserv answers: its main process, and whether it has `terminate`.
-    ServerUp { server: ServerName, main: Process, terminate: bool },
+    ServerUp {
+        server: ServerName,
+        main: Process,
+        terminate: bool,
+    },
     /// ocserv does not answer; `gone`: its main process is known to be gone.
-    ServerDown { server: ServerName, gone: bool },
+    ServerDown {
+        server: ServerName,
+        gone: bool,
+    },
     /// Whether ocserv's configuration names our gate.
-    GateConfigured { server: ServerName, configured: bool },
+    GateConfigured {
+        server: ServerName,
+        configured: bool,
+    },
     /// One worker was seen.
-    Sighted { server: ServerName, sighting: Sighting },
+    Sighted {
+        server: ServerName,
+        sighting: Sighting,
+    },
     /// A complete list of workers, asked for at `asked`.
-    Listed { server: ServerName, asked: Duration, outcome: Result<Vec<Sighting>, String> },
+    Listed {
+        server: ServerName,
+        asked: Duration,
+        outcome: Result<Vec<Sighting>, String>,
+    },
     /// A complete list of cookies, asked for at `asked`.
-    Cookies { server: ServerName, asked: Duration, outcome: Result<Vec<Cookie>, String> },
+    Cookies {
+        server: ServerName,
+        asked: Duration,
+        outcome: Result<Vec<Cookie>, String>,
+    },
     /// The feed told of a disconnect. Late, and about an id that may be somebody else's by now: a hint.
-    FeedDisconnected { server: ServerName, id: i32, safe_id: Option<SafeId>, user: String, reason: u32 },
+    FeedDisconnected {
+        server: ServerName,
+        id: i32,
+        safe_id: Option<SafeId>,
+        user: String,
+        reason: u32,
+    },
     /// The gate asks for a client that is at the door.
-    GateAsked { ask: Ask, server: ServerName, sighting: Sighting, last: bool },
-    WorkerGone { key: SessionKey },
-    DeviceGone { device: Device },
+    GateAsked {
+        ask: Ask,
+        server: ServerName,
+        sighting: Sighting,
+        last: bool,
+    },
+    WorkerGone {
+        key: SessionKey,
+    },
+    DeviceGone {
+        device: Device,
+    },
     /// The outer flows of a session's connected sockets.
-    Flows { key: SessionKey, outcome: Result<(Netns, Vec<Flow>), String> },
-    Ended { key: SessionKey, ended: Ended },
-    Terminated { server: ServerName, safe_id: SafeId, outcome: Result<bool, String> },
+    Flows {
+        key: SessionKey,
+        outcome: Result<(Netns, Vec<Flow>), String>,
+    },
+    Ended {
+        key: SessionKey,
+        ended: Ended,
+    },
+    Terminated {
+        server: ServerName,
+        safe_id: SafeId,
+        outcome: Result<bool, String>,
+    },
     /// Answers [`Effect::DestroyFlow`]: how many sockets it took.
-    FlowDestroyed { number: Number, outcome: Result<u64, String> },
-    InsertFailed { entry: Entry, number: Number, error: String },
+    FlowDestroyed {
+        number: Number,
+        outcome: Result<u64, String>,
+    },
+    InsertFailed {
+        entry: Entry,
+        number: Number,
+        error: String,
+    },
+    /// Answers [`Effect::AskBanScore`].
+    BanScore {
+        server: ServerName,
+        client: IpAddr,
+        score: u32,
+    },
     /// A plain disconnect (no revocation) went out through us.
-    PlainDisconnect { server: ServerName, ids: Vec<i32> },
+    PlainDisconnect {
+        server: ServerName,
+        ids: Vec<i32>,
+    },
     /// Programs are attached in this namespace from now on.
-    NetnsAdded { netns: Netns },
-    Revoke { request: Option<Request>, order: Order },
-    Lift { request: Request, number: Number },
+    NetnsAdded {
+        netns: Netns,
+    },
+    Revoke {
+        request: Option<Request>,
+        order: Order,
+    },
+    Lift {
+        request: Request,
+        number: Number,
+    },
     Tick,
 }
 
@@ -155,34 +229,97 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Into the kernel's maps. `moment`: unix seconds, for a cutoff the last second that it covers.
-    Insert { entry: Entry, number: Number, stands: Stands, server: Option<ServerName>, moment: u64 },
+    Insert {
+        entry: Entry,
+        number: Number,
+        stands: Stands,
+        server: Option<ServerName>,
+        moment: u64,
+    },
     /// `number`: whose it was in the kernel.
-    Remove { entry: Entry, number: Number },
+    Remove {
+        entry: Entry,
+        number: Number,
+    },
     /// A login was refused by this entry.
-    CountRefusal { entry: Entry },
+    CountRefusal {
+        entry: Entry,
+    },
     /// Attach to the session's tunnel device, before anything is answered.
-    Attach { device: Device, name: String },
+    Attach {
+        device: Device,
+        name: String,
+    },
     /// Tell when this worker is gone.
-    Watch { key: SessionKey, worker: Process },
+    Watch {
+        key: SessionKey,
+        worker: Process,
+    },
     /// Answered at once by [`Event::Flows`].
-    FindFlows { key: SessionKey, worker: Process },
-    AskList { server: ServerName },
-    AskCookies { server: ServerName },
-    Terminate { server: ServerName, safe_id: SafeId },
-    Disconnect { server: ServerName, id: i32 },
+    FindFlows {
+        key: SessionKey,
+        worker: Process,
+    },
+    AskList {
+        server: ServerName,
+    },
+    AskCookies {
+        server: ServerName,
+    },
+    Terminate {
+        server: ServerName,
+        safe_id: SafeId,
+    },
+    Disconnect {
+        server: ServerName,
+        id: i32,
+    },
     /// Give the polite disconnect its head start, then destroy what sockets are left, then kill.
-    End { key: SessionKey, worker: Process },
-    DestroyFlow { number: Number, flow: Flow },
+    End {
+        key: SessionKey,
+        worker: Process,
+    },
+    DestroyFlow {
+        number: Number,
+        flow: Flow,
+    },
     /// Look at this worker again: is it past its connect-script, is it gone? Answered by a sighting.
-    Probe { key: SessionKey, server: ServerName, observed: Observed },
+    Probe {
+        key: SessionKey,
+        server: ServerName,
+        observed: Observed,
+    },
     /// Tell when this device is gone.
-    WatchDevice { device: Device },
-    GateAnswer { ask: Ask, verdict: Verdict },
-    Answer { request: Request, answer: Answer },
+    WatchDevice {
+        device: Device,
+    },
+    /// How many ban points has this address at ocserv?
+    AskBanScore {
+        server: ServerName,
+        client: IpAddr,
+    },
+    /// Take its ban points back.
+    Unban {
+        server: ServerName,
+        client: IpAddr,
+    },
+    GateAnswer {
+        ask: Ask,
+        verdict: Verdict,
+    },
+    Answer {
+        request: Request,
+        answer: Answer,
+    },
     /// The next revocation's number has moved.
-    Numbered { next: Number },
+    Numbered {
+        next: Number,
+    },
     /// For `show events` and the log.
-    Note { kind: &'static str, text: String },
+    Note {
+        kind: &'static str,
+        text: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,8 @@ use crate::session::{Flow, Protocol};
 
 /// How long a killed process is waited for: it has nothing to do but to exit.
 const AFTER_KILL: Duration = Duration::from_secs(2);
+/// How long the kernel may go on sending what an exited worker has written.
+const AFTER_EXIT: Duration = Duration::from_millis(10);
 /// How often a socket is looked at that outlives its worker.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -72,7 +74,6 @@ impl Ended {
 /// on sending what was written. So a worker that does not exit promptly without its sockets is killed (which a
 /// stopped process cannot escape), and a socket that outlives its worker with unsent data is destroyed.
 pub async fn end_worker(worker: &Worker, settings: EndSettings) -> Ended {
-    let deadline = Instant::now() + settings.head_start;
     let mut ended = Ended::default();
     // looked up first: after its exit nobody could say any more which sockets were its
     let mut sockets = find(worker, &mut ended);
@@ -95,9 +96,8 @@ pub async fn end_worker(worker: &Worker, settings: EndSettings) -> Ended {
         }
     }
     if worker.has_exited() {
-        // a kill leaves at least the end of the stream to be acknowledged
-        let deadline =
-            if ended.killed { deadline.max(Instant::now() + settings.kill_after) } else { deadline };
+        // the goodbye has gone out; its acknowledgement may never come, since what the client sends is dropped
+        let deadline = Instant::now() + AFTER_EXIT;
         drain(&sockets, settings.method, deadline, &mut ended).await;
     }
     ended
@@ -145,8 +145,8 @@ fn destroy_one(socket: &WorkerSocket, ended: &mut Ended) {
     }
 }
 
-/// After the exit: UDP sockets are gone with the process, a TCP socket may still have data to send. It gets the
-/// rest of the head start to deliver the goodbye.
+/// After the exit: UDP sockets are gone with the process, a TCP socket may still have data to send. It gets a
+/// moment to put the goodbye on the wire.
 async fn drain(sockets: &[WorkerSocket], method: Method, deadline: Instant, ended: &mut Ended) {
     // whatever could not be said of them before: closed now, or looked at below
     ended.left.clear();
