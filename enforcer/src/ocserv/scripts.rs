@@ -176,7 +176,7 @@ fn pairs(text: &[u8]) -> Vec<Pair> {
     pairs
 }
 
-fn parse(text: &[u8]) -> Scripts {
+pub(super) fn parse(text: &[u8]) -> Scripts {
     use std::os::unix::ffi::OsStrExt as _;
     let mut scripts = Scripts::default();
     for (section, name, value) in pairs(text) {
