@@ -49,6 +49,10 @@ pub struct Common {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The daemon, in the foreground
+    #[command(
+        after_help = "SIGTERM stops it; what is in force in the kernel stays in force. The log goes to standard \
+                            error; ENFORCER_LOG=enforcer=debug makes it tell everything that happens."
+    )]
     Run,
     /// ocserv's own disconnect, which leaves the cookie valid; with -i a revocation, which does not
     #[command(

@@ -122,7 +122,7 @@ pub struct Server {
     pub next_script: Option<PathBuf>,
     /// What the gate runs when it is called as disconnect-script.
     pub next_disconnect_script: Option<PathBuf>,
-    /// Makes a revocation of a disconnect that somebody asks of the stock `occtl`.
+    /// Makes a revocation of a disconnect that somebody asks of the stock `occtl`. Needs the feed, which tells of it.
     pub invalidate_on_disconnect: bool,
     /// Interfaces in the server's own network namespace, where that is not the daemon's; as in `[kernel]`.
     pub outer: Option<Vec<String>>,
@@ -224,6 +224,13 @@ impl Config {
         let mut names = BTreeSet::new();
         let mut sockets = BTreeSet::new();
         for server in self.ocserv.iter() {
+            if server.invalidate_on_disconnect && !server.feed {
+                return Err(
+                    "[ocserv] invalidate-on-disconnect = true needs the feed, which tells who disconnected: \
+                            leave feed = false out"
+                        .into(),
+                );
+            }
             let name = &server.name;
             if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace())
             {
@@ -242,11 +249,17 @@ impl Config {
                     server.control_socket
                 ));
             }
+            if !server.control_socket.is_absolute() {
+                return Err(format!(
+                    "[ocserv] control-socket = {:?}: it is an absolute path",
+                    server.control_socket
+                ));
+            }
             for script in [&server.next_script, &server.next_disconnect_script].into_iter().flatten() {
                 // the design's own example writes "" for none
                 if !script.as_os_str().is_empty() && !script.is_absolute() {
                     return Err(format!(
-                        "[ocserv] next-script = {script:?}: it is an absolute path, or \"\" for none"
+                        "[ocserv]: the script {script:?} is to be an absolute path, or \"\" for none"
                     ));
                 }
             }

@@ -175,7 +175,7 @@ impl Registry {
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
-            Event::Lift { request, number } => self.lift(request, number, now, &mut out),
+            Event::Lift { request, number, by } => self.lift(request, number, &by, now, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
         self.release_adopted(now, &mut out);

@@ -30,6 +30,8 @@ fn taken(name: &str, era: Era) {
         tunnel.wait_end();
         alice.connect(&server, &cookie, &Connect::default()).refused();
     }
+    // it shows by a session that is listed and was never told of
+    let (_, _stays) = alice.session(&server, "alice");
     lab.eventually("the daemon says that it polls", || {
         let feed = enforcer.status()["servers"][0]["feed"].as_str().unwrap_or_default().to_owned();
         feed.starts_with("polling").then_some(())

@@ -88,9 +88,9 @@ fn r2_behind_ocservs_firewall() {
     }
 }
 
-/// R2: somebody else holds ocserv's feed (`occtl top`); revocations work by polling and the gate's calls.
+/// R2: the feed is left to others (`feed = false`); revocations work by listing and the gate's calls.
 #[test]
-fn r2_feed_taken() {
+fn r2_feed_off() {
     let scene =
         Scene::with("feed-off", Era::Bookworm, |ocserv| ocserv, |config| config.server("feed", "false"));
     for _ in 0..3 {
@@ -104,7 +104,7 @@ fn r2_feed_taken() {
     }
 }
 
-/// R2, R3: names as long as ocserv takes them, and names that differ in case alone.
+/// R2, R3: names as long as ocserv takes them, and names with dots and an @.
 #[test]
 fn names() {
     let long = "u".repeat(60);

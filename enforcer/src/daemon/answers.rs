@@ -24,7 +24,7 @@ impl Daemon {
         let Call { request, caller, reply } = call;
         match request {
             Request::Revoke(request) => self.call_revoke(request, caller, reply),
-            Request::Lift(request) => self.call_lift(&request, reply),
+            Request::Lift(request) => self.call_lift(&request, caller, reply),
             Request::Disconnect(request) => self.call_disconnect(request, caller, reply),
             Request::Status(_) => {
                 let _ = reply.send(Ok(Reply::Status(Box::new(self.status()))));
@@ -101,7 +101,7 @@ impl Daemon {
         Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller) })
     }
 
-    fn call_lift(&mut self, request: &api::LiftRequest, reply: Answerer) {
+    fn call_lift(&mut self, request: &api::LiftRequest, caller: Caller, reply: Answerer) {
         if request.dry_run {
             let entries = self.registry.holdings().of(request.number).len();
             let known = self.registry.revocations().find(|r| r.number == request.number);
@@ -122,7 +122,8 @@ impl Daemon {
         let number = self.next_request;
         self.next_request += 1;
         self.requests.insert(number, (reply, Instant::now()));
-        self.handle(Event::Lift { request: number, number: request.number });
+        let by = who_and_why(caller, &request.reason);
+        self.handle(Event::Lift { request: number, number: request.number, by });
     }
 
     /// ocserv's own disconnect, and nothing else.
@@ -146,12 +147,17 @@ impl Daemon {
             return;
         }
         let rows = self.registry.preview(&order, &[]).sessions;
+        if dry_run && rows.is_empty() {
+            let _ = reply.send(Err(Status::not_found(format!("{}: no such session is known", order.target))));
+            return;
+        }
         if dry_run {
             let reply_with =
                 api::DisconnectReply { sessions: rows.iter().map(row).collect(), dry_run, notes: Vec::new() };
             let _ = reply.send(Ok(Reply::Disconnect(reply_with)));
             return;
         }
+        self.note("disconnect", format!("{}: by {}", order.target, who_and_why(caller, &order.reason)));
         let mut ids: BTreeMap<ServerName, Vec<i32>> = BTreeMap::new();
         for row in &rows {
             ids.entry(row.server.clone()).or_default().push(row.id);
@@ -284,6 +290,7 @@ impl Daemon {
                         by: order.by,
                         reason: order.reason,
                         sessions,
+                        notes: would_do(&order.target),
                         ..api::Receipt::default()
                     })))
                 };
@@ -343,6 +350,20 @@ impl Daemon {
     }
 }
 
+/// What a dry run of an explicit revocation has to tell; a session's tells whom it would touch.
+fn would_do(target: &Target) -> Vec<String> {
+    match target {
+        Target::Address(_) => {
+            vec!["packets from and to it would be dropped on the LAN side and on tunnel devices".into()]
+        }
+        Target::Flow(_) => {
+            vec!["its packets would be dropped in XDP, and its socket destroyed if there is one".into()]
+        }
+        Target::Token(_) => vec!["the first packet that shows it would be dropped in XDP".into()],
+        _ => Vec::new(),
+    }
+}
+
 fn state(state: RevocationState, complete: bool) -> &'static str {
     match (state, complete) {
         (RevocationState::Acting, _) => "acting",
@@ -353,6 +374,12 @@ fn state(state: RevocationState, complete: bool) -> &'static str {
         (RevocationState::Lifted, _) => "lifted",
         (RevocationState::Expired, _) => "expired",
     }
+}
+
+/// Who asks, and why, for the log.
+fn who_and_why(caller: Caller, reason: &str) -> String {
+    let why: String = reason.chars().take(MAX_REASON).collect();
+    if why.is_empty() { who(caller) } else { format!("{} ({})", who(caller), ocserv::printable(&why)) }
 }
 
 /// Who asks, for the record.

@@ -33,7 +33,7 @@ impl Daemon {
                     }
                     .into(),
                     feed: match &server.feed {
-                        _ if !server.settings.feed => "off (feed = false)".into(),
+                        _ if !server.settings.feed => "listing once a second (feed = false)".into(),
                         FeedState::Live => "live".into(),
                         FeedState::Polling { why } => format!("polling: {why}"),
                         FeedState::Off => "off".into(),
@@ -116,7 +116,7 @@ impl Daemon {
                 (GateState::Missing, Ok(_)) => finding(
                     "error",
                     format!("{name}: a revoked cookie is NOT refused: its connect-script is not the gate"),
-                    "set connect-script to the path of enforcer-gate in every vhost of ocserv.conf, and restart ocserv; \
+                    "set connect-script to the path of enforcer-gate in the global part of ocserv.conf, and restart ocserv; \
                      a script of your own goes to [ocserv] next-script",
                 ),
                 (GateState::Missing, Err(why)) => finding(
@@ -139,7 +139,7 @@ impl Daemon {
                 findings.push(finding(
                     "warning",
                     format!("{name}: sessions are listed once a second, for want of the feed: {why}"),
-                    "end the `occtl top` that holds it, or set feed = false",
+                    "end the occtl that holds it (`show events`, `top`), or set feed = false",
                 ));
             }
         }
@@ -196,17 +196,17 @@ fn host_findings() -> Vec<api::Finding> {
 /// What can be said of the host when no daemon answers.
 pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api::Findings {
     let mut findings = host_findings();
-    findings.push(finding(
-        "error",
-        format!("{error:#}"),
-        "start it: systemctl start enforcer, or enforcer run",
-    ));
+    findings.push(finding("error", format!("{error:#}"), "start it: enforcer run"));
     match Config::load(config) {
         Ok(config) => {
             findings.push(finding("ok", "the configuration can be read", ""));
             let pins = config.kernel.pin_path.exists();
             findings.push(if pins {
-                finding("ok", "what an earlier daemon put into the kernel is in force (pinned)", "")
+                finding(
+                    "ok",
+                    "the maps of an earlier daemon are pinned: what keeps revoked sessions out is in force",
+                    "",
+                )
             } else {
                 finding(
                     "error",

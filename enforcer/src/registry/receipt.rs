@@ -116,7 +116,6 @@ impl Registry {
         let at_gate =
             held.iter().filter(|entry| matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).count() as u64;
         let others = held.len() as u64 - at_gate;
-        let text = |n: u64, what: &str| count(n, what, what).unwrap_or_else(|| "nothing was in force".into());
         let layer = |layer, done, text| LayerResult { layer, done, failed: 0, guarded: 0, text };
         let mut notes = Vec::new();
         if revocation.safe_ids.values().any(|fate| fate.gone) {
@@ -130,8 +129,22 @@ impl Registry {
             at: revocation.at.wall,
             elapsed: now.mono.saturating_sub(now.mono),
             layers: vec![
-                layer(Layer::Packets, others, text(others, "entries taken out of the kernel")),
-                layer(Layer::Cookie, at_gate, text(at_gate, "no longer refused at the gate")),
+                layer(
+                    Layer::Packets,
+                    others,
+                    count(others, "entry taken out of the kernel", "entries taken out of the kernel")
+                        .unwrap_or_else(|| "nothing was in force".into()),
+                ),
+                layer(
+                    Layer::Cookie,
+                    at_gate,
+                    count(
+                        at_gate,
+                        "cookie no longer refused at the gate",
+                        "cookies no longer refused at the gate",
+                    )
+                    .unwrap_or_else(|| "none was refused".into()),
+                ),
             ],
             sessions: Vec::new(),
             notes,

@@ -575,7 +575,7 @@ impl Registry {
         }
     }
 
-    pub(super) fn lift(&mut self, request: Request, number: Number, now: Now, out: &mut Effects) {
+    pub(super) fn lift(&mut self, request: Request, number: Number, by: &str, now: Now, out: &mut Effects) {
         let answer = match self.revocations.get(&number).map(|r| r.state) {
             None => Answer::Nothing(format!("there is no revocation {number} (show revocations lists them)")),
             Some(State::Lifted) => Answer::Nothing(format!("revocation {number} is lifted already")),
@@ -592,7 +592,7 @@ impl Registry {
             }
         };
         if let Answer::Receipt(receipt) = &answer {
-            out.push(Effect::Note { kind: "lifted", text: format!("{number}: {}", receipt.target) });
+            out.push(Effect::Note { kind: "lifted", text: format!("{number}: {}: by {by}", receipt.target) });
         }
         out.push(Effect::Answer { request, answer });
     }
@@ -606,6 +606,7 @@ impl Registry {
             }
         }
         self.expire_waiting(now, out);
+        self.probe_in_flight(now, out);
         let due: Vec<Number> = (self.revocations.values())
             .filter(|r| r.is_busy() && now.mono >= r.looked + self.rules.look_every)
             .map(|r| r.number)

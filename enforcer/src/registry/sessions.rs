@@ -11,6 +11,9 @@ use super::{
     Effect, Effects, Ended, MAX_SESSIONS, Mark, Now, Number, Registry, SessionKey, Sighting, Terminate,
 };
 
+/// How often a session in its connect-script is looked at.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// In its connect-script: the tunnel device is there, the worker has it not yet. A disconnect would be lost.
@@ -39,6 +42,7 @@ pub struct Session {
     pub netns: Option<Netns>,
     pub phase: Phase,
     pub(super) seen_first: Duration,
+    probed: Duration,
     /// Somebody asked for ocserv's own disconnect through us.
     pub(super) plain_disconnect: bool,
     /// Revocations that name it although its safe_id is not known.
@@ -124,6 +128,7 @@ impl Registry {
                     netns: None,
                     phase: Phase::Admitting,
                     seen_first: now.mono,
+                    probed: now.mono,
                     plain_disconnect: false,
                     named: BTreeSet::new(),
                     ending: Ending::No,
@@ -405,6 +410,17 @@ impl Registry {
         if session.worker_gone && (session.device.is_none() || session.device_gone) {
             self.holdings.release_session(key, |_| true, out);
             self.sessions.remove(&key);
+        }
+    }
+
+    /// Where no gate tells when a connect-script has ended, its worker's tun device does.
+    pub(super) fn probe_in_flight(&mut self, now: Now, out: &mut Effects) {
+        for session in self.sessions.values_mut().filter(|s| s.is_in_flight() && s.worker.is_some()) {
+            if now.mono >= session.probed + PROBE_EVERY {
+                session.probed = now.mono;
+                let (server, observed) = (session.server.clone(), session.observed.clone());
+                out.push(Effect::Probe { key: session.key, server, observed });
+            }
         }
     }
 

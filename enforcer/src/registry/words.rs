@@ -210,9 +210,11 @@ pub enum Event {
         request: Option<Request>,
         order: Order,
     },
+    /// `by`: who asked, and why if it was said.
     Lift {
         request: Request,
         number: Number,
+        by: String,
     },
     Tick,
 }

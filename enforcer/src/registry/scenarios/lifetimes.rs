@@ -6,8 +6,21 @@ use super::harness::*;
 use crate::registry::*;
 use crate::session::{Entry, Stands};
 
+/// Where there is no gate, nobody tells of the script's end.
+#[test]
+fn r1_a_session_that_came_up_without_a_gate_is_seen_to_be_live() {
+    let mut world = World::new();
+    world.see(at_gate("alice", 7, 1));
+    world.pass(499);
+    assert_eq!(world.asked(|e| matches!(e, Effect::Probe { .. })), 0);
+    world.pass(1);
+    assert_eq!(world.asked(|e| matches!(e, Effect::Probe { .. })), 1);
+    world.see(sighting("alice", 7, 1));
+    assert_eq!(world.registry.session(&server(), 7).unwrap().phase, Phase::Live);
+}
+
 fn lift(world: &mut World, number: Number) -> Answer {
-    world.give(Event::Lift { request: 1_000_000 + number, number });
+    world.give(Event::Lift { request: 1_000_000 + number, number, by: "b".into() });
     world.answers[&(1_000_000 + number)].clone()
 }
 
