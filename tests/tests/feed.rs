@@ -37,7 +37,11 @@ fn taken(name: &str, era: Era) {
         feed.starts_with("polling").then_some(())
     });
     drop(top);
+    // ocserv notices that its listener is gone when it has something to tell, and only then is the feed free
+    let bob = lab.client("bob");
     lab.eventually("the daemon has the feed", || {
+        let (_, tunnel) = bob.session(&server, "bob");
+        tunnel.log_out();
         let feed = enforcer.status()["servers"][0]["feed"].as_str().unwrap_or_default().to_owned();
         (feed == "live").then_some(())
     });
