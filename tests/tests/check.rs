@@ -1,4 +1,5 @@
 //! `enforcer check` and `show status`: what is in force is told, and what is not.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use enforcer_tests::enforcer::{Config, DONE, ERROR, PARTIAL};
 use enforcer_tests::scene::Scene;

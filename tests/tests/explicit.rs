@@ -1,4 +1,5 @@
 //! Explicit revocations: a flow and a wire token by themselves, for any VPN's hooks. Each with its miss twin.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
