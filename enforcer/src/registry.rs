@@ -14,6 +14,7 @@ mod scenarios;
 mod servers;
 mod sessions;
 mod show;
+mod table;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -74,23 +75,26 @@ impl Default for Rules {
 pub struct Registry {
     rules: Rules,
     servers: BTreeMap<ServerName, Server>,
-    sessions: BTreeMap<SessionKey, Session>,
-    /// The newest session under an ocserv id.
-    ids: BTreeMap<(ServerName, i32), SessionKey>,
-    next_session: SessionKey,
+    sessions: table::Table,
     /// safe_ids that are refused at the gate.
     marks: BTreeMap<SafeId, Mark>,
     holdings: Holdings,
     revocations: BTreeMap<Number, Revocation>,
+    /// Those that are busy, of the revocations.
+    busy: BTreeSet<Number>,
     next_number: Number,
     /// Gate questions that wait for a list of cookies.
     waiting: Vec<admission::Waiting>,
     /// Disconnects by a stock occtl that may become revocations once a list shows who is left.
     stock_disconnects: Vec<servers::StockDisconnect>,
+    plain_disconnects: Vec<servers::PlainDisconnect>,
     netns: BTreeSet<Netns>,
     bans: bans::Bans,
     /// When entries of an earlier run were taken over, while some of them are not accounted for.
     adopted_at: Option<Duration>,
+    last: Option<Now>,
+    /// What the wall clock showed when it was last set back.
+    wall_before: u64,
 }
 
 /// A safe_id that is refused.
@@ -105,6 +109,22 @@ pub(crate) struct Mark {
     pub terminate: Terminate,
     /// How often it was asked to be terminated.
     pub tries: u32,
+    /// Of an earlier run.
+    pub adopted: bool,
+}
+
+impl Mark {
+    fn new(since: Duration) -> Self {
+        Self {
+            server: None,
+            numbers: BTreeSet::new(),
+            since,
+            gone: false,
+            terminate: Terminate::Not,
+            tries: 0,
+            adopted: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,23 +145,26 @@ impl Registry {
             next_number: rules.first_number.max(1),
             rules,
             servers: servers.into_iter().map(|name| (name, Server::default())).collect(),
-            sessions: BTreeMap::new(),
-            ids: BTreeMap::new(),
-            next_session: 1,
+            sessions: table::Table::default(),
             marks: BTreeMap::new(),
             holdings: Holdings::default(),
             revocations: BTreeMap::new(),
+            busy: BTreeSet::new(),
             waiting: Vec::new(),
             stock_disconnects: Vec::new(),
+            plain_disconnects: Vec::new(),
             netns: BTreeSet::from([own_netns]),
             bans: bans::Bans::default(),
             adopted_at: None,
+            last: None,
+            wall_before: 0,
         }
     }
 
     /// The one way in.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
         let mut out = Effects::new();
+        self.notice_clock(now);
         match event {
             Event::Adopt { entries } => self.adopt(entries, now, &mut out),
             Event::ServerUp { server, main, terminate } => {
@@ -168,11 +191,13 @@ impl Registry {
                 self.terminated(&server, safe_id, outcome, &mut out)
             }
             Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome),
-            Event::InsertFailed { entry, number, error } => self.insert_failed(&entry, number, error),
+            Event::InsertFailed { entry, number, error } => {
+                self.insert_failed(entry, number, error, &mut out)
+            }
             Event::BanScore { server, client, score } => {
                 self.ban_score(&server, client, score, now, &mut out)
             }
-            Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids),
+            Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids, now),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
             Event::Lift { request, number, by } => self.lift(request, number, &by, now, &mut out),
@@ -180,13 +205,29 @@ impl Registry {
         }
         self.release_adopted(now, &mut out);
         self.advance(now, &mut out);
+        // the kernel first, for everybody whom the event concerns, and only then whoever takes time or answers back
+        out.sort_by_key(Effect::rank);
         out
+    }
+
+    fn notice_clock(&mut self, now: Now) {
+        if let Some(last) = self.last {
+            let expected = last.wall + now.mono.saturating_sub(last.mono).as_secs();
+            if now.wall < expected {
+                self.wall_before = self.wall_before.max(expected);
+            }
+        }
+        self.last = Some(now);
+    }
+
+    /// No cookie that exists now was made later than that, by the clock of its time.
+    fn latest_wall(&self, now: Now) -> u64 {
+        now.wall.max(self.wall_before)
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_tick(&self, now: Now) -> Duration {
-        let acting = self.revocations.values().any(Revocation::is_busy);
-        let idle = if acting || !self.waiting.is_empty() {
+        let idle = if !self.busy.is_empty() || !self.waiting.is_empty() {
             self.rules.look_every.min(Duration::from_millis(50))
         } else {
             Duration::from_secs(1)
@@ -206,7 +247,7 @@ impl Registry {
 
     /// The newest session under an ocserv id.
     pub fn session(&self, server: &ServerName, id: i32) -> Option<&Session> {
-        self.ids.get(&(server.clone(), id)).and_then(|key| self.sessions.get(key))
+        self.sessions.newest(server, id)
     }
 
     pub fn servers(&self) -> impl Iterator<Item = (&ServerName, &Server)> {

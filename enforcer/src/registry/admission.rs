@@ -11,6 +11,9 @@ const WAIT: Duration = Duration::from_millis(1_500);
 /// How many may wait at once.
 const MAX_WAITING: usize = 1_024;
 
+const UNKNOWN_AGE: &str =
+    "the user was revoked, and ocserv cannot tell whether this cookie was made before or after";
+
 /// A question whose answer hangs on when the cookie was made.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -36,20 +39,15 @@ impl Registry {
             return out.push(Effect::GateAnswer { ask, verdict });
         };
         server.gate = GateState::Seen;
-        let knows_cookie = sighting.observed.safe_id.is_some();
-        let addresses = sighting.observed.addresses.clone();
-        let netns = sighting.netns;
+        let (user, safe_id) = (sighting.observed.user.clone(), sighting.observed.safe_id);
         let Some(key) = self.sight(name, sighting, true, now, out) else {
-            let verdict = Verdict::Blind("the table of sessions is full".into());
+            // what is refused is refused also where no session can be remembered
+            let revoked =
+                safe_id.is_some_and(|id| self.marks.contains_key(&id)) || self.is_cut_off(name, &user);
+            let why = "the table of sessions is full".to_owned();
+            let verdict = if revoked { Verdict::Refuse(why) } else { Verdict::Blind(why) };
             return out.push(Effect::GateAnswer { ask, verdict });
         };
-        // ocserv has just given these addresses out: whoever had them before has them no more
-        self.claim_addresses(key, netns, &addresses, true, out);
-        self.enforce(key, out);
-        if !knows_cookie && self.sessions.get(&key).is_none_or(|s| s.safe_id().is_none()) {
-            let verdict = Verdict::Blind("ocserv did not tell the safe_id of this login".into());
-            return out.push(Effect::GateAnswer { ask, verdict });
-        }
         let waiting = Waiting { ask, key, server: name.clone(), last, until: now.mono + WAIT };
         match self.verdict(&waiting) {
             Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
@@ -70,18 +68,26 @@ impl Registry {
 
     /// `None`: the user was revoked while ocserv could not list its cookies, so that it hangs on this cookie's age.
     fn verdict(&self, waiting: &Waiting) -> Option<Verdict> {
-        let Some(session) = self.sessions.get(&waiting.key) else {
+        let Some(session) = self.sessions.get(waiting.key) else {
             return Some(Verdict::Refuse("the client is gone".into()));
         };
         if let Some(number) = self.numbers_of(session).first() {
             return Some(Verdict::Refuse(format!("its session was revoked (revocation {number})")));
         }
-        let cutoff = Entry::Cutoff(CutoffKey::new(&waiting.server, &session.observed.user));
-        if self.holdings.holds(&cutoff) { None } else { Some(Verdict::Admit) }
+        match (self.is_cut_off(&waiting.server, &session.observed.user), session.safe_id()) {
+            (true, Some(_)) => None,
+            (true, None) => Some(Verdict::Refuse(UNKNOWN_AGE.into())),
+            (false, None) => Some(Verdict::Blind("ocserv did not tell the safe_id of this login".into())),
+            (false, Some(_)) => Some(Verdict::Admit),
+        }
+    }
+
+    fn is_cut_off(&self, name: &ServerName, user: &str) -> bool {
+        self.holdings.holds(&Entry::Cutoff(CutoffKey::new(name, user)))
     }
 
     fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, now: Now, out: &mut Effects) {
-        if let Some(session) = self.sessions.get_mut(&waiting.key) {
+        if let Some(session) = self.sessions.get_mut(waiting.key) {
             let user = session.observed.user.escape_default();
             let (server, id) = (&session.server, session.observed.id);
             match &verdict {
@@ -94,12 +100,12 @@ impl Registry {
             }
         }
         if let (Verdict::Refuse(_), Some(id)) =
-            (&verdict, self.sessions.get(&waiting.key).and_then(super::Session::safe_id))
+            (&verdict, self.sessions.get(waiting.key).and_then(super::Session::safe_id))
             && self.marks.contains_key(&id)
         {
             out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
             let client =
-                self.sessions.get(&waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
+                self.sessions.get(waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
             self.count_refusal(&waiting.server, &client, now, out);
         }
         out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
@@ -120,16 +126,17 @@ impl Registry {
     }
 
     pub(super) fn expire_waiting(&mut self, now: Now, out: &mut Effects) {
-        let (late, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.until <= now.mono);
-        self.waiting = rest;
-        for waiting in late {
-            self.refuse_unknown_age(&waiting, now, out);
+        for waiting in std::mem::take(&mut self.waiting) {
+            // it may have been decided without a list: by a lift, or by another revocation
+            match self.verdict(&waiting) {
+                Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
+                None if waiting.until <= now.mono => self.refuse_unknown_age(&waiting, now, out),
+                None => self.waiting.push(waiting),
+            }
         }
     }
 
     fn refuse_unknown_age(&mut self, waiting: &Waiting, now: Now, out: &mut Effects) {
-        let why = "the user was revoked, and ocserv cannot tell whether this cookie was made before or after";
-        self.answer_gate(waiting, Verdict::Refuse(why.into()), now, out);
+        self.answer_gate(waiting, Verdict::Refuse(UNKNOWN_AGE.into()), now, out);
     }
 }

@@ -1,8 +1,10 @@
 //! What an earlier run of the daemon left in the kernel is taken over: it stands until it is known to be over.
 
+use std::time::Duration;
+
 use crate::session::{Entry, Stands};
 
-use super::{Adopted, Effect, Effects, Mark, Now, Number, Order, Registry, Revocation, Target, Terminate};
+use super::{Adopted, Effect, Effects, Mark, Now, Number, Order, Registry, Revocation, Target};
 
 impl Registry {
     pub(super) fn adopt(&mut self, entries: Vec<Adopted>, now: Now, out: &mut Effects) {
@@ -10,15 +12,9 @@ impl Registry {
         for Adopted { entry, number, stands, server, moment } in entries {
             self.adopt_revocation(number, &entry, stands, now);
             if let Entry::SafeId(id) = &entry {
-                let mark = self.marks.entry(*id).or_insert_with(|| Mark {
-                    server: None,
-                    numbers: Default::default(),
-                    since: now.mono,
-                    gone: false,
-                    terminate: Terminate::Not,
-                    tries: 0,
-                });
-                mark.server.clone_from(&server);
+                let mark = self.marks.entry(*id).or_insert_with(|| Mark::new(now.mono));
+                mark.adopted = true;
+                mark.server = mark.server.take().or_else(|| server.clone());
                 mark.numbers.insert(number);
                 if let Some(revocation) = self.revocations.get_mut(&number) {
                     let fate = super::revoking::Fate { server: server.clone(), gone: false };
@@ -31,7 +27,7 @@ impl Registry {
             if let Entry::Address(netns, _) | Entry::Flow(netns, _) = &entry {
                 self.netns.insert(*netns);
             }
-            self.holdings.adopt(entry, number, stands, server, moment);
+            self.holdings.adopt(&entry, number, stands, server, moment);
         }
         if count > 0 {
             self.adopted_at = Some(now.mono);
@@ -42,7 +38,7 @@ impl Registry {
     }
 
     fn adopt_revocation(&mut self, number: Number, entry: &Entry, stands: Stands, now: Now) {
-        self.next_number = self.next_number.max(number + 1);
+        self.next_number = self.next_number.max(number.saturating_add(1));
         let target = match (entry, stands) {
             (_, Stands::Leased) => Target::Adopted,
             (Entry::Address(_, address), _) => Target::Address(*address),
@@ -50,22 +46,22 @@ impl Registry {
             (Entry::Token(token), _) => Target::Token(token.clone()),
             _ => Target::Adopted,
         };
+        let stands = match stands {
+            Stands::Until(at) => Some(Duration::from_nanos(at).saturating_sub(now.mono)),
+            Stands::Forever | Stands::Leased => None,
+        };
         let revocation = self.revocations.entry(number).or_insert_with(|| {
-            let order = Order {
-                target,
-                server: None,
-                stands: None,
-                reason: String::new(),
-                by: "an earlier run".into(),
-            };
+            let order =
+                Order { target, server: None, stands, reason: String::new(), by: "an earlier run".into() };
             let mut revocation = Revocation::new(number, order, now, None);
             revocation.adopted = true;
             revocation.state = super::RevocationState::Looking;
+            self.busy.insert(number);
             revocation
         });
-        revocation
-            .packets
-            .extend((!matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).then(|| entry.clone()));
+        if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)) {
+            revocation.note_entry(entry);
+        }
     }
 
     /// What could hit a stranger goes once every server has told whom it serves, and after 10 s in any case:

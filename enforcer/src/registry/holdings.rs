@@ -1,66 +1,80 @@
 //! Who holds which entry in the kernel, and for how long: one entry may be wanted by several revocations and
 //! sessions at once, and stands as long as one of them wants it.
+//!
+//! There may be a million entries, so that nothing here goes through all of them: three indexes say the same as
+//! the entries' wants, and [`Holdings::add`] and [`Holdings::keep`] alone change both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{Entry, ServerName, Stands};
+use crate::session::{CutoffKey, Device, Entry, Netns, ServerName, Stands};
 
 use super::{Effect, Number, SessionKey};
 
 #[derive(Debug, Default)]
 pub struct Holdings {
     entries: BTreeMap<Entry, Holding>,
+    /// Each entry with each number that holds it.
+    by_number: BTreeSet<(Number, Entry)>,
+    /// How many numbers are in there.
+    numbers: usize,
+    /// Each lease; `None`: of a session of an earlier run, not known yet.
+    by_session: BTreeSet<(Option<SessionKey>, Entry, Number)>,
+    by_expiry: BTreeSet<(Duration, Entry, Number)>,
 }
 
 #[derive(Debug, Default)]
 struct Holding {
-    /// Wanted until it is released.
-    forever: BTreeSet<Number>,
-    /// Wanted until a moment of CLOCK_MONOTONIC.
-    until: BTreeMap<Number, Duration>,
-    /// Wanted while these sessions exist; `None`: a session of an earlier run, not known yet.
-    leased: BTreeSet<(Number, Option<SessionKey>)>,
+    /// Few: a vector of one takes a tenth of a tree of one.
+    wants: Vec<(Number, Want)>,
     in_kernel: Option<(Number, Stands)>,
+    /// What was in the kernel before the last write: that stays where the write failed.
+    before: Option<(Number, Stands)>,
     server: Option<ServerName>,
     moment: u64,
+}
+
+/// How an entry is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Until it is released.
+    Forever,
+    /// Until a moment of CLOCK_MONOTONIC.
+    Until(Duration),
+    /// While this session exists; `None`: a session of an earlier run, not known yet.
+    Leased(Option<SessionKey>),
 }
 
 impl Holding {
     /// The longest that anybody wants. `Until` goes before a lease, since it outlives the daemon.
     fn wanted(&self) -> Option<(Number, Stands)> {
-        if let Some(number) = self.forever.first() {
-            return Some((*number, Stands::Forever));
-        }
-        if let Some((number, until)) = self.until.iter().max_by_key(|(_, until)| **until) {
-            return Some((*number, Stands::Until(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))));
-        }
-        self.leased.first().map(|(number, _)| (*number, Stands::Leased))
+        let rank = |want: &Want| match want {
+            Want::Leased(_) => (0, Duration::ZERO),
+            Want::Until(moment) => (1, *moment),
+            Want::Forever => (2, Duration::ZERO),
+        };
+        let (number, want) =
+            self.wants.iter().max_by_key(|(number, want)| (rank(want), std::cmp::Reverse(*number)))?;
+        let stands = match want {
+            Want::Leased(_) => Stands::Leased,
+            Want::Until(moment) => Stands::Until(u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)),
+            Want::Forever => Stands::Forever,
+        };
+        Some((*number, stands))
+    }
+
+    fn has(&self, number: Number) -> bool {
+        self.wants.iter().any(|(by, _)| *by == number)
     }
 }
 
-/// How an entry is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Want {
-    Forever,
-    Until(Duration),
-    Leased(Option<SessionKey>),
-}
+/// Less than or equal to every entry, and less than or equal to every cutoff: where ranges start.
+const FIRST: Entry = Entry::Device(Device { netns: Netns(0), index: 0 });
+const FIRST_CUTOFF: Entry = Entry::Cutoff(CutoffKey::from_bytes([0; 20]));
 
 impl Holdings {
     pub(crate) fn hold(&mut self, entry: Entry, number: Number, want: Want, out: &mut Vec<Effect>) {
-        let holding = self.entries.entry(entry.clone()).or_default();
-        match want {
-            Want::Forever => {
-                holding.forever.insert(number);
-            }
-            Want::Until(moment) => {
-                holding.until.insert(number, moment);
-            }
-            Want::Leased(session) => {
-                holding.leased.insert((number, session));
-            }
-        }
+        self.add(&entry, number, want);
         self.settle(&entry, out);
     }
 
@@ -73,66 +87,74 @@ impl Holdings {
         moment: u64,
         out: &mut Vec<Effect>,
     ) {
-        let holding = self.entries.entry(entry.clone()).or_default();
-        holding.server = server;
-        if holding.moment < moment {
-            holding.moment = moment;
-            holding.in_kernel = None; // a later moment has to be written
+        self.add(&entry, number, Want::Forever);
+        if let Some(holding) = self.entries.get_mut(&entry) {
+            holding.server = server.or(holding.server.take());
+            if holding.moment < moment {
+                holding.moment = moment;
+                // a later moment has to be written
+                write(holding, &entry, out);
+            }
         }
-        self.hold(entry, number, Want::Forever, out);
+        self.settle(&entry, out);
     }
 
     /// It is in the kernel already: an earlier run put it there.
     pub(crate) fn adopt(
         &mut self,
-        entry: Entry,
+        entry: &Entry,
         number: Number,
         stands: Stands,
         server: Option<ServerName>,
         moment: u64,
     ) {
-        let holding = self.entries.entry(entry).or_default();
-        match stands {
-            Stands::Forever => {
-                holding.forever.insert(number);
-            }
-            Stands::Until(at) => {
-                holding.until.insert(number, Duration::from_nanos(at));
-            }
-            Stands::Leased => {
-                holding.leased.insert((number, None));
-            }
+        let want = match stands {
+            Stands::Forever => Want::Forever,
+            Stands::Until(at) => Want::Until(Duration::from_nanos(at)),
+            Stands::Leased => Want::Leased(None),
+        };
+        self.add(entry, number, want);
+        if let Some(holding) = self.entries.get_mut(entry) {
+            holding.in_kernel = Some((number, stands));
+            holding.server = server;
+            holding.moment = moment;
         }
-        holding.in_kernel = Some((number, stands));
-        holding.server = server;
-        holding.moment = moment;
-    }
-
-    /// Nothing of that number holds this entry any more.
-    pub(crate) fn release(&mut self, entry: &Entry, number: Number, out: &mut Vec<Effect>) {
-        self.drop_from(entry, out, |holding| {
-            holding.forever.remove(&number);
-            holding.until.remove(&number);
-            holding.leased.retain(|(by, _)| *by != number);
-        });
     }
 
     /// Nothing holds this entry any more, whoever did.
     pub(crate) fn release_all(&mut self, entry: &Entry, out: &mut Vec<Effect>) {
-        self.drop_from(entry, out, |holding| {
-            *holding = Holding { in_kernel: holding.in_kernel, ..Holding::default() };
-        });
+        self.keep(entry, |_, _| false, out);
     }
 
-    /// Whatever leases this entry is gone, or it is another session's now; what was asked for explicitly stays.
-    pub(crate) fn release_leases(&mut self, entry: &Entry, out: &mut Vec<Effect>) {
-        self.drop_from(entry, out, |holding| holding.leased.clear());
+    /// It is this session's now: what others lease of it would hit a stranger. What was asked for explicitly stays.
+    pub(crate) fn release_leases_of_others(
+        &mut self,
+        entry: &Entry,
+        session: SessionKey,
+        out: &mut Vec<Effect>,
+    ) {
+        self.keep(entry, |_, want| !matches!(want, Want::Leased(by) if *by != Some(session)), out);
+    }
+
+    /// Nobody but these holds this entry any more.
+    pub(crate) fn release_others(
+        &mut self,
+        entry: &Entry,
+        numbers: &BTreeSet<Number>,
+        out: &mut Vec<Effect>,
+    ) {
+        self.keep(entry, |by, _| numbers.contains(&by), out);
+    }
+
+    /// Writes it once more if it could not be written.
+    pub(crate) fn retry(&mut self, entry: &Entry, out: &mut Vec<Effect>) {
+        self.settle(entry, out);
     }
 
     /// Everything that this revocation holds.
     pub(crate) fn release_number(&mut self, number: Number, out: &mut Vec<Effect>) {
         for entry in self.of(number) {
-            self.release(&entry, number, out);
+            self.keep(&entry, |by, _| by != number, out);
         }
     }
 
@@ -143,63 +165,64 @@ impl Holdings {
         which: impl Fn(&Entry) -> bool,
         out: &mut Vec<Effect>,
     ) {
-        let mine: Vec<Entry> = (self.entries.iter())
-            .filter(|(entry, holding)| {
-                which(entry) && holding.leased.iter().any(|(_, by)| *by == Some(session))
-            })
-            .map(|(entry, _)| entry.clone())
-            .collect();
-        for entry in mine {
-            self.drop_from(&entry, out, |holding| holding.leased.retain(|(_, by)| *by != Some(session)));
-        }
+        self.release_leases(Some(session), which, out);
     }
 
     /// Leases of sessions of an earlier run, once the sessions that exist are known.
     pub(crate) fn release_orphans(&mut self, out: &mut Vec<Effect>) {
-        let orphaned: Vec<Entry> = (self.entries.iter())
-            .filter(|(_, holding)| holding.leased.iter().any(|(_, by)| by.is_none()))
-            .map(|(entry, _)| entry.clone())
+        self.release_leases(None, |_| true, out);
+    }
+
+    fn release_leases(
+        &mut self,
+        session: Option<SessionKey>,
+        which: impl Fn(&Entry) -> bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let mine: Vec<Entry> = (self.by_session.range((session, FIRST, 0)..))
+            .take_while(|(by, ..)| *by == session)
+            .filter(|(_, entry, _)| which(entry))
+            .map(|(_, entry, _)| entry.clone())
             .collect();
-        for entry in orphaned {
-            self.drop_from(&entry, out, |holding| holding.leased.retain(|(_, by)| by.is_some()));
+        for entry in mine {
+            self.keep(&entry, |_, want| *want != Want::Leased(session), out);
         }
     }
 
     /// What was wanted until a moment that has come. Gives the numbers that ended.
     pub(crate) fn expire(&mut self, now: Duration, out: &mut Vec<Effect>) -> BTreeSet<Number> {
-        let due: Vec<Entry> = (self.entries.iter())
-            .filter(|(_, holding)| holding.until.values().any(|until| *until <= now))
-            .map(|(entry, _)| entry.clone())
+        let due: Vec<(Entry, Number)> = (self.by_expiry.iter())
+            .take_while(|(moment, ..)| *moment <= now)
+            .map(|(_, entry, number)| (entry.clone(), *number))
             .collect();
-        let mut ended = BTreeSet::new();
-        for entry in due {
-            self.drop_from(&entry, out, |holding| {
-                holding.until.retain(|number, until| {
-                    let stays = *until > now;
-                    if !stays {
-                        ended.insert(*number);
-                    }
-                    stays
-                });
-            });
+        for (entry, _) in &due {
+            self.keep(entry, |_, want| !matches!(want, Want::Until(moment) if *moment <= now), out);
         }
-        ended
+        due.into_iter().map(|(_, number)| number).collect()
     }
 
     pub(crate) fn next_expiry(&self) -> Option<Duration> {
-        self.entries.values().flat_map(|holding| holding.until.values()).min().copied()
+        self.by_expiry.first().map(|(moment, ..)| *moment)
     }
 
     /// The entries that this revocation holds.
     pub fn of(&self, number: Number) -> Vec<Entry> {
-        (self.entries.iter())
-            .filter(|(_, holding)| {
-                holding.forever.contains(&number)
-                    || holding.until.contains_key(&number)
-                    || holding.leased.iter().any(|(by, _)| *by == number)
-            })
-            .map(|(entry, _)| entry.clone())
-            .collect()
+        self.entries_of(number).cloned().collect()
+    }
+
+    pub(crate) fn holds_any(&self, number: Number) -> bool {
+        self.entries_of(number).next().is_some()
+    }
+
+    /// How many numbers hold something.
+    pub(crate) fn numbers_held(&self) -> usize {
+        self.numbers
+    }
+
+    fn entries_of(&self, number: Number) -> impl Iterator<Item = &Entry> {
+        (self.by_number.range((number, FIRST)..))
+            .take_while(move |(by, _)| *by == number)
+            .map(|(_, entry)| entry)
     }
 
     pub fn holds(&self, entry: &Entry) -> bool {
@@ -207,54 +230,113 @@ impl Holdings {
     }
 
     pub(crate) fn cutoffs(&self) -> impl Iterator<Item = (&Entry, Option<&ServerName>, u64)> {
-        (self.entries.iter())
+        (self.entries.range(FIRST_CUTOFF..))
             .filter(|(entry, _)| matches!(entry, Entry::Cutoff(_)))
             .map(|(entry, holding)| (entry, holding.server.as_ref(), holding.moment))
     }
 
     pub(crate) fn numbers(&self, entry: &Entry) -> BTreeSet<Number> {
-        let Some(holding) = self.entries.get(entry) else { return BTreeSet::new() };
-        let leased = holding.leased.iter().map(|(number, _)| *number);
-        holding.forever.iter().copied().chain(holding.until.keys().copied()).chain(leased).collect()
+        self.entries
+            .get(entry)
+            .into_iter()
+            .flat_map(|holding| &holding.wants)
+            .map(|(number, _)| *number)
+            .collect()
     }
 
-    /// It could not be written: nobody holds it, so that nothing claims that it is in force.
-    pub(crate) fn failed(&mut self, entry: &Entry) {
-        self.entries.remove(entry);
-    }
-
-    fn drop_from(&mut self, entry: &Entry, out: &mut Vec<Effect>, change: impl FnOnce(&mut Holding)) {
-        if let Some(holding) = self.entries.get_mut(entry) {
-            change(holding);
-            self.settle(entry, out);
+    /// It could not be written for this number: what was there before stays, and is said of those who hold it
+    /// besides. The gate's entries stay wanted, since the daemon itself answers by them.
+    pub(crate) fn failed(&mut self, entry: &Entry, number: Number, out: &mut Vec<Effect>) {
+        let Some(holding) = self.entries.get_mut(entry) else { return };
+        holding.in_kernel = holding.before.take();
+        if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)) {
+            self.keep(entry, |by, _| by != number, out);
         }
+    }
+
+    fn add(&mut self, entry: &Entry, number: Number, want: Want) {
+        let holding = self.entries.entry(entry.clone()).or_default();
+        if holding.wants.contains(&(number, want)) {
+            return;
+        }
+        if !holding.has(number) {
+            self.numbers += usize::from(entries_of(&self.by_number, number) == 0);
+            self.by_number.insert((number, entry.clone()));
+        }
+        match want {
+            Want::Forever => {}
+            Want::Leased(session) => {
+                self.by_session.insert((session, entry.clone(), number));
+            }
+            Want::Until(moment) => {
+                // one moment for each number: the latest that was asked for
+                let earlier = holding
+                    .wants
+                    .iter()
+                    .position(|(by, want)| *by == number && matches!(want, Want::Until(_)));
+                if let Some((_, Want::Until(earlier))) = earlier.map(|at| holding.wants.swap_remove(at)) {
+                    self.by_expiry.remove(&(earlier, entry.clone(), number));
+                }
+                self.by_expiry.insert((moment, entry.clone(), number));
+            }
+        }
+        if holding.wants.is_empty() {
+            holding.wants.reserve_exact(1);
+        }
+        holding.wants.push((number, want));
+    }
+
+    /// Drops the wants that are not to be kept.
+    fn keep(&mut self, entry: &Entry, keep: impl Fn(Number, &Want) -> bool, out: &mut Vec<Effect>) {
+        let Some(holding) = self.entries.get_mut(entry) else { return };
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut holding.wants).into_iter().partition(|(number, want)| keep(*number, want));
+        holding.wants = kept;
+        for (number, want) in dropped {
+            match want {
+                Want::Forever => {}
+                Want::Leased(session) => {
+                    self.by_session.remove(&(session, entry.clone(), number));
+                }
+                Want::Until(moment) => {
+                    self.by_expiry.remove(&(moment, entry.clone(), number));
+                }
+            }
+            if !holding.has(number) && self.by_number.remove(&(number, entry.clone())) {
+                self.numbers -= usize::from(entries_of(&self.by_number, number) == 0);
+            }
+        }
+        self.settle(entry, out);
     }
 
     /// Makes the kernel's entry what is wanted of it.
     fn settle(&mut self, entry: &Entry, out: &mut Vec<Effect>) {
         let Some(holding) = self.entries.get_mut(entry) else { return };
         match (holding.wanted(), holding.in_kernel) {
-            (None, None) => {
+            (None, in_kernel) => {
                 self.entries.remove(entry);
+                if let Some((number, _)) = in_kernel {
+                    out.push(Effect::Remove { entry: entry.clone(), number });
+                }
             }
-            (None, Some((number, _))) => {
-                self.entries.remove(entry);
-                out.push(Effect::Remove { entry: entry.clone(), number });
-            }
-            (Some((number, stands)), in_kernel) => {
+            (Some((_, stands)), in_kernel) => {
                 // whose number it carries matters only to `show`: not worth a write of its own
-                if in_kernel.is_none_or(|(by, stood)| stood != stands || !holding_has(holding, by)) {
-                    holding.in_kernel = Some((number, stands));
-                    let (server, moment) = (holding.server.clone(), holding.moment);
-                    out.push(Effect::Insert { entry: entry.clone(), number, stands, server, moment });
+                if in_kernel.is_none_or(|(by, stood)| stood != stands || !holding.has(by)) {
+                    write(holding, entry, out);
                 }
             }
         }
     }
 }
 
-fn holding_has(holding: &Holding, number: Number) -> bool {
-    holding.forever.contains(&number)
-        || holding.until.contains_key(&number)
-        || holding.leased.iter().any(|(by, _)| *by == number)
+fn entries_of(by_number: &BTreeSet<(Number, Entry)>, number: Number) -> usize {
+    by_number.range((number, FIRST)..).take(1).filter(|(by, _)| *by == number).count()
+}
+
+fn write(holding: &mut Holding, entry: &Entry, out: &mut Vec<Effect>) {
+    if let Some((number, stands)) = holding.wanted() {
+        holding.before = holding.in_kernel.replace((number, stands));
+        let (server, moment) = (holding.server.clone(), holding.moment);
+        out.push(Effect::Insert { entry: entry.clone(), number, stands, server, moment });
+    }
 }

@@ -1,5 +1,7 @@
 //! What a revocation did, layer by layer; also what it could not do.
 
+use std::collections::BTreeSet;
+
 use crate::session::{Entry, ServerName};
 
 use super::revoking::{EndingState, Revocation, Step};
@@ -89,7 +91,7 @@ impl Registry {
         if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
             layers.push(self.cookie(revocation, &mut notes));
         }
-        notes.extend(revocation.failures.iter().cloned());
+        notes.extend(revocation.failures.values().collect::<BTreeSet<_>>().into_iter().cloned());
         if let Some(Err(why)) = &revocation.flow_sockets {
             notes.push(format!("the flow's socket: {why}"));
         }

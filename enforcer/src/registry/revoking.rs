@@ -23,9 +23,10 @@ pub struct Revocation {
     pub(super) servers: BTreeMap<ServerName, Work>,
     pub(super) sessions: BTreeMap<SessionKey, Ending>,
     pub(super) safe_ids: BTreeMap<SafeId, Fate>,
-    /// Everything that was ever put into the kernel for it.
-    pub(super) packets: BTreeSet<Entry>,
-    pub(super) failures: Vec<String>,
+    /// What was ever put into the kernel for it, up to [`MAX_NOTED`].
+    pub(super) packets: Vec<Entry>,
+    /// What could not be put there, and why.
+    pub(super) failures: BTreeMap<Entry, String>,
     /// The last look at whether ocserv still holds the cookies.
     verify: Verify,
     looked: Duration,
@@ -91,9 +92,13 @@ pub(super) enum EndingState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verify {
     Not,
-    Asked,
+    /// At that moment: a list that was asked for earlier verifies nothing.
+    Asked(Duration),
     Done,
 }
+
+/// How many entries and sessions a revocation gives account of: a client may knock at the gate for days.
+const MAX_NOTED: usize = 1_000;
 
 impl Revocation {
     pub(super) fn new(number: Number, order: Order, at: Now, request: Option<Request>) -> Self {
@@ -106,8 +111,8 @@ impl Revocation {
             servers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             safe_ids: BTreeMap::new(),
-            packets: BTreeSet::new(),
-            failures: Vec::new(),
+            packets: Vec::new(),
+            failures: BTreeMap::new(),
             verify: Verify::Not,
             looked: at.mono,
             adopted: false,
@@ -127,8 +132,28 @@ impl Revocation {
         matches!(self.order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_))
     }
 
+    /// Before the entry is written: if that fails, it is told.
+    pub(super) fn note_entry(&mut self, entry: &Entry) {
+        self.failures.remove(entry);
+        if self.packets.len() < MAX_NOTED && !self.packets.contains(entry) {
+            if self.is_explicit() {
+                self.packets.reserve_exact(1);
+            }
+            self.packets.push(entry.clone());
+        }
+    }
+
     pub(super) fn take_on(&mut self, session: &Session) {
-        let state = if session.is_in_flight() { EndingState::AtGate } else { EndingState::Pending };
+        let state = match (session.is_in_flight(), session.has_ended()) {
+            (true, _) => EndingState::AtGate,
+            (false, true) => EndingState::Gone,
+            (false, false) => EndingState::Pending,
+        };
+        if self.sessions.len() >= MAX_NOTED && !self.sessions.contains_key(&session.key) {
+            let over = |ending: &Ending| matches!(ending.state, EndingState::Gone | EndingState::Ended(_));
+            let oldest = self.sessions.iter().find(|(_, ending)| over(ending)).map(|(key, _)| *key);
+            oldest.map(|key| self.sessions.remove(&key));
+        }
         let ending = (self.sessions.entry(session.key))
             .or_insert_with(|| Ending { info: super::show::SessionRow::of(session), state: state.clone() });
         if ending.state == EndingState::AtGate {
@@ -136,12 +161,12 @@ impl Revocation {
         }
     }
 
-    pub(super) fn session_ended(&mut self, key: SessionKey, ended: &Ended) {
+    pub(super) fn session_ended(&mut self, key: SessionKey, ended: &Ended, worker_gone: bool) {
         if let Some(ending) = self.sessions.get_mut(&key) {
-            ending.state = if ended.left.is_empty() {
-                EndingState::Ended(ended.clone())
-            } else {
-                EndingState::Left(ended.left.join("; "))
+            ending.state = match (ended.left.is_empty(), worker_gone) {
+                (true, _) => EndingState::Ended(ended.clone()),
+                (false, true) => EndingState::Gone,
+                (false, false) => EndingState::Left(ended.left.join("; ")),
             };
         }
     }
@@ -193,21 +218,22 @@ impl Registry {
         self.next_number += 1;
         out.push(Effect::Numbered { next: self.next_number });
         self.revocations.insert(number, Revocation::new(number, order.clone(), now, request));
+        self.busy.insert(number);
         let until = order.stands.map(|stands| now.mono + stands);
         let explicit = until.map_or(Want::Forever, Want::Until);
         match &order.target {
             Target::Address(address) => {
                 for netns in self.netns.clone() {
-                    self.hold_explicit(Entry::Address(netns, *address), number, explicit.clone(), out);
+                    self.hold_packets(Entry::Address(netns, *address), number, explicit, out);
                 }
             }
             Target::Flow(flow) => {
                 for netns in self.netns.clone() {
-                    self.hold_explicit(Entry::Flow(netns, *flow), number, explicit.clone(), out);
+                    self.hold_packets(Entry::Flow(netns, *flow), number, explicit, out);
                 }
                 out.push(Effect::DestroyFlow { number, flow: *flow });
             }
-            Target::Token(token) => self.hold_explicit(Entry::Token(token.clone()), number, explicit, out),
+            Target::Token(token) => self.hold_packets(Entry::Token(token.clone()), number, explicit, out),
             Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
                 self.revoke_sessions(number, &order, now, out);
             }
@@ -221,17 +247,17 @@ impl Registry {
             let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
             return Err(format!("there is no server {server}: the configuration has {}", known.join(", ")));
         }
-        if self.revocations.len() >= MAX_REVOCATIONS {
+        // beside them are the finished ones, of which the oldest are forgotten
+        if self.holdings.numbers_held().max(self.busy.len()) >= MAX_REVOCATIONS {
             return Err(format!(
                 "{MAX_REVOCATIONS} revocations are in force: lift some first (show revocations)"
             ));
         }
         if let Target::Id(id) = order.target {
-            let on: Vec<&str> = (self.ids.keys())
-                .filter(|(server, theirs)| {
-                    *theirs == id && order.server.as_ref().is_none_or(|only| only == server)
-                })
-                .map(|(server, _)| server.as_str())
+            let on: Vec<&str> = (self.servers.keys())
+                .filter(|server| order.server.as_ref().is_none_or(|only| only == *server))
+                .filter(|server| self.sessions.newest(server, id).is_some())
+                .map(ServerName::as_str)
                 .collect();
             if on.len() > 1 {
                 return Err(format!(
@@ -241,11 +267,6 @@ impl Registry {
             }
         }
         Ok(())
-    }
-
-    fn hold_explicit(&mut self, entry: Entry, number: Number, want: Want, out: &mut Effects) {
-        self.note_entry(number, entry.clone());
-        self.holdings.hold(entry, number, want, out);
     }
 
     pub(super) fn netns_added(&mut self, netns: Netns, out: &mut Effects) {
@@ -262,9 +283,9 @@ impl Registry {
         for (number, target, want) in explicit {
             match target {
                 Target::Address(address) => {
-                    self.hold_explicit(Entry::Address(netns, address), number, want, out)
+                    self.hold_packets(Entry::Address(netns, address), number, want, out)
                 }
-                Target::Flow(flow) => self.hold_explicit(Entry::Flow(netns, flow), number, want, out),
+                Target::Flow(flow) => self.hold_packets(Entry::Flow(netns, flow), number, want, out),
                 _ => {}
             }
         }
@@ -290,12 +311,11 @@ impl Registry {
             if let Target::User(user) = &order.target {
                 // holds until a complete list was marked, and in the pinned map also without the daemon
                 let cutoff = Entry::Cutoff(CutoffKey::new(name, user));
-                self.holdings.hold_for_gate(cutoff, number, Some(name.clone()), now.wall, out);
+                self.holdings.hold_for_gate(cutoff, number, Some(name.clone()), self.latest_wall(now), out);
             }
         }
         if let Target::Session(id) = order.target {
-            let server = (self.sessions.values())
-                .find(|s| s.safe_id() == Some(id))
+            let server = (self.sessions.with_safe_id(id).next_back())
                 .map(|s| s.server.clone())
                 .or_else(|| self.marks.get(&id).and_then(|mark| mark.server.clone()));
             self.mark(id, server, number, now, out);
@@ -310,23 +330,26 @@ impl Registry {
     }
 
     fn matching(&self, order: &Order) -> Vec<SessionKey> {
-        (self.sessions.values())
-            .filter(|s| !s.is_gone())
-            .filter(|s| order.server.as_ref().is_none_or(|only| *only == s.server))
-            .filter(|s| match &order.target {
-                Target::User(user) => s.observed.user == *user,
-                Target::Id(id) => {
-                    s.observed.id == *id && self.ids.get(&(s.server.clone(), *id)) == Some(&s.key)
-                }
-                Target::Session(id) => s.safe_id() == Some(*id),
-                _ => false,
-            })
-            .map(|s| s.key)
-            .collect()
+        let here = |name: &ServerName| order.server.as_ref().is_none_or(|only| only == name);
+        match &order.target {
+            Target::User(user) => (self.sessions.values())
+                .filter(|s| here(&s.server) && s.observed.user == *user)
+                .map(|s| s.key)
+                .collect(),
+            Target::Id(id) => (self.servers.keys())
+                .filter(|name| here(name))
+                .filter_map(|name| self.sessions.newest(name, *id))
+                .map(|s| s.key)
+                .collect(),
+            Target::Session(id) => {
+                self.sessions.with_safe_id(*id).filter(|s| here(&s.server)).map(|s| s.key).collect()
+            }
+            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Adopted => Vec::new(),
+        }
     }
 
-    fn name_session(&mut self, key: SessionKey, number: Number, now: Now, out: &mut Effects) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+    pub(super) fn name_session(&mut self, key: SessionKey, number: Number, now: Now, out: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
         match session.safe_id() {
             Some(id) => {
                 let server = session.server.clone();
@@ -345,10 +368,12 @@ impl Registry {
         name: &ServerName,
         asked: Duration,
         outcome: Result<(), String>,
+        now: Now,
         out: &mut Effects,
     ) {
         let mut found = Vec::new();
-        for revocation in self.revocations.values_mut().filter(|r| r.is_busy()) {
+        for number in &self.busy {
+            let Some(revocation) = self.revocations.get_mut(number) else { continue };
             let since = revocation.since();
             let Some(work) = revocation.servers.get_mut(name) else { continue };
             if work.list == Step::Done || (outcome.is_ok() && asked < since) {
@@ -361,9 +386,8 @@ impl Registry {
         }
         for number in found {
             let Some(order) = self.revocations.get(&number).map(|r| r.order.clone()) else { continue };
-            let Some(at) = self.revocations.get(&number).map(|r| r.at) else { continue };
             for key in self.matching(&order) {
-                self.name_session(key, number, at, out);
+                self.name_session(key, number, now, out);
             }
         }
     }
@@ -375,16 +399,8 @@ impl Registry {
         asked: Duration,
         outcome: Result<(), String>,
     ) {
-        let marks = &self.marks;
-        for revocation in self.revocations.values_mut().filter(|r| r.state != State::Lifted) {
-            for (id, fate) in &mut revocation.safe_ids {
-                if let Some(mark) = marks.get(id) {
-                    fate.gone = mark.gone;
-                    if fate.server.is_none() {
-                        fate.server.clone_from(&mark.server);
-                    }
-                }
-            }
+        for number in &self.busy {
+            let Some(revocation) = self.revocations.get_mut(number) else { continue };
             let since = revocation.since();
             let Some(work) = revocation.servers.get_mut(name) else { continue };
             if outcome.is_ok() && asked < since {
@@ -393,7 +409,7 @@ impl Registry {
             if work.cookies != Step::Done {
                 work.cookies = outcome.clone().map_or_else(Step::Failed, |()| Step::Done);
             }
-            if revocation.verify == Verify::Asked {
+            if matches!(revocation.verify, Verify::Asked(at) if asked >= at || outcome.is_err()) {
                 revocation.verify = Verify::Done;
             }
         }
@@ -401,12 +417,9 @@ impl Registry {
 
     /// A server has neither sessions nor cookies any more.
     pub(super) fn server_has_nothing(&mut self, name: &ServerName) {
-        for revocation in self.revocations.values_mut() {
-            if let Some(work) = revocation.servers.get_mut(name) {
+        for number in &self.busy {
+            if let Some(work) = self.revocations.get_mut(number).and_then(|r| r.servers.get_mut(name)) {
                 *work = Work { list: Step::Done, cookies: Step::Done };
-            }
-            for fate in revocation.safe_ids.values_mut().filter(|fate| fate.server.as_ref() == Some(name)) {
-                fate.gone = true;
             }
         }
     }
@@ -417,21 +430,32 @@ impl Registry {
         }
     }
 
-    pub(super) fn insert_failed(&mut self, entry: &Entry, number: Number, error: String) {
-        self.holdings.failed(entry);
+    pub(super) fn insert_failed(&mut self, entry: Entry, number: Number, error: String, out: &mut Effects) {
+        self.holdings.failed(&entry, number, out);
         if let Some(revocation) = self.revocations.get_mut(&number) {
-            revocation.packets.remove(entry);
-            if revocation.failures.len() < 100 {
-                revocation.failures.push(error);
+            revocation.packets.retain(|noted| *noted != entry);
+            if revocation.failures.len() < MAX_NOTED {
+                revocation.failures.insert(entry, error);
             }
         }
     }
 
     /// Moves every revocation on as far as it can go now.
     pub(super) fn advance(&mut self, now: Now, out: &mut Effects) {
-        let busy: Vec<Number> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
+        let busy: Vec<Number> = self.busy.iter().copied().collect();
         for number in busy {
             self.advance_one(number, now, out);
+        }
+        self.forget_finished();
+    }
+
+    pub(super) fn set_state(&mut self, number: Number, state: State) {
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        revocation.state = state;
+        if revocation.is_busy() {
+            self.busy.insert(number);
+        } else {
+            self.busy.remove(&number);
         }
     }
 
@@ -473,9 +497,9 @@ impl Registry {
         }
         match revocation.verify {
             Verify::Done => true,
-            Verify::Asked => false,
+            Verify::Asked(_) => false,
             Verify::Not => {
-                revocation.verify = Verify::Asked;
+                revocation.verify = Verify::Asked(now.mono);
                 let names: BTreeSet<ServerName> =
                     revocation.safe_ids.values().filter_map(|fate| fate.server.clone()).collect();
                 if names.is_empty() {
@@ -491,12 +515,14 @@ impl Registry {
     }
 
     fn terminating(&self, number: Number) -> bool {
-        self.marks.values().any(|mark| mark.numbers.contains(&number) && mark.terminate == Terminate::Asked)
+        let Some(revocation) = self.revocations.get(&number) else { return false };
+        let asked = |id| self.marks.get(id).is_some_and(|mark| mark.terminate == Terminate::Asked);
+        revocation.safe_ids.keys().any(asked)
     }
 
     fn in_flight(&self, number: Number) -> bool {
         let Some(revocation) = self.revocations.get(&number) else { return false };
-        revocation.sessions.keys().filter_map(|key| self.sessions.get(key)).any(Session::is_in_flight)
+        revocation.sessions.keys().filter_map(|key| self.sessions.get(*key)).any(Session::is_in_flight)
     }
 
     fn nothing_matched(&self, number: Number) -> bool {
@@ -516,6 +542,7 @@ impl Registry {
 
     fn answer_nothing(&mut self, number: Number, out: &mut Effects) {
         self.drop_number(number, out);
+        self.busy.remove(&number);
         let Some(revocation) = self.revocations.remove(&number) else { return };
         if let Some(request) = revocation.request {
             let text = format!("{}: no session and no cookie of it", revocation.order.target);
@@ -526,30 +553,32 @@ impl Registry {
     fn answer(&mut self, number: Number, now: Now, out: &mut Effects) {
         let Some(receipt) = self.receipt(number, now) else { return };
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
-        revocation.state = if revocation.is_explicit() { State::Settled } else { State::Looking };
+        let next = if revocation.is_explicit() { State::Settled } else { State::Looking };
         let text = format!("{number}: {}: {}", revocation.order.target, receipt.in_one_line());
         out.push(Effect::Note { kind: "revoked", text });
         if let Some(request) = revocation.request.take() {
             out.push(Effect::Answer { request, answer: Answer::Receipt(Box::new(receipt)) });
         }
+        self.set_state(number, next);
     }
 
     fn settle(&mut self, number: Number, now: Now, out: &mut Effects) {
         let Some(receipt) = self.receipt(number, now) else { return };
-        let Some(revocation) = self.revocations.get_mut(&number) else { return };
-        revocation.state = State::Settled;
-        let text = format!("{number}: {}: {}", revocation.order.target, receipt.in_one_line());
+        let text = format!("{number}: {}: {}", receipt.target, receipt.in_one_line());
         out.push(Effect::Note { kind: "settled", text });
-        self.forget_finished();
+        self.set_state(number, State::Settled);
     }
 
     /// The oldest of those that hold nothing any more.
     fn forget_finished(&mut self) {
-        if self.revocations.len() <= MAX_FINISHED {
+        // every event comes by here: they are gone through only if there is something to forget
+        if self.revocations.len().saturating_sub(self.holdings.numbers_held() + self.busy.len())
+            <= MAX_FINISHED
+        {
             return;
         }
         let finished: Vec<Number> = (self.revocations.values())
-            .filter(|r| !r.is_busy() && self.holdings.of(r.number).is_empty())
+            .filter(|r| !r.is_busy() && !self.holdings.holds_any(r.number))
             .map(|r| r.number)
             .take(MAX_FINISHED / 10)
             .collect();
@@ -561,17 +590,19 @@ impl Registry {
     /// Takes a revocation out of everything.
     fn drop_number(&mut self, number: Number, out: &mut Effects) {
         self.holdings.release_number(number, out);
-        let mut free = Vec::new();
-        for (id, mark) in &mut self.marks {
-            if mark.numbers.remove(&number) && mark.numbers.is_empty() {
-                free.push(*id);
+        let Some(revocation) = self.revocations.get(&number) else { return };
+        for id in revocation.safe_ids.keys() {
+            if let Some(mark) = self.marks.get_mut(id) {
+                mark.numbers.remove(&number);
+                if mark.numbers.is_empty() {
+                    self.marks.remove(id);
+                }
             }
         }
-        for id in free {
-            self.marks.remove(&id);
-        }
-        for session in self.sessions.values_mut() {
-            session.named.remove(&number);
+        for key in revocation.sessions.keys() {
+            if let Some(session) = self.sessions.get_mut(*key) {
+                session.named.remove(&number);
+            }
         }
     }
 
@@ -582,8 +613,13 @@ impl Registry {
             Some(_) => {
                 let held = self.holdings.of(number);
                 self.drop_number(number, out);
-                if let Some(revocation) = self.revocations.get_mut(&number) {
-                    revocation.state = State::Lifted;
+                self.set_state(number, State::Lifted);
+                // whoever waits for it hears how far it came
+                let waits = self.revocations.get_mut(&number).and_then(|r| r.request.take());
+                if let Some(request) = waits {
+                    let answer =
+                        Answer::Refused(format!("revocation {number} was lifted before it was done"));
+                    out.push(Effect::Answer { request, answer });
                 }
                 match self.lifted_receipt(number, &held, now) {
                     Some(receipt) => Answer::Receipt(Box::new(receipt)),
@@ -599,16 +635,15 @@ impl Registry {
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
         for number in self.holdings.expire(now.mono, out) {
-            if self.holdings.of(number).is_empty()
-                && let Some(revocation) = self.revocations.get_mut(&number)
-            {
-                revocation.state = State::Expired;
+            if !self.holdings.holds_any(number) {
+                self.set_state(number, State::Expired);
             }
         }
         self.expire_waiting(now, out);
         self.probe_in_flight(now, out);
-        let due: Vec<Number> = (self.revocations.values())
-            .filter(|r| r.is_busy() && now.mono >= r.looked + self.rules.look_every)
+        self.ask_after_stock_disconnects(now, out);
+        let due: Vec<Number> = (self.busy.iter().filter_map(|number| self.revocations.get(number)))
+            .filter(|r| now.mono >= r.looked + self.rules.look_every)
             .map(|r| r.number)
             .collect();
         for number in due {
@@ -624,30 +659,45 @@ impl Registry {
         let open: Vec<(ServerName, bool)> = (revocation.servers.iter())
             .map(|(name, work)| (name.clone(), work.cookies != Step::Done || !revocation.safe_ids.is_empty()))
             .collect();
-        let names: BTreeSet<ServerName> = if revocation.is_explicit() {
-            BTreeSet::new()
-        } else {
-            open.iter().map(|(name, _)| name.clone()).collect()
-        };
+        let failed: Vec<Entry> = revocation.failures.keys().cloned().collect();
+        for entry in failed {
+            self.retry_entry(number, &entry, out);
+        }
         for key in keys {
             self.look_at(key, out);
         }
-        for name in names {
-            self.ask_list(&name, now, out);
+        for (name, _) in &open {
+            self.ask_list(name, now, out);
         }
         for (name, _) in open.into_iter().filter(|(_, cookies)| *cookies) {
             self.ask_cookies(&name, now, out);
         }
     }
 
-    /// While cookies are refused at the gate it is looked now and then whether ocserv still holds them.
+    /// What the gate is to refuse stays wanted where it could not be written.
+    fn retry_entry(&mut self, number: Number, entry: &Entry, out: &mut Effects) {
+        let before = out.len();
+        self.holdings.retry(entry, out);
+        if out.len() > before
+            && let Some(revocation) = self.revocations.get_mut(&number)
+        {
+            revocation.failures.remove(entry);
+        }
+    }
+
+    /// While something is refused at the gate it is looked now and then whether ocserv still holds it, and
+    /// whether the clients that were refused are gone.
     fn list_cookies_in_force(&mut self, now: Now, out: &mut Effects) {
-        let names: BTreeSet<ServerName> =
-            self.marks.values().filter_map(|mark| mark.server.clone()).collect();
-        for name in names {
-            let up = self.servers.get(&name).is_some_and(|server| server.state == ServerState::Up);
-            if up && self.cookies_age(&name, now).is_none_or(|age| age >= self.rules.cookies_every) {
+        let due: Vec<ServerName> = (self.servers.iter())
+            .filter(|(_, server)| matches!(server.state, ServerState::Up | ServerState::Silent))
+            .filter(|(name, _)| self.cookies_age(name, now).is_none_or(|age| age >= self.rules.cookies_every))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let cutoff = self.holdings.cutoffs().any(|(_, server, _)| server == Some(&name));
+            if cutoff || self.marks.values().any(|mark| mark.server.as_ref() == Some(&name)) {
                 self.ask_cookies(&name, now, out);
+                self.ask_list(&name, now, out);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What is known of each ocserv server: whether it answers, what it can do, whether our gate is at its door.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::session::{Cookie, CutoffKey, Entry, Process, SafeId, ServerName};
@@ -23,6 +24,10 @@ pub struct Server {
     list: Asking,
     cookies: Asking,
     cookies_complete_at: Option<Duration>,
+    /// When the last complete list of cookies was asked for.
+    cookies_asked_at: Option<Duration>,
+    /// Its workers' processes are visible from here: then one that is not is gone.
+    pub(super) sees_workers: bool,
     incomplete_since: Option<Duration>,
 }
 
@@ -76,6 +81,19 @@ impl Asking {
     }
 }
 
+/// How long a disconnect that went out through us may take to come back by the feed.
+const PLAIN_FOR: Duration = Duration::from_secs(10);
+
+/// A plain disconnect that went out through us. Kept beside the session, which may be forgotten by the time that
+/// the feed tells of it.
+#[derive(Debug)]
+pub(super) struct PlainDisconnect {
+    server: ServerName,
+    id: i32,
+    safe_id: Option<SafeId>,
+    at: Duration,
+}
+
 /// A disconnect that somebody asked of ocserv itself.
 #[derive(Debug)]
 pub(super) struct StockDisconnect {
@@ -102,7 +120,7 @@ impl Registry {
         server.state = ServerState::Up;
         if before.is_some_and(|before| before != main) {
             server.gate = GateState::Missing;
-            self.forget_cookies(name, out);
+            // a list tells what cookies went with the old one: the new one may have made some already
             out.push(Effect::Note {
                 kind: "ocserv",
                 text: format!("{name}: a new main process, pid {}", main.pid),
@@ -121,7 +139,8 @@ impl Registry {
         server.state = if gone { ServerState::Gone } else { ServerState::Silent };
         self.stock_disconnects.retain(|pending| pending.server != *name);
         if gone {
-            // ocserv keeps its cookies in the memory of its sec-mod: they went with it
+            // ocserv keeps its cookies in the memory of its sec-mod: they went with it. Cutoffs stay, for what a
+            // new main process makes before it is noticed
             self.forget_cookies(name, out);
             self.server_has_nothing(name);
             let unseen: Vec<_> = (self.sessions.values())
@@ -143,13 +162,6 @@ impl Registry {
         for safe_id in gone {
             // a session of it that is still dying stays marked by its device
             self.unmark(safe_id, out);
-        }
-        let cutoffs: Vec<Entry> = (self.holdings.cutoffs())
-            .filter(|(_, server, _)| *server == Some(name))
-            .map(|(entry, ..)| entry.clone())
-            .collect();
-        for cutoff in cutoffs {
-            self.holdings.release_all(&cutoff, out);
         }
     }
 
@@ -190,25 +202,27 @@ impl Registry {
             Ok(sightings) => {
                 server.listed = true;
                 server.state = ServerState::Up;
-                let ids: std::collections::BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
+                let ids: BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
                 for sighting in sightings {
                     self.sight(name, sighting, false, now, out);
                 }
                 let vanished: Vec<_> = (self.sessions.values())
                     .filter(|s| s.server == *name && s.worker.is_none() && !ids.contains(&s.observed.id))
+                    // a list that was on its way says nothing of who came meanwhile
+                    .filter(|s| asked.is_zero() || s.seen_first < asked)
                     .map(|s| s.key)
                     .collect();
                 for key in vanished {
                     self.worker_gone(key, out);
                 }
                 self.resolve_stock_disconnects(name, asked, now, out);
-                self.list_answered(name, asked, Ok(()), out);
+                self.list_answered(name, asked, Ok(()), now, out);
             }
             Err(why) => {
                 if server.state == ServerState::Up {
                     server.state = ServerState::Silent;
                 }
-                self.list_answered(name, asked, Err(why), out);
+                self.list_answered(name, asked, Err(why), now, out);
             }
         }
         if again {
@@ -252,6 +266,7 @@ impl Registry {
             Ok(cookies) => {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.cookies_complete_at = Some(now.mono);
+                    server.cookies_asked_at = Some(asked);
                     server.state = ServerState::Up;
                 }
                 self.apply_cutoffs(name, asked, cookies, now, out);
@@ -274,8 +289,7 @@ impl Registry {
 
     /// A connected user whose cookie the list lacks: then the list is not complete.
     fn missing_from(&self, name: &ServerName, asked: Duration, cookies: &[Cookie]) -> Option<String> {
-        let listed: std::collections::BTreeSet<SafeId> =
-            cookies.iter().map(|cookie| cookie.safe_id).collect();
+        let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
         (self.sessions.values())
             .filter(|s| s.server == *name && s.is_connected() && s.seen_first < asked)
             .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id) && !self.marks.contains_key(&id)))
@@ -296,16 +310,22 @@ impl Registry {
             .filter(|(_, server, _)| *server == Some(name))
             .map(|(entry, _, up_to)| (entry.clone(), up_to))
             .collect();
+        if due.is_empty() {
+            return;
+        }
+        let mut theirs: BTreeMap<Entry, Vec<&Cookie>> = BTreeMap::new();
+        for cookie in cookies {
+            theirs.entry(Entry::Cutoff(CutoffKey::new(name, &cookie.user))).or_default().push(cookie);
+        }
         for (cutoff, up_to) in due {
             let numbers = self.holdings.numbers(&cutoff);
             // a list that was asked for before a revocation says nothing of what came between
             if numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.since() > asked)) {
                 continue;
             }
-            for cookie in cookies {
+            for cookie in theirs.get(&cutoff).into_iter().flatten() {
                 // a cookie from the future was made before the clock was set back: it is not a fresh one
-                let old = cookie.created <= up_to || cookie.created > now.wall;
-                if old && Entry::Cutoff(CutoffKey::new(name, &cookie.user)) == cutoff {
+                if cookie.created <= up_to || cookie.created > now.wall {
                     for number in &numbers {
                         self.mark(cookie.safe_id, Some(name.clone()), *number, now, out);
                     }
@@ -323,41 +343,64 @@ impl Registry {
         cookies: &[Cookie],
         out: &mut Effects,
     ) {
-        let listed: std::collections::BTreeSet<SafeId> =
-            cookies.iter().map(|cookie| cookie.safe_id).collect();
-        for id in &listed {
-            if let Some(mark) = self.marks.get_mut(id) {
-                mark.server.get_or_insert_with(|| name.clone());
-                mark.gone = false;
+        let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        // of a safe_id that nobody knows every server has to say so
+        let nobodys = (self.servers.values())
+            .filter(|server| server.state != ServerState::Gone)
+            .map(|server| server.cookies_asked_at)
+            .min()
+            .flatten();
+        let terminate = self.servers.get(name).is_some_and(|server| server.terminate);
+        let (mut seen, mut gone, mut once_more) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, mark) in &self.marks {
+            let is_listed = listed.contains(id);
+            match &mark.server {
+                Some(server) if server == name && !is_listed && asked >= mark.since => gone.push(*id),
+                None if !is_listed && !mark.adopted && nobodys.is_some_and(|at| at >= mark.since) => {
+                    gone.push(*id)
+                }
+                Some(server) if server == name && is_listed && terminate => match mark.terminate {
+                    Terminate::Not => once_more.push((*id, 0)),
+                    Terminate::Answered(tries) if tries < 3 && asked > mark.since => {
+                        once_more.push((*id, tries))
+                    }
+                    Terminate::Answered(_) | Terminate::Asked => {}
+                },
+                _ => {}
+            }
+            if is_listed && (mark.gone || mark.server.is_none()) {
+                seen.push(*id);
             }
         }
-        let terminate = self.servers.get(name).is_some_and(|server| server.terminate);
-        let mut forget = Vec::new();
-        let mut once_more = Vec::new();
-        for (id, mark) in self.marks.iter_mut().filter(|(_, mark)| mark.server.as_ref() == Some(name)) {
-            if listed.contains(id) {
-                if let Terminate::Answered(tries) = mark.terminate {
-                    if terminate && tries < 3 && asked > mark.since {
-                        once_more.push((*id, tries));
-                    }
-                } else if terminate && mark.terminate == Terminate::Not {
-                    once_more.push((*id, 0));
-                }
-            } else if asked >= mark.since {
-                mark.gone = true;
-                forget.push(*id);
-            }
+        for id in seen {
+            self.set_fate(id, Some(name), false);
         }
         for (id, tries) in once_more {
             self.terminate(id, name, tries, out);
         }
-        for id in forget {
+        for id in gone {
+            self.set_fate(id, None, true);
             // nothing can bring it back: no cookie, no session, nobody at the door
-            let quiet = !self.sessions.values().any(|s| s.safe_id() == Some(id));
+            let quiet = self.sessions.with_safe_id(id).next().is_none();
             let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
-                .all(|n| self.revocations.get(n).is_none_or(|r| !r.is_busy()));
+                .all(|number| !self.busy.contains(number));
             if quiet && settled {
                 self.unmark(id, out);
+            }
+        }
+    }
+
+    /// What became of a refused cookie, for every revocation of it.
+    fn set_fate(&mut self, id: SafeId, server: Option<&ServerName>, gone: bool) {
+        let Some(mark) = self.marks.get_mut(&id) else { return };
+        mark.gone = gone;
+        if mark.server.is_none() {
+            mark.server = server.cloned();
+        }
+        for number in &mark.numbers {
+            if let Some(fate) = self.revocations.get_mut(number).and_then(|r| r.safe_ids.get_mut(&id)) {
+                fate.gone = gone;
+                fate.server.clone_from(&mark.server);
             }
         }
     }
@@ -387,10 +430,17 @@ impl Registry {
         }
     }
 
-    pub(super) fn plain_disconnect(&mut self, name: &ServerName, ids: &[i32]) {
-        for session in self.sessions.values_mut() {
-            if session.server == *name && ids.contains(&session.observed.id) {
-                session.plain_disconnect = true;
+    pub(super) fn plain_disconnect(&mut self, name: &ServerName, ids: &[i32], now: Now) {
+        self.plain_disconnects.retain(|plain| now.mono < plain.at + PLAIN_FOR);
+        for id in ids {
+            if self.plain_disconnects.len() < super::MAX_FINISHED {
+                let safe_id = self.sessions.newest(name, *id).and_then(super::Session::safe_id);
+                self.plain_disconnects.push(PlainDisconnect {
+                    server: name.clone(),
+                    id: *id,
+                    safe_id,
+                    at: now.mono,
+                });
             }
         }
     }
@@ -408,11 +458,20 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
-        let known = (self.sessions.values()).find(|s| {
-            s.server == *name && s.observed.id == id && safe_id.is_none_or(|id| s.safe_id() == Some(id))
+        let known = match safe_id {
+            Some(safe_id) => {
+                self.sessions.with_safe_id(safe_id).find(|s| s.server == *name && s.observed.id == id)
+            }
+            None => self.sessions.newest(name, id),
+        };
+        let Some(safe_id) = safe_id.or_else(|| known.and_then(super::Session::safe_id)) else { return };
+        let plain = (self.plain_disconnects.iter()).any(|plain| {
+            plain.server == *name
+                && plain.id == id
+                && plain.safe_id.is_none_or(|its| its == safe_id)
+                && now.mono < plain.at + PLAIN_FOR
         });
-        let ours = known.is_some_and(|s| s.plain_disconnect || s.is_ending());
-        let Some(safe_id) = safe_id.or_else(|| known.and_then(|s| s.safe_id())) else { return };
+        let ours = plain || known.is_some_and(super::Session::is_ending);
         if reason != SERVER_DISCONNECT
             || ours
             || self.marks.contains_key(&safe_id)
@@ -436,9 +495,8 @@ impl Registry {
         self.stock_disconnects = later;
         for pending in due {
             // roaming: a newer worker of the same cookie took over, and ocserv ended the older one
-            let roamed = (self.sessions.values()).any(|s| {
-                s.server == *name && s.safe_id() == Some(pending.safe_id) && s.observed.id != pending.id
-            });
+            let roamed = (self.sessions.with_safe_id(pending.safe_id))
+                .any(|s| s.server == *name && s.observed.id != pending.id && !s.has_ended());
             if roamed || pending.main != main {
                 continue;
             }
@@ -453,6 +511,15 @@ impl Registry {
                 by: "ocserv's occtl".into(),
             };
             self.revoke(None, order, now, out);
+        }
+    }
+
+    /// A disconnect is not forgotten because a list failed.
+    pub(super) fn ask_after_stock_disconnects(&mut self, now: Now, out: &mut Effects) {
+        let names: BTreeSet<ServerName> =
+            (self.stock_disconnects.iter()).map(|pending| pending.server.clone()).collect();
+        for name in names {
+            self.ask_list(&name, now, out);
         }
     }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName};
+use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName};
 
 use super::holdings::Want;
 use super::{
-    Effect, Effects, Ended, MAX_SESSIONS, Mark, Now, Number, Registry, SessionKey, Sighting, Terminate,
+    Effect, Effects, Ended, GateState, MAX_SESSIONS, Mark, Now, Number, Registry, SessionKey, Sighting,
 };
 
 /// How often a session in its connect-script is looked at.
@@ -43,26 +43,41 @@ pub struct Session {
     pub phase: Phase,
     pub(super) seen_first: Duration,
     probed: Duration,
-    /// Somebody asked for ocserv's own disconnect through us.
-    pub(super) plain_disconnect: bool,
     /// Revocations that name it although its safe_id is not known.
     pub(super) named: BTreeSet<Number>,
+    /// Every revocation that it was ever taken on by: they are told of its end.
+    under: BTreeSet<Number>,
     ending: Ending,
     worker_gone: bool,
     device_gone: bool,
 }
 
 impl Session {
+    fn new(key: SessionKey, server: &ServerName, observed: &Observed, now: Now) -> Self {
+        Self {
+            key,
+            server: server.clone(),
+            observed: Observed { addresses: Vec::new(), safe_id: None, ..observed.clone() },
+            worker: None,
+            device: None,
+            netns: None,
+            phase: Phase::Admitting,
+            seen_first: now.mono,
+            probed: now.mono,
+            named: BTreeSet::new(),
+            under: BTreeSet::new(),
+            ending: Ending::No,
+            worker_gone: false,
+            device_gone: false,
+        }
+    }
+
     pub fn safe_id(&self) -> Option<SafeId> {
         self.observed.safe_id
     }
 
     pub(super) fn is_connected(&self) -> bool {
         self.phase == Phase::Live && !self.worker_gone
-    }
-
-    pub(super) fn is_gone(&self) -> bool {
-        self.worker_gone
     }
 
     pub(super) fn is_ending(&self) -> bool {
@@ -72,6 +87,15 @@ impl Session {
     /// In a connect-script that has not ended.
     pub(super) fn is_in_flight(&self) -> bool {
         self.phase == Phase::Admitting && !self.worker_gone
+    }
+
+    pub(super) fn has_worker_gone(&self) -> bool {
+        self.worker_gone
+    }
+
+    /// Its worker, or at least every socket of it, is gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.worker_gone || self.ending == Ending::Done
     }
 }
 
@@ -94,62 +118,31 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) -> Option<SessionKey> {
-        if !self.servers.contains_key(server) {
-            return None;
-        }
-        let Sighting { observed, worker, device, netns, has_tun } = sighting;
-        let at = (server.clone(), observed.id);
-        let known = (self.ids.get(&at).copied()).filter(|key| {
-            // the same number with another start time is a successor: pids are reused
-            self.sessions
-                .get(key)
-                .is_some_and(|s| worker.is_none() || s.worker.is_none() || s.worker == worker)
-        });
-        let key = match known {
-            Some(key) => key,
-            None => {
+        let key = match self.known_as(server, &sighting, at_gate)? {
+            Known::As(key) => key,
+            Known::Not { before } => {
                 if self.sessions.len() >= MAX_SESSIONS {
-                    let text = format!(
-                        "{server}: more than {MAX_SESSIONS} sessions; id {} is not followed",
-                        observed.id
-                    );
+                    let id = sighting.observed.id;
+                    let text =
+                        format!("{server}: more than {MAX_SESSIONS} sessions; id {id} is not followed");
                     out.push(Effect::Note { kind: "bound", text });
                     return None;
                 }
-                let key = self.next_session;
-                self.next_session += 1;
-                self.ids.insert(at, key);
-                let session = Session {
-                    key,
-                    server: server.clone(),
-                    observed: Observed { addresses: Vec::new(), ..observed.clone() },
-                    worker: None,
-                    device: None,
-                    netns: None,
-                    phase: Phase::Admitting,
-                    seen_first: now.mono,
-                    probed: now.mono,
-                    plain_disconnect: false,
-                    named: BTreeSet::new(),
-                    ending: Ending::No,
-                    worker_gone: false,
-                    device_gone: false,
-                };
-                self.sessions.insert(key, session);
-                key
+                if let Some(before) = before {
+                    self.worker_gone(before, out);
+                }
+                self.sessions.insert(Session::new(self.sessions.next_key(), server, &sighting.observed, now))
             }
         };
-        let its = self.sessions.get(&key).map(|s| s.observed.addresses.clone()).unwrap_or_default();
-        let new: Vec<IpAddr> = observed.addresses.iter().filter(|a| !its.contains(a)).copied().collect();
-        self.claim_addresses(key, netns, &new, at_gate, out);
-        let session = self.sessions.get_mut(&key)?;
-        session.observed.safe_id = session.observed.safe_id.or(observed.safe_id);
+        let Sighting { observed, worker, device, netns, has_tun } = sighting;
+        let session = self.sessions.get_mut(key)?;
         session.netns = session.netns.or(netns);
-        if session.observed.user.is_empty() {
-            session.observed.user.clone_from(&observed.user);
+        // what ocserv says while the client is at the door is true; an older word may be of another worker
+        if session.observed.user.is_empty() || (at_gate && !observed.user.is_empty()) {
+            session.observed.user = observed.user;
         }
         if session.observed.client.is_empty() {
-            session.observed.client.clone_from(&observed.client);
+            session.observed.client = observed.client;
         }
         if session.observed.since == 0 {
             session.observed.since = observed.since;
@@ -158,54 +151,145 @@ impl Registry {
             session.worker = Some(process);
             out.push(Effect::Watch { key, worker: process });
         }
-        if let (None, Some(device)) = (session.device, device) {
-            session.device = Some(device);
-            let name = observed.device.clone().unwrap_or_default();
-            session.observed.device = observed.device;
-            out.push(Effect::Attach { device, name });
-            out.push(Effect::WatchDevice { device });
-        }
         // without a visible process, and without a gate to tell, what is listed has to pass for connected
         let blind = session.worker.is_none() && !at_gate;
         if has_tun || blind {
             session.phase = Phase::Live;
         }
+        if let Some(device) =
+            device.filter(|its| session.device.is_none() || (at_gate && session.device != Some(*its)))
+        {
+            let name = observed.device.clone().unwrap_or_default();
+            session.observed.device = observed.device;
+            self.sessions.set_device(key, device);
+            out.push(Effect::Attach { device, name });
+            out.push(Effect::WatchDevice { device });
+        }
+        let claimed = self.claim_addresses(key, &observed.addresses, at_gate);
+        self.learn_safe_id(key, observed.safe_id, at_gate, now, out);
+        if has_tun {
+            self.name_by_cutoff(key, now, out);
+        }
         self.enforce(key, out);
+        // what is held anew stands before what was held for others goes
+        for entry in claimed {
+            self.holdings.release_leases_of_others(&entry, key, out);
+        }
+        if at_gate {
+            self.claim_device(key, out);
+        }
         Some(key)
     }
 
-    /// A tunnel address is the newest session's: what an older one left on it would hit a stranger.
-    /// `at_gate`: ocserv has just given it out. Otherwise it is taken only where nobody else claims it.
-    pub(super) fn claim_addresses(
+    /// Which session a sighting is of. `None`: of none, it tells of a worker that is gone.
+    fn known_as(&mut self, name: &ServerName, sighting: &Sighting, at_gate: bool) -> Option<Known> {
+        let server = self.servers.get_mut(name)?;
+        server.sees_workers |= sighting.worker.is_some();
+        let seen = sighting.observed.safe_id;
+        let Some(session) = self.sessions.newest(name, sighting.observed.id) else {
+            // a list that was on its way while the worker ended
+            let late = server.sees_workers && sighting.worker.is_none() && !at_gate;
+            return (!late).then_some(Known::Not { before: None });
+        };
+        let same_cookie = seen.is_none() || session.safe_id().is_none() || session.safe_id() == seen;
+        match (session.worker, sighting.worker) {
+            // the same number with another start time is a successor: pids are reused
+            (Some(before), Some(now)) if before != now => Some(Known::Not { before: None }),
+            (Some(_), _) if same_cookie || at_gate => Some(Known::As(session.key)),
+            // late news of the worker that had this pid before
+            (Some(_), _) => None,
+            // a worker keeps its cookie: another cookie is another worker
+            (None, _) if !same_cookie => Some(Known::Not { before: Some(session.key) }),
+            (None, _) => Some(Known::As(session.key)),
+        }
+    }
+
+    /// A session that was revoked before its cookie was known: its cookie is revoked.
+    fn learn_safe_id(
         &mut self,
         key: SessionKey,
-        netns: Option<Netns>,
-        addresses: &[IpAddr],
+        id: Option<SafeId>,
         at_gate: bool,
+        now: Now,
         out: &mut Effects,
     ) {
-        for address in addresses {
-            let others = (self.sessions.values_mut())
-                .filter(|s| s.key != key && s.netns == netns && s.observed.addresses.contains(address));
-            let mut taken = false;
-            for other in others {
-                if at_gate || other.worker_gone || other.ending == Ending::Done {
-                    other.observed.addresses.retain(|theirs| theirs != address);
-                } else {
-                    taken = true;
-                }
+        let (Some(id), Some(session)) = (id, self.sessions.get(key)) else { return };
+        if session.safe_id().is_some() && !at_gate {
+            return;
+        }
+        let (server, named) = (session.server.clone(), session.named.clone());
+        self.sessions.set_safe_id(key, id);
+        for number in named {
+            self.mark(id, Some(server.clone()), number, now, out);
+        }
+    }
+
+    /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age.
+    fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
+        // the key of a cutoff costs a hash, and there is seldom any
+        if self.holdings.cutoffs().next().is_none() {
+            return;
+        }
+        let Some(session) = self.sessions.get(key) else { return };
+        let gate = self.servers.get(&session.server).map(|server| server.gate);
+        if gate == Some(GateState::Missing) {
+            return;
+        }
+        let cutoff = Entry::Cutoff(CutoffKey::new(&session.server, &session.observed.user));
+        for number in self.holdings.numbers(&cutoff) {
+            self.name_session(key, number, now, out);
+        }
+    }
+
+    /// A tunnel address is the newest session's: what an older one left on it would hit a stranger. Gives the
+    /// entries that are its alone from now on.
+    /// `at_gate`: ocserv has just given it out. Otherwise it is taken only where nobody else claims it.
+    fn claim_addresses(&mut self, key: SessionKey, addresses: &[IpAddr], at_gate: bool) -> Vec<Entry> {
+        let Some(session) = self.sessions.get(key) else { return Vec::new() };
+        let (server, netns) = (session.server.clone(), session.netns);
+        let news: Vec<IpAddr> = addresses
+            .iter()
+            .filter(|a| at_gate || !session.observed.addresses.contains(a))
+            .copied()
+            .collect();
+        let mut claimed = Vec::new();
+        for address in news {
+            let here = |s: &&Session| match (s.netns, netns) {
+                (Some(theirs), Some(ours)) => theirs == ours,
+                _ => s.server == server,
+            };
+            let others: Vec<(SessionKey, Option<Netns>, bool)> = (self.sessions.with_address(address))
+                .filter(|s| s.key != key)
+                .filter(here)
+                .map(|s| (s.key, s.netns, at_gate || s.worker_gone || s.ending == Ending::Done))
+                .collect();
+            for (other, _, _) in others.iter().filter(|(.., yields)| *yields) {
+                self.sessions.drop_address(*other, address);
             }
-            if taken {
-                continue;
+            if others.iter().all(|(.., yields)| *yields) {
+                self.sessions.add_address(key, address);
+                let places: BTreeSet<Netns> =
+                    others.iter().filter_map(|(_, theirs, _)| *theirs).chain(netns).collect();
+                claimed.extend(places.into_iter().map(|netns| Entry::Address(netns, address)));
             }
-            if let Some(netns) = netns {
-                self.holdings.release_leases(&Entry::Address(netns, *address), out);
-            }
-            if let Some(session) = self.sessions.get_mut(&key)
-                && !session.observed.addresses.contains(address)
-            {
-                session.observed.addresses.push(*address);
-            }
+        }
+        claimed
+    }
+
+    /// The device of the client at the door is new: what stands on it was of another one with the same number.
+    fn claim_device(&mut self, key: SessionKey, out: &mut Effects) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(device) = session.device else { return };
+        let numbers = self.numbers_of(session);
+        let others: Vec<SessionKey> = self
+            .sessions
+            .with_device(device)
+            .filter(|s| s.key != key && !s.device_gone)
+            .map(|s| s.key)
+            .collect();
+        self.holdings.release_others(&Entry::Device(device), &numbers, out);
+        for other in others {
+            self.lose_device(other, out);
         }
     }
 
@@ -218,26 +302,19 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
-        let mark = self.marks.entry(id).or_insert_with(|| Mark {
-            server: None,
-            numbers: BTreeSet::new(),
-            since: now.mono,
-            gone: false,
-            terminate: Terminate::Not,
-            tries: 0,
-        });
+        let mark = self.marks.entry(id).or_insert_with(|| Mark::new(now.mono));
         if server.is_some() {
             mark.server.clone_from(&server);
         }
         if !mark.numbers.insert(number) {
             return;
         }
+        let (server, gone) = (mark.server.clone(), mark.gone);
         self.holdings.hold_for_gate(Entry::SafeId(id), number, server.clone(), now.wall, out);
         if let Some(revocation) = self.revocations.get_mut(&number) {
-            revocation.safe_ids.insert(id, super::revoking::Fate { server, gone: false });
+            revocation.safe_ids.insert(id, super::revoking::Fate { server, gone });
         }
-        let theirs: Vec<SessionKey> =
-            self.sessions.values().filter(|s| s.safe_id() == Some(id)).map(|s| s.key).collect();
+        let theirs: Vec<SessionKey> = self.sessions.with_safe_id(id).map(|s| s.key).collect();
         for key in theirs {
             self.enforce(key, out);
         }
@@ -256,40 +333,46 @@ impl Registry {
                 fate.gone = true;
             }
         }
+        // a session of it that has not ended yet stays under its revocations
+        let theirs: Vec<SessionKey> = self.sessions.with_safe_id(id).map(|s| s.key).collect();
+        for key in theirs {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.named.extend(&mark.numbers);
+            }
+        }
         self.holdings.release_all(&Entry::SafeId(id), out);
     }
 
     /// What a revoked session gets, whenever it is seen: first its marks in the kernel, then its end.
     pub(super) fn enforce(&mut self, key: SessionKey, out: &mut Effects) {
         // of a worker that is gone only its device is left, and what was said of it stands until that is gone
-        let Some(session) = self.sessions.get(&key).filter(|s| !s.worker_gone) else { return };
+        let Some(session) = self.sessions.get(key).filter(|s| !s.worker_gone) else { return };
         let numbers = self.numbers_of(session);
         if numbers.is_empty() {
             return;
         }
-        let device = session.device.filter(|_| !session.device_gone);
+        let device = session
+            .device
+            .filter(|_| !session.device_gone)
+            .map(|device| (Entry::Device(device), Want::Forever));
+        let addresses = (session.netns.into_iter())
+            .flat_map(|netns| {
+                session.observed.addresses.iter().map(move |address| Entry::Address(netns, *address))
+            })
+            .map(|entry| (entry, Want::Leased(Some(key))));
+        let entries: Vec<(Entry, Want)> = device.into_iter().chain(addresses).collect();
         for number in &numbers {
             if let Some(revocation) = self.revocations.get_mut(number) {
                 revocation.take_on(session);
             }
         }
         for number in &numbers {
-            if let Some(device) = device {
-                self.holdings.hold(Entry::Device(device), *number, Want::Forever, out);
-                self.note_entry(*number, Entry::Device(device));
+            for (entry, want) in &entries {
+                self.hold_packets(entry.clone(), *number, *want, out);
             }
         }
-        let Some(session) = self.sessions.get(&key) else { return };
-        if let Some(netns) = session.netns {
-            for address in session.observed.addresses.clone() {
-                for number in &numbers {
-                    let entry = Entry::Address(netns, address);
-                    self.holdings.hold(entry.clone(), *number, Want::Leased(Some(key)), out);
-                    self.note_entry(*number, entry);
-                }
-            }
-        }
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.under.extend(&numbers);
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
         if session.phase != Phase::Live || session.ending != Ending::No {
@@ -315,10 +398,12 @@ impl Registry {
         }
     }
 
-    pub(super) fn note_entry(&mut self, number: Number, entry: Entry) {
+    /// Puts an entry that drops packets into the kernel, and into its revocation's account.
+    pub(super) fn hold_packets(&mut self, entry: Entry, number: Number, want: Want, out: &mut Effects) {
         if let Some(revocation) = self.revocations.get_mut(&number) {
-            revocation.packets.insert(entry);
+            revocation.note_entry(&entry);
         }
+        self.holdings.hold(entry, number, want, out);
     }
 
     /// Answers [`Effect::FindFlows`]: what comes from the client is dropped while the socket is there.
@@ -328,15 +413,13 @@ impl Registry {
         outcome: Result<(Netns, Vec<Flow>), String>,
         out: &mut Effects,
     ) {
-        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         let numbers = self.numbers_of(session);
         match outcome {
             Ok((netns, flows)) if !session.worker_gone && session.ending != Ending::Done => {
                 for flow in flows {
                     for number in &numbers {
-                        let entry = Entry::Flow(netns, flow);
-                        self.holdings.hold(entry.clone(), *number, Want::Leased(Some(key)), out);
-                        self.note_entry(*number, entry);
+                        self.hold_packets(Entry::Flow(netns, flow), *number, Want::Leased(Some(key)), out);
                     }
                 }
             }
@@ -348,85 +431,79 @@ impl Registry {
     }
 
     pub(super) fn ended(&mut self, key: SessionKey, ended: Ended, out: &mut Effects) {
-        let numbers = self.sessions.get(&key).map(|s| self.numbers_of(s));
-        let everybody: Vec<Number>;
-        let numbers: Box<dyn Iterator<Item = Number>> = match numbers {
-            Some(numbers) => Box::new(numbers.into_iter()),
-            // the worker's end was seen first, and the session is forgotten
-            None => {
-                everybody = self
-                    .revocations
-                    .values()
-                    .filter(|r| r.sessions.contains_key(&key))
-                    .map(|r| r.number)
-                    .collect();
-                Box::new(everybody.into_iter())
-            }
-        };
-        for number in numbers {
-            if let Some(revocation) = self.revocations.get_mut(&number) {
-                revocation.session_ended(key, &ended);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.ending = if ended.left.is_empty() { Ending::Done } else { Ending::Failed };
+        for number in &session.under {
+            if let Some(revocation) = self.revocations.get_mut(number) {
+                revocation.session_ended(key, &ended, session.worker_gone);
             }
         }
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        if ended.left.is_empty() {
-            session.ending = Ending::Done;
+        if session.ending == Ending::Done {
             // its sockets are gone: a neighbour may come from the very same port a moment later
             self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
-        } else {
-            session.ending = Ending::Failed;
         }
+        self.bury(key, out);
     }
 
     pub(super) fn worker_gone(&mut self, key: SessionKey, out: &mut Effects) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         session.worker_gone = true;
-        if self.ids.get(&(session.server.clone(), session.observed.id)) == Some(&key) {
-            self.ids.remove(&(session.server.clone(), session.observed.id));
+        for number in &session.under {
+            if let Some(revocation) = self.revocations.get_mut(number) {
+                revocation.session_gone(key);
+            }
         }
+        self.sessions.drop_id(key);
         self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
-        for revocation in self.revocations.values_mut() {
-            revocation.session_gone(key);
-        }
         self.bury(key, out);
     }
 
     pub(super) fn device_gone(&mut self, device: Device, out: &mut Effects) {
         self.holdings.release_all(&Entry::Device(device), out);
-        let its: Vec<SessionKey> =
-            self.sessions.values().filter(|s| s.device == Some(device)).map(|s| s.key).collect();
+        let its: Vec<SessionKey> = self.sessions.with_device(device).map(|s| s.key).collect();
         for key in its {
-            if let Some(session) = self.sessions.get_mut(&key) {
-                session.device_gone = true;
-            }
-            self.holdings.release_session(key, |entry| matches!(entry, Entry::Address(..)), out);
-            self.bury(key, out);
+            self.lose_device(key, out);
         }
     }
 
-    /// Forgets a session of which neither worker nor device is left.
+    fn lose_device(&mut self, key: SessionKey, out: &mut Effects) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.device_gone = true;
+        }
+        self.holdings.release_session(key, |entry| matches!(entry, Entry::Address(..)), out);
+        self.bury(key, out);
+    }
+
+    /// Forgets a session of which neither worker nor device is left, and of whose end nothing is to be told.
     fn bury(&mut self, key: SessionKey, out: &mut Effects) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        if session.worker_gone && (session.device.is_none() || session.device_gone) {
-            self.holdings.release_session(key, |_| true, out);
-            self.sessions.remove(&key);
+        let Some(session) = self.sessions.get(key) else { return };
+        if !session.worker_gone || !(session.device.is_none() || session.device_gone) {
+            return;
+        }
+        self.holdings.release_session(key, |_| true, out);
+        if session.ending != Ending::Asked {
+            self.sessions.remove(key);
         }
     }
 
     /// Where no gate tells when a connect-script has ended, its worker's tun device does.
     pub(super) fn probe_in_flight(&mut self, now: Now, out: &mut Effects) {
-        for session in self.sessions.values_mut().filter(|s| s.is_in_flight() && s.worker.is_some()) {
-            if now.mono >= session.probed + PROBE_EVERY {
+        let due: Vec<SessionKey> = (self.sessions.values())
+            .filter(|s| s.is_in_flight() && s.worker.is_some() && now.mono >= s.probed + PROBE_EVERY)
+            .map(|s| s.key)
+            .collect();
+        for key in due {
+            if let Some(session) = self.sessions.get_mut(key) {
                 session.probed = now.mono;
                 let (server, observed) = (session.server.clone(), session.observed.clone());
-                out.push(Effect::Probe { key: session.key, server, observed });
+                out.push(Effect::Probe { key, server, observed });
             }
         }
     }
 
     /// Looks again at what a revocation still waits for.
     pub(super) fn look_at(&mut self, key: SessionKey, out: &mut Effects) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if session.ending == Ending::Failed {
             session.ending = Ending::No;
             self.enforce(key, out);
@@ -435,4 +512,13 @@ impl Registry {
             out.push(Effect::Probe { key, server, observed });
         }
     }
+}
+
+/// Which session a sighting is of.
+enum Known {
+    As(SessionKey),
+    /// A new one. `before`: whose id it took over, and of whose end nobody else tells.
+    Not {
+        before: Option<SessionKey>,
+    },
 }

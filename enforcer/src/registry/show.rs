@@ -69,7 +69,7 @@ pub struct Preview {
 impl Registry {
     /// The sessions that are known, and the cookies without one.
     pub fn rows(&self, cookies: &[(ServerName, Vec<Cookie>)]) -> Vec<SessionRow> {
-        let mut rows: Vec<SessionRow> = (self.sessions.values())
+        let mut rows: Vec<SessionRow> = (self.sessions.values().filter(|s| !s.has_worker_gone()))
             .map(|session| SessionRow {
                 revoked: self.numbers_of(session).first().copied(),
                 ..SessionRow::of(session)
@@ -77,7 +77,7 @@ impl Registry {
             .collect();
         for (server, cookies) in cookies {
             for cookie in cookies {
-                if !self.sessions.values().any(|s| s.safe_id() == Some(cookie.safe_id)) {
+                if self.sessions.with_safe_id(cookie.safe_id).all(Session::has_worker_gone) {
                     let revoked =
                         self.marks.get(&cookie.safe_id).and_then(|mark| mark.numbers.first().copied());
                     rows.push(SessionRow::offline(server, cookie, revoked));

@@ -332,3 +332,30 @@ pub enum Answer {
     /// It was not done, and nothing was changed.
     Refused(String),
 }
+
+impl Effect {
+    /// Effects of one event happen in this order, and in the order in which they came where it is the same.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Insert { .. }
+            | Self::Remove { .. }
+            | Self::Numbered { .. }
+            | Self::CountRefusal { .. }
+            | Self::Attach { .. }
+            | Self::Watch { .. }
+            | Self::WatchDevice { .. } => 0,
+            // its answer puts more into the kernel
+            Self::FindFlows { .. } => 1,
+            Self::AskList { .. }
+            | Self::AskCookies { .. }
+            | Self::Terminate { .. }
+            | Self::Disconnect { .. }
+            | Self::End { .. }
+            | Self::DestroyFlow { .. }
+            | Self::AskBanScore { .. }
+            | Self::Unban { .. }
+            | Self::Probe { .. } => 2,
+            Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
+        }
+    }
+}

@@ -122,7 +122,9 @@ impl World {
     }
 
     pub fn give(&mut self, event: Event) {
-        for effect in self.registry.handle(event, self.now) {
+        let effects = self.registry.handle(event, self.now);
+        self.registry.sessions.check();
+        for effect in effects {
             match effect {
                 Effect::Insert { entry, number, stands, .. } => {
                     self.kernel.insert(entry, (number, stands));

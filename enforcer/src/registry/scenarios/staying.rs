@@ -172,6 +172,9 @@ fn r2_a_new_ocserv_has_no_old_cookies_and_nothing_is_refused_for_them() {
     world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900)]);
     assert!(world.has(&Entry::SafeId(safe_id(1))));
     world.up(2, false);
+    world.list(vec![]);
+    world.pass(4_000);
+    world.cookies(vec![]);
     assert!(world.kernel.is_empty(), "{:?}", world.kernel);
 }
 
