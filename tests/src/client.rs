@@ -175,8 +175,19 @@ impl Client {
     }
 
     /// Connects with a cookie, and waits until the tunnel is up or openconnect has ended.
+    ///
+    /// In a network with room for one ocserv draws addresses by lot, and gives up after a few that are none: it
+    /// says so, and then it is asked again.
     #[track_caller]
     pub fn connect(&self, server: &Server, cookie: &Cookie, how: &Connect) -> Outcome {
+        let unlucky = || server.log().matches("could not figure out a valid IPv4 IP").count();
+        for _ in 0..50 {
+            let before = unlucky();
+            let outcome = self.start(server, cookie, how).outcome();
+            if !matches!(outcome, Outcome::Refused { .. }) || unlucky() == before {
+                return outcome;
+            }
+        }
         self.start(server, cookie, how).outcome()
     }
 
