@@ -365,6 +365,29 @@ mod tests {
         assert!(Config::parse("[control]\nsocket = 'relative'").unwrap_err().contains("absolute"));
     }
 
+    /// The example names every key with its default: as it is, and with each key's `#` taken away.
+    #[test]
+    fn the_example_is_what_there_is() {
+        let example = include_str!("../docs/enforcer.toml");
+        Config::parse(example).unwrap();
+        let is_key =
+            |line: &str| line.starts_with('#') && line.chars().nth(1).is_some_and(|c| c.is_ascii_lowercase());
+        let all: Vec<&str> =
+            example.lines().map(|line| if is_key(line) { &line[1..] } else { line }).collect();
+        let all = all.join("\n");
+        Config::parse(&all).unwrap();
+        for key in [
+            "pin-path",
+            "when-blind",
+            "next-disconnect-script",
+            "invalidate-on-disconnect",
+            "sockets",
+            "directory",
+        ] {
+            assert!(all.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is missing");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in ".{0,200}") {
