@@ -183,6 +183,7 @@ impl Registry {
             Event::Terminated { server, safe_id, outcome } => self.terminated(&server, safe_id, outcome, &mut out),
             Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome),
             Event::InsertFailed { entry, number, error } => self.insert_failed(entry, number, error, &mut out),
+            Event::Confirmed { number } => self.confirmed(number, now, &mut out),
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids, now),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),

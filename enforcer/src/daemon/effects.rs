@@ -92,6 +92,7 @@ impl Daemon {
             Effect::WatchDevice { device } => {
                 self.devices.insert(device);
             }
+            Effect::Confirm { number } => self.handle(Event::Confirmed { number }),
             Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Numbered { next } => {

@@ -95,11 +95,9 @@ impl Registry {
         }
         if let (Verdict::Refuse(_), Some(id)) =
             (&verdict, self.sessions.get(waiting.key).and_then(super::Session::safe_id))
-        {
-            if self.marks.contains_key(&id) {
+            && self.marks.contains_key(&id) {
                 out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
             }
-        }
         out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
     }
 

@@ -259,11 +259,10 @@ impl Registry {
                 self.notice_gone_cookies(name, asked, cookies, out);
             }
             Err(_) => {
-                if let Some(server) = self.servers.get_mut(name) {
-                    if server.state == ServerState::Up {
+                if let Some(server) = self.servers.get_mut(name)
+                    && server.state == ServerState::Up {
                         server.state = ServerState::Silent;
                     }
-                }
             }
         }
         self.cookies_answered(name, asked, outcome.as_ref().map(|_| ()).map_err(Clone::clone));
@@ -375,13 +374,12 @@ impl Registry {
     }
 
     pub(super) fn terminate(&mut self, id: SafeId, name: &ServerName, tries: u32, out: &mut Effects) {
-        if let Some(mark) = self.marks.get_mut(&id) {
-            if mark.terminate != Terminate::Asked {
+        if let Some(mark) = self.marks.get_mut(&id)
+            && mark.terminate != Terminate::Asked {
                 mark.terminate = Terminate::Asked;
                 mark.tries = tries + 1;
                 out.push(Effect::Terminate { server: name.clone(), safe_id: id });
             }
-        }
     }
 
     pub(super) fn terminated(

@@ -295,11 +295,10 @@ impl Registry {
         for key in theirs {
             self.enforce(key, out);
         }
-        if let Some(name) = self.marks.get(&id).and_then(|mark| mark.server.clone()) {
-            if self.servers.get(&name).is_some_and(|server| server.terminate) {
+        if let Some(name) = self.marks.get(&id).and_then(|mark| mark.server.clone())
+            && self.servers.get(&name).is_some_and(|server| server.terminate) {
                 self.terminate(id, &name, 0, out);
             }
-        }
     }
 
     /// Its cookie is gone for good: nothing has to be refused any more.

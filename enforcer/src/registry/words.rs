@@ -134,6 +134,8 @@ pub enum Event {
     /// Answers [`Effect::DestroyFlow`]: how many sockets it took.
     FlowDestroyed { number: Number, outcome: Result<u64, String> },
     InsertFailed { entry: Entry, number: Number, error: String },
+    /// Answers [`Effect::Confirm`].
+    Confirmed { number: Number },
     /// A plain disconnect (no revocation) went out through us.
     PlainDisconnect { server: ServerName, ids: Vec<i32> },
     /// Programs are attached in this namespace from now on.
@@ -177,6 +179,9 @@ pub enum Effect {
     Probe { key: SessionKey, server: ServerName, observed: Observed },
     /// Tell when this device is gone.
     WatchDevice { device: Device },
+    /// Answered at once: what had to be written before has been written, or has failed. A receipt made earlier would
+    /// call done what is about to fail.
+    Confirm { number: Number },
     GateAnswer { ask: Ask, verdict: Verdict },
     Answer { request: Request, answer: Answer },
     /// The next revocation's number has moved.
@@ -214,7 +219,7 @@ impl Effect {
             | Self::End { .. }
             | Self::DestroyFlow { .. }
             | Self::Probe { .. } => 2,
-            Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
+            Self::Confirm { .. } | Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
         }
     }
 }
