@@ -194,6 +194,7 @@ impl Registry {
             Event::InsertFailed { entry, number, error } => {
                 self.insert_failed(entry, number, error, &mut out)
             }
+            Event::Confirmed { number } => self.confirmed(number, now, &mut out),
             Event::BanScore { server, client, score } => {
                 self.ban_score(&server, client, score, now, &mut out)
             }

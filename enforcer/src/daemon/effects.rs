@@ -112,6 +112,7 @@ impl Daemon {
                     }
                 });
             }
+            Effect::Confirm { number } => self.handle(Event::Confirmed { number }),
             Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Numbered { next } => {

@@ -136,6 +136,11 @@ impl Holdings {
         self.keep(entry, |_, want| !matches!(want, Want::Leased(by) if *by != Some(session)), out);
     }
 
+    /// Nothing of that number holds this entry any more.
+    pub(crate) fn release(&mut self, entry: &Entry, number: Number, out: &mut Vec<Effect>) {
+        self.keep(entry, |by, _| by != number, out);
+    }
+
     /// Nobody but these holds this entry any more.
     pub(crate) fn release_others(
         &mut self,
@@ -146,7 +151,7 @@ impl Holdings {
         self.keep(entry, |by, _| numbers.contains(&by), out);
     }
 
-    /// Writes it once more if it could not be written.
+    /// Writes it once more if it is wanted, and could not be written.
     pub(crate) fn retry(&mut self, entry: &Entry, out: &mut Vec<Effect>) {
         self.settle(entry, out);
     }
@@ -154,7 +159,7 @@ impl Holdings {
     /// Everything that this revocation holds.
     pub(crate) fn release_number(&mut self, number: Number, out: &mut Vec<Effect>) {
         for entry in self.of(number) {
-            self.keep(&entry, |by, _| by != number, out);
+            self.release(&entry, number, out);
         }
     }
 
@@ -244,14 +249,19 @@ impl Holdings {
             .collect()
     }
 
-    /// It could not be written for this number: what was there before stays, and is said of those who hold it
-    /// besides. The gate's entries stay wanted, since the daemon itself answers by them.
-    pub(crate) fn failed(&mut self, entry: &Entry, number: Number, out: &mut Vec<Effect>) {
-        let Some(holding) = self.entries.get_mut(entry) else { return };
+    /// It could not be written for this number: what was there before stays. Gives those of whom nothing is there.
+    pub(crate) fn failed(&mut self, entry: &Entry, number: Number) -> BTreeSet<Number> {
+        let Some(holding) = self.entries.get_mut(entry) else { return BTreeSet::from([number]) };
         holding.in_kernel = holding.before.take();
-        if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)) {
-            self.keep(entry, |by, _| by != number, out);
+        let mut numbers = BTreeSet::from([number]);
+        if holding.in_kernel.is_none() {
+            numbers.extend(holding.wants.iter().map(|(by, _)| *by));
         }
+        numbers
+    }
+
+    pub(crate) fn is_held_by(&self, entry: &Entry, number: Number) -> bool {
+        self.entries.get(entry).is_some_and(|holding| holding.has(number))
     }
 
     fn add(&mut self, entry: &Entry, number: Number, want: Want) {
@@ -338,5 +348,42 @@ fn write(holding: &mut Holding, entry: &Entry, out: &mut Vec<Effect>) {
         holding.before = holding.in_kernel.replace((number, stands));
         let (server, moment) = (holding.server.clone(), holding.moment);
         out.push(Effect::Insert { entry: entry.clone(), number, stands, server, moment });
+    }
+}
+
+#[cfg(test)]
+impl Holdings {
+    /// The indexes say what the entries' wants say.
+    pub(super) fn check(&self) {
+        let all = || {
+            (self.entries.iter()).flat_map(|(entry, holding)| {
+                holding.wants.iter().map(move |(number, want)| (entry, *number, *want))
+            })
+        };
+        let by_number: BTreeSet<_> = all().map(|(entry, number, _)| (number, entry.clone())).collect();
+        let leases = all().filter_map(|(entry, number, want)| match want {
+            Want::Leased(session) => Some((session, entry.clone(), number)),
+            _ => None,
+        });
+        let expiries = all().filter_map(|(entry, number, want)| match want {
+            Want::Until(moment) => Some((moment, entry.clone(), number)),
+            _ => None,
+        });
+        assert_eq!(self.numbers, by_number.iter().map(|(number, _)| *number).collect::<BTreeSet<_>>().len());
+        assert_eq!(self.by_number, by_number);
+        assert_eq!(self.by_session, leases.collect());
+        assert_eq!(self.by_expiry, expiries.collect());
+        assert!(self.entries.values().all(|holding| !holding.wants.is_empty()));
+    }
+
+    pub(super) fn check_kernel(&self, kernel: &BTreeMap<Entry, (Number, Stands)>) {
+        for (entry, holding) in &self.entries {
+            assert_eq!(holding.in_kernel.as_ref(), kernel.get(entry), "{entry:?}");
+            assert_eq!(
+                holding.wanted().map(|(_, stands)| stands),
+                holding.in_kernel.map(|(_, stands)| stands)
+            );
+        }
+        assert_eq!(self.entries.len(), kernel.len());
     }
 }

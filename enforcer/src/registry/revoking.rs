@@ -30,6 +30,8 @@ pub struct Revocation {
     /// The last look at whether ocserv still holds the cookies.
     verify: Verify,
     looked: Duration,
+    /// About to be answered.
+    confirming: bool,
     /// Found at start.
     pub(super) adopted: bool,
     /// For an explicit flow: how many sockets of it were destroyed.
@@ -115,6 +117,7 @@ impl Revocation {
             failures: BTreeMap::new(),
             verify: Verify::Not,
             looked: at.mono,
+            confirming: false,
             adopted: false,
             flow_sockets: None,
         }
@@ -431,11 +434,17 @@ impl Registry {
     }
 
     pub(super) fn insert_failed(&mut self, entry: Entry, number: Number, error: String, out: &mut Effects) {
-        self.holdings.failed(&entry, number, out);
-        if let Some(revocation) = self.revocations.get_mut(&number) {
+        let numbers = self.holdings.failed(&entry, number);
+        for number in numbers {
+            let Some(revocation) = self.revocations.get_mut(&number) else { continue };
             revocation.packets.retain(|noted| *noted != entry);
             if revocation.failures.len() < MAX_NOTED {
-                revocation.failures.insert(entry, error);
+                revocation.failures.insert(entry.clone(), error.clone());
+            }
+            // whoever asked for it hears so, and asks again; what a session needs is tried again from here, and
+            // what the gate refuses is refused by the daemon itself
+            if revocation.is_explicit() {
+                self.holdings.release(&entry, number, out);
             }
         }
     }
@@ -469,8 +478,11 @@ impl Registry {
                 if acted && self.nothing_matched(number) {
                     return self.answer_nothing(number, out);
                 }
-                if (acted && self.verified(number, now, out)) || late {
-                    self.answer(number, now, out);
+                if ((acted && self.verified(number, now, out)) || late)
+                    && let Some(revocation) = self.revocations.get_mut(&number).filter(|r| !r.confirming)
+                {
+                    revocation.confirming = true;
+                    out.push(Effect::Confirm { number });
                 }
             }
             State::Looking => {
@@ -547,6 +559,12 @@ impl Registry {
         if let Some(request) = revocation.request {
             let text = format!("{}: no session and no cookie of it", revocation.order.target);
             out.push(Effect::Answer { request, answer: Answer::Nothing(text) });
+        }
+    }
+
+    pub(super) fn confirmed(&mut self, number: Number, now: Now, out: &mut Effects) {
+        if self.revocations.get(&number).is_some_and(|r| r.state == State::Acting) {
+            self.answer(number, now, out);
         }
     }
 
@@ -674,11 +692,11 @@ impl Registry {
         }
     }
 
-    /// What the gate is to refuse stays wanted where it could not be written.
+    /// What could not be written may be by now, or may not be wanted any more.
     fn retry_entry(&mut self, number: Number, entry: &Entry, out: &mut Effects) {
         let before = out.len();
         self.holdings.retry(entry, out);
-        if out.len() > before
+        if (out.len() > before || !self.holdings.is_held_by(entry, number))
             && let Some(revocation) = self.revocations.get_mut(&number)
         {
             revocation.failures.remove(entry);
@@ -695,7 +713,7 @@ impl Registry {
             .collect();
         for name in due {
             let cutoff = self.holdings.cutoffs().any(|(_, server, _)| server == Some(&name));
-            if cutoff || self.marks.values().any(|mark| mark.server.as_ref() == Some(&name)) {
+            if cutoff || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name)) {
                 self.ask_cookies(&name, now, out);
                 self.ask_list(&name, now, out);
             }

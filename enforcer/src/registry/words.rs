@@ -197,6 +197,10 @@ pub enum Event {
         client: IpAddr,
         score: u32,
     },
+    /// Answers [`Effect::Confirm`].
+    Confirmed {
+        number: Number,
+    },
     /// A plain disconnect (no revocation) went out through us.
     PlainDisconnect {
         server: ServerName,
@@ -295,6 +299,11 @@ pub enum Effect {
     WatchDevice {
         device: Device,
     },
+    /// Answered at once: what had to be written before has been written, or has failed. A receipt made earlier would
+    /// call done what is about to fail.
+    Confirm {
+        number: Number,
+    },
     /// How many ban points has this address at ocserv?
     AskBanScore {
         server: ServerName,
@@ -355,7 +364,7 @@ impl Effect {
             | Self::AskBanScore { .. }
             | Self::Unban { .. }
             | Self::Probe { .. } => 2,
-            Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
+            Self::Confirm { .. } | Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
         }
     }
 }

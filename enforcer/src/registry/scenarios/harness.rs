@@ -138,6 +138,7 @@ impl World {
                 Effect::GateAnswer { ask, verdict } => {
                     self.verdicts.insert(ask, verdict);
                 }
+                Effect::Confirm { number } => self.give(Event::Confirmed { number }),
                 other => self.effects.push(other),
             }
         }
