@@ -12,8 +12,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::exit::Code;
+
 pub use occtl::run as run_as_occtl;
-pub use words::{Code, parse_duration};
+pub use words::parse_duration;
 
 /// Ends gateway sessions in every layer at once: packets, sockets, VPN cookie.
 #[derive(Debug, Parser)]

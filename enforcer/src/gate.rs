@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cli::Code;
 use crate::config::{Config, WhenBlind};
 use crate::control::{GateClient, api, connect_gate};
+use crate::exit::Code;
 
 /// How long the daemon may take, for connecting and answering together.
 const DAEMON_WITHIN: Duration = Duration::from_secs(2);

@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod exit;
 pub mod gate;
 pub mod ocserv;
 pub mod process;

@@ -8,6 +8,7 @@ mod adopting;
 mod bans;
 mod holdings;
 mod receipt;
+mod revocation;
 mod revoking;
 #[cfg(test)]
 mod scenarios;
@@ -26,7 +27,7 @@ use crate::session::{Netns, SafeId, ServerName};
 
 pub use holdings::Holdings;
 pub use receipt::{Layer, LayerResult, Receipt};
-pub use revoking::{Revocation, State as RevocationState};
+pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
 pub use sessions::{Phase, Session};
 pub use show::{Preview, SessionRow};

@@ -6,8 +6,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Change, Cli, Code, Command, Common, Disconnect, OnServer};
+use super::{Change, Cli, Command, Common, Disconnect, OnServer};
 use crate::config::Config;
+use crate::exit::Code;
 
 /// What of an occtl command line is ours.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use tonic::Status;
 
 use super::output;
-use super::{Change, Cli, Code, Command, Common, Disconnect, From, Revoke, Show, Terminate};
+use super::{Change, Cli, Command, Common, Disconnect, From, Revoke, Show, Terminate};
 use crate::config::Config;
 use crate::control::{ControlClient, api, connect_control};
+use crate::exit::Code;
 
 pub(super) fn run(cli: Cli) -> ExitCode {
     let json = cli.common.json;

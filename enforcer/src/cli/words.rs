@@ -1,32 +1,6 @@
-//! Small words of the command line: exit codes and durations.
+//! Small words of the command line: durations.
 
-use std::process::ExitCode;
 use std::time::Duration;
-
-/// How a command ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// Done in every layer.
-    Done,
-    Error,
-    Usage,
-    /// Nothing matched.
-    Nothing,
-    /// Done in part: the receipt says where not.
-    Partial,
-}
-
-impl From<Code> for ExitCode {
-    fn from(code: Code) -> Self {
-        Self::from(match code {
-            Code::Done => 0,
-            Code::Error => 1,
-            Code::Usage => 2,
-            Code::Nothing => 3,
-            Code::Partial => 4,
-        })
-    }
-}
 
 /// A duration as systemd writes them (systemd.time(7)): `90s`, `15min`, `2h`, `1d`, `1h 30min`; a bare number is
 /// seconds.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-use crate::cli::parse_duration;
 use crate::config::WhenBlind;
 use crate::control::{Call, Caller, Reply, Request, api};
 use crate::ocserv;
@@ -18,6 +17,8 @@ use super::{Answerer, Daemon, Input, Then, guard};
 /// ocserv's own limit on a user name (`MAX_USERNAME_SIZE` in its `src/vpn.h`) is lower; a longer one is nobody's.
 const MAX_NAME: usize = 256;
 const MAX_REASON: usize = 1_024;
+/// Beyond this the kernel's clock in nanoseconds would overflow.
+const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
 impl Daemon {
     pub(super) fn call(&mut self, call: Call) {
@@ -88,7 +89,8 @@ impl Daemon {
         }
         let stands = match request.for_seconds {
             0 => None,
-            seconds => Some(parse_duration(&format!("{seconds}s")).map_err(Status::invalid_argument)?),
+            seconds if seconds <= MAX_SECONDS => Some(Duration::from_secs(seconds)),
+            _ => return Err(Status::invalid_argument("a revocation stands for at most 100 years")),
         };
         let server = Some(&target.server).filter(|name| !name.is_empty()).map(|name| ServerName::new(name));
         let target = parse_target(target)?;

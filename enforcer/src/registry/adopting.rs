@@ -17,7 +17,7 @@ impl Registry {
                 mark.server = mark.server.take().or_else(|| server.clone());
                 mark.numbers.insert(number);
                 if let Some(revocation) = self.revocations.get_mut(&number) {
-                    let fate = super::revoking::Fate { server: server.clone(), gone: false };
+                    let fate = super::revocation::Fate { server: server.clone(), gone: false };
                     revocation.safe_ids.insert(*id, fate);
                 }
             }

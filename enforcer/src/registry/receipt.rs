@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::session::{Entry, ServerName};
 
-use super::revoking::{EndingState, Revocation, Step};
+use super::revocation::{EndingState, Revocation, Step};
 use super::servers::ServerState;
 use super::show::SessionRow;
 use super::{GateState, Now, Number, Registry};

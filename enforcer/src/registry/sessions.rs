@@ -312,7 +312,7 @@ impl Registry {
         let (server, gone) = (mark.server.clone(), mark.gone);
         self.holdings.hold_for_gate(Entry::SafeId(id), number, server.clone(), now.wall, out);
         if let Some(revocation) = self.revocations.get_mut(&number) {
-            revocation.safe_ids.insert(id, super::revoking::Fate { server, gone });
+            revocation.safe_ids.insert(id, super::revocation::Fate { server, gone });
         }
         let theirs: Vec<SessionKey> = self.sessions.with_safe_id(id).map(|s| s.key).collect();
         for key in theirs {
