@@ -89,10 +89,10 @@ impl Holdings {
     ) {
         self.add(&entry, number, Want::Forever);
         if let Some(holding) = self.entries.get_mut(&entry) {
+            let is_news = holding.moment < moment || (server.is_some() && holding.server != server);
+            holding.moment = holding.moment.max(moment);
             holding.server = server.or(holding.server.take());
-            if holding.moment < moment {
-                holding.moment = moment;
-                // a later moment has to be written
+            if is_news {
                 write(holding, &entry, out);
             }
         }

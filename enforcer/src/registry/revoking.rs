@@ -122,9 +122,11 @@ impl Registry {
             }
         }
         if let Target::Session(id) = order.target {
+            let only = servers.first().filter(|_| servers.len() == 1).cloned();
             let server = (self.sessions.with_safe_id(id).next_back())
                 .map(|s| s.server.clone())
-                .or_else(|| self.marks.get(&id).and_then(|mark| mark.server.clone()));
+                .or_else(|| self.marks.get(&id).and_then(|mark| mark.server.clone()))
+                .or(only);
             self.mark(id, server, number, now, out);
         }
         for key in self.matching(order) {

@@ -373,13 +373,13 @@ impl Registry {
             }
         }
         for id in seen {
-            self.set_fate(id, Some(name), false);
+            self.set_fate(id, Some(name), false, out);
         }
         for (id, tries) in once_more {
             self.terminate(id, name, tries, out);
         }
         for id in gone {
-            self.set_fate(id, None, true);
+            self.set_fate(id, None, true, out);
             // nothing can bring it back: no cookie, no session, nobody at the door
             let quiet = self.sessions.with_safe_id(id).next().is_none();
             let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
@@ -391,11 +391,15 @@ impl Registry {
     }
 
     /// What became of a refused cookie, for every revocation of it.
-    fn set_fate(&mut self, id: SafeId, server: Option<&ServerName>, gone: bool) {
+    fn set_fate(&mut self, id: SafeId, server: Option<&ServerName>, gone: bool, out: &mut Effects) {
         let Some(mark) = self.marks.get_mut(&id) else { return };
         mark.gone = gone;
         if mark.server.is_none() {
             mark.server = server.cloned();
+            // the next run of the daemon has to know as well
+            for number in &mark.numbers {
+                self.holdings.hold_for_gate(Entry::SafeId(id), *number, mark.server.clone(), 0, out);
+            }
         }
         for number in &mark.numbers {
             if let Some(fate) = self.revocations.get_mut(number).and_then(|r| r.safe_ids.get_mut(&id)) {
@@ -464,14 +468,19 @@ impl Registry {
             }
             None => self.sessions.newest(name, id),
         };
-        let Some(safe_id) = safe_id.or_else(|| known.and_then(super::Session::safe_id)) else { return };
+        let known = known.map(|s| (s.safe_id(), s.is_ending(), s.worker.is_some()));
+        if matches!(known, Some((_, _, false))) {
+            // of a worker whose process cannot be seen only a list tells the end
+            self.ask_list(name, now, out);
+        }
+        let Some(safe_id) = safe_id.or_else(|| known.and_then(|(its, ..)| its)) else { return };
         let plain = (self.plain_disconnects.iter()).any(|plain| {
             plain.server == *name
                 && plain.id == id
                 && plain.safe_id.is_none_or(|its| its == safe_id)
                 && now.mono < plain.at + PLAIN_FOR
         });
-        let ours = plain || known.is_some_and(super::Session::is_ending);
+        let ours = plain || matches!(known, Some((_, true, _)));
         if reason != SERVER_DISCONNECT
             || ours
             || self.marks.contains_key(&safe_id)

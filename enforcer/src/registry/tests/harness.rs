@@ -44,6 +44,8 @@ pub struct Worker {
     pub tun: bool,
     /// Stopped: it neither says goodbye nor dies of its sockets' end.
     pub hangs: bool,
+    /// ocserv's main process has let it go: it lists it no more, and gives its address to others.
+    pub let_go: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,10 @@ pub struct World {
     pub broken: bool,
     /// Workers' processes cannot be seen: ocserv runs in a container.
     pub blind: bool,
+    /// Nothing is told at once: the end of a process or of a device is told when its task is carried out.
+    pub late: bool,
+    /// Workers that have ended.
+    pub ended: Vec<Worker>,
     next: u32,
 }
 
@@ -124,6 +130,8 @@ impl World {
             full: false,
             broken: false,
             blind: false,
+            late: false,
+            ended: Vec::new(),
             next: 100,
         };
         for (i, name) in names.into_iter().enumerate() {
@@ -255,7 +263,7 @@ impl World {
             id: worker.process.pid,
             user: worker.user.clone(),
             device: Some("vpns0".into()),
-            addresses: vec![worker.address],
+            addresses: if worker.let_go { Vec::new() } else { vec![worker.address] },
             safe_id: Some(worker.cookie),
             since: self.now.wall,
             ..Observed::default()
@@ -313,12 +321,13 @@ impl World {
                 self.handle(Event::Ended { key, ended });
             }
             Effect::Watch { key, .. } => self.handle(Event::WorkerGone { key }),
+            Effect::WatchDevice { device } => self.handle(Event::DeviceGone { device }),
             _ => unreachable!(),
         }
     }
 
     pub fn list(&self, server: &ServerName) -> Result<Vec<Sighting>, String> {
-        let workers = self.workers.values().filter(|w| w.server == *server);
+        let workers = self.workers.values().filter(|w| w.server == *server && !w.let_go);
         self.ocservs[server]
             .up
             .then(|| workers.map(|w| self.sighting(w)).collect())
@@ -400,6 +409,7 @@ impl World {
             flow: outer(1_000 + n as u16),
             tun: false,
             hangs: false,
+            let_go: false,
         }
     }
 
@@ -470,12 +480,18 @@ impl World {
         let Some(worker) = self.workers.remove(&id) else { return };
         let keys: Vec<_> =
             self.watched.iter().filter(|(_, p)| **p == worker.process).map(|(key, _)| *key).collect();
+        self.ended.push(worker.clone());
+        let mut news = Vec::new();
         for key in keys {
             self.watched.remove(&key);
-            self.handle(Event::WorkerGone { key });
+            news.push(Effect::Watch { key, worker: worker.process });
         }
         if self.devices.remove(&worker.device) {
-            self.handle(Event::DeviceGone { device: worker.device });
+            news.push(Effect::WatchDevice { device: worker.device });
+        }
+        for what in news {
+            let task = Task { at: self.now.mono, what };
+            if self.late { self.tasks.push_back(task) } else { self.carry_out(task) }
         }
     }
 

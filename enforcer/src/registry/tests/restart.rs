@@ -155,6 +155,17 @@ fn r2_a_safe_id_of_a_server_that_is_not_configured_any_more_stays_refused() {
 }
 
 #[test]
+fn r7_a_cookie_whose_server_was_learned_later_is_not_refused_for_ever_after_a_restart() {
+    let mut world = World::with(&["vpn", "west"], Rules::default());
+    let cookie = world.login("alice");
+    world.receipt(Target::Session(cookie));
+    world.restart_daemon();
+    world.vpn().cookies.clear();
+    world.pass(60 * SECOND);
+    assert!(!world.refuses(cookie));
+}
+
+#[test]
 fn r2_a_cookie_that_ocserv_dropped_while_no_daemon_was_there_is_not_refused_for_ever() {
     let mut world = World::new();
     let cookie = world.login("alice");
