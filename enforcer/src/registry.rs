@@ -34,10 +34,10 @@ pub use show::{Preview, SessionRow};
 pub use words::*;
 
 /// How many sessions, and how many finished revocations, are remembered. What is in force is never forgotten.
-const MAX_SESSIONS: usize = 262_144;
-const MAX_FINISHED: usize = 10_000;
+const MAX_SESSIONS: usize = if cfg!(test) { 1_500 } else { 262_144 };
+const MAX_FINISHED: usize = if cfg!(test) { 500 } else { 10_000 };
 /// How many revocations may be in force at once: each is a record here and an entry in the kernel.
-const MAX_REVOCATIONS: usize = 1_000_000;
+const MAX_REVOCATIONS: usize = if cfg!(test) { 2_000 } else { 1_000_000 };
 
 /// How long leases of an earlier run stand while their sessions are looked for.
 const ADOPTED_FOR: Duration = Duration::from_secs(10);
@@ -174,7 +174,7 @@ impl Registry {
             Event::ServerDown { server, gone } => self.server_down(&server, gone, &mut out),
             Event::GateConfigured { server, configured } => self.gate_configured(&server, configured),
             Event::Sighted { server, sighting } => {
-                self.sight(&server, sighting, false, now, &mut out);
+                self.sight(&server, sighting, now.mono, false, now, &mut out);
             }
             Event::Listed { server, asked, outcome } => self.listed(&server, asked, outcome, now, &mut out),
             Event::Cookies { server, asked, outcome } => self.cookies(&server, asked, outcome, now, &mut out),

@@ -40,7 +40,7 @@ impl Registry {
         };
         server.gate = GateState::Seen;
         let (user, safe_id) = (sighting.observed.user.clone(), sighting.observed.safe_id);
-        let Some(key) = self.sight(name, sighting, true, now, out) else {
+        let Some(key) = self.sight(name, sighting, now.mono, true, now, out) else {
             // what is refused is refused also where no session can be remembered
             let revoked =
                 safe_id.is_some_and(|id| self.marks.contains_key(&id)) || self.is_cut_off(name, &user);

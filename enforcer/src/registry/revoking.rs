@@ -395,16 +395,15 @@ impl Registry {
 
     /// The oldest of those that hold nothing any more.
     fn forget_finished(&mut self) {
-        // every event comes by here: they are gone through only if there is something to forget
-        if self.revocations.len().saturating_sub(self.holdings.numbers_held() + self.busy.len())
-            <= MAX_FINISHED
-        {
+        // every event comes by here: they are gone through only if there are enough to forget
+        let finished = self.revocations.len().saturating_sub(self.holdings.numbers_held() + self.busy.len());
+        if finished <= MAX_FINISHED {
             return;
         }
         let finished: Vec<Number> = (self.revocations.values())
             .filter(|r| !r.is_busy() && !self.holdings.holds_any(r.number))
             .map(|r| r.number)
-            .take(MAX_FINISHED / 10)
+            .take(finished - MAX_FINISHED + MAX_FINISHED / 10)
             .collect();
         for number in finished {
             self.revocations.remove(&number);

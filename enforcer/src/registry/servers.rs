@@ -203,8 +203,9 @@ impl Registry {
                 server.listed = true;
                 server.state = ServerState::Up;
                 let ids: BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
+                let told = if asked.is_zero() { now.mono } else { asked };
                 for sighting in sightings {
-                    self.sight(name, sighting, false, now, out);
+                    self.sight(name, sighting, told, false, now, out);
                 }
                 let vanished: Vec<_> = (self.sessions.values())
                     .filter(|s| s.server == *name && s.worker.is_none() && !ids.contains(&s.observed.id))

@@ -43,6 +43,8 @@ pub struct Session {
     pub phase: Phase,
     pub(super) seen_first: Duration,
     probed: Duration,
+    /// When ocserv told of it, at the latest.
+    told: Duration,
     /// Revocations that name it although its safe_id is not known.
     pub(super) named: BTreeSet<Number>,
     /// Every revocation that it was ever taken on by: they are told of its end.
@@ -64,6 +66,7 @@ impl Session {
             phase: Phase::Admitting,
             seen_first: now.mono,
             probed: now.mono,
+            told: Duration::ZERO,
             named: BTreeSet::new(),
             under: BTreeSet::new(),
             ending: Ending::No,
@@ -109,16 +112,17 @@ impl Registry {
         numbers
     }
 
-    /// Takes note of a worker. `at_gate`: it is at the door right now.
+    /// Takes note of a worker, as ocserv told of it at `told` or later. `at_gate`: it is at the door right now.
     pub(super) fn sight(
         &mut self,
         server: &ServerName,
         sighting: Sighting,
+        told: Duration,
         at_gate: bool,
         now: Now,
         out: &mut Effects,
     ) -> Option<SessionKey> {
-        let key = match self.known_as(server, &sighting, at_gate)? {
+        let key = match self.known_as(server, &sighting, told, at_gate)? {
             Known::As(key) => key,
             Known::Not { before } => {
                 if self.sessions.len() >= MAX_SESSIONS {
@@ -136,6 +140,7 @@ impl Registry {
         };
         let Sighting { observed, worker, device, netns, has_tun } = sighting;
         let session = self.sessions.get_mut(key)?;
+        session.told = session.told.max(told);
         session.netns = session.netns.or(netns);
         // what ocserv says while the client is at the door is true; an older word may be of another worker
         if session.observed.user.is_empty() || (at_gate && !observed.user.is_empty()) {
@@ -166,7 +171,7 @@ impl Registry {
             out.push(Effect::WatchDevice { device });
         }
         let claimed = self.claim_addresses(key, &observed.addresses, at_gate);
-        self.learn_safe_id(key, observed.safe_id, at_gate, now, out);
+        self.learn_safe_id(key, observed.safe_id, now, out);
         if has_tun {
             self.name_by_cutoff(key, now, out);
         }
@@ -182,7 +187,13 @@ impl Registry {
     }
 
     /// Which session a sighting is of. `None`: of none, it tells of a worker that is gone.
-    fn known_as(&mut self, name: &ServerName, sighting: &Sighting, at_gate: bool) -> Option<Known> {
+    fn known_as(
+        &mut self,
+        name: &ServerName,
+        sighting: &Sighting,
+        told: Duration,
+        at_gate: bool,
+    ) -> Option<Known> {
         let server = self.servers.get_mut(name)?;
         server.sees_workers |= sighting.worker.is_some();
         let seen = sighting.observed.safe_id;
@@ -195,9 +206,12 @@ impl Registry {
         match (session.worker, sighting.worker) {
             // the same number with another start time is a successor: pids are reused
             (Some(before), Some(now)) if before != now => Some(Known::Not { before: None }),
-            (Some(_), _) if same_cookie || at_gate => Some(Known::As(session.key)),
-            // late news of the worker that had this pid before
-            (Some(_), _) => None,
+            (Some(_), _) if same_cookie => Some(Known::As(session.key)),
+            (Some(_), None) => at_gate.then_some(Known::Not { before: None }),
+            // late news of the worker that had this pid before: either these, or what is known
+            (Some(_), Some(_)) => {
+                (at_gate || told > session.told).then_some(Known::Not { before: Some(session.key) })
+            }
             // a worker keeps its cookie: another cookie is another worker
             (None, _) if !same_cookie => Some(Known::Not { before: Some(session.key) }),
             (None, _) => Some(Known::As(session.key)),
@@ -205,16 +219,9 @@ impl Registry {
     }
 
     /// A session that was revoked before its cookie was known: its cookie is revoked.
-    fn learn_safe_id(
-        &mut self,
-        key: SessionKey,
-        id: Option<SafeId>,
-        at_gate: bool,
-        now: Now,
-        out: &mut Effects,
-    ) {
+    fn learn_safe_id(&mut self, key: SessionKey, id: Option<SafeId>, now: Now, out: &mut Effects) {
         let (Some(id), Some(session)) = (id, self.sessions.get(key)) else { return };
-        if session.safe_id().is_some() && !at_gate {
+        if session.safe_id().is_some() {
             return;
         }
         let (server, named) = (session.server.clone(), session.named.clone());
@@ -345,8 +352,7 @@ impl Registry {
 
     /// What a revoked session gets, whenever it is seen: first its marks in the kernel, then its end.
     pub(super) fn enforce(&mut self, key: SessionKey, out: &mut Effects) {
-        // of a worker that is gone only its device is left, and what was said of it stands until that is gone
-        let Some(session) = self.sessions.get(key).filter(|s| !s.worker_gone) else { return };
+        let Some(session) = self.sessions.get(key) else { return };
         let numbers = self.numbers_of(session);
         if numbers.is_empty() {
             return;
@@ -375,7 +381,12 @@ impl Registry {
         session.under.extend(&numbers);
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
-        if session.phase != Phase::Live || session.ending != Ending::No {
+        let waits = session.ending == Ending::Failed && session.worker.is_none();
+        if session.phase != Phase::Live
+            || session.worker_gone
+            || waits
+            || matches!(session.ending, Ending::Asked | Ending::Done)
+        {
             return;
         }
         session.ending = Ending::Asked;

@@ -155,15 +155,33 @@ fn a_login_that_waits_for_the_list_is_let_in_when_the_revocation_is_lifted() {
 }
 
 #[test]
-fn r7_thousands_of_entries_that_expired_are_forgotten_and_those_in_force_are_not() {
+fn r7_entries_that_expired_are_forgotten_in_the_end_and_those_in_force_are_not() {
     let mut world = World::new();
     world.receipt(Target::Address(ip(7)));
-    for port in 1..=12_000 {
+    for port in 1..=1_000 {
         world.ask(for_a(Target::Flow(outer(port)), SECOND));
     }
-    assert_eq!(world.registry.revocations().count(), 12_001);
+    assert_eq!(world.registry.revocations().count(), 1_001);
     world.pass(2 * SECOND);
     assert_eq!(world.kernel.len(), 1);
     assert!(world.registry.revocations().count() <= MAX_FINISHED + 1);
     assert!(world.registry.revocations().any(|r| r.number == 1));
+}
+
+#[test]
+fn r7_at_the_bound_a_revocation_is_refused_and_none_in_force_is_dropped_and_finished_ones_do_not_count() {
+    let mut world = World::new();
+    for port in 1..=300 {
+        world.ask(for_a(Target::Flow(outer(port)), SECOND));
+    }
+    world.pass(2 * SECOND);
+    for port in 1..=MAX_REVOCATIONS as u16 {
+        world.receipt(Target::Flow(outer(port)));
+    }
+    let request = world.ask(World::order(Target::Flow(outer(60_000))));
+    assert!(matches!(world.answers.remove(&request), Some(Answer::Refused(_))));
+    assert_eq!(world.kernel.len(), MAX_REVOCATIONS);
+    let number = world.registry.revocations().last().unwrap().number;
+    world.lift(number);
+    assert!(world.receipt(Target::Flow(outer(60_000))).is_complete());
 }

@@ -246,3 +246,22 @@ fn r7_too_many_logins_that_wait_for_ocservs_list_are_refused_and_not_forgotten()
     world.run();
     assert!(asks.iter().all(|ask| refused(&world.verdicts[ask])));
 }
+
+#[test]
+fn r7_where_no_more_sessions_can_be_remembered_a_revoked_one_is_refused_and_another_is_left_to_when_blind() {
+    let mut world = World::new();
+    let (revoked, alices) = (world.login("alice"), world.login("alice"));
+    world.receipt(Target::Session(revoked));
+    for _ in 0..MAX_SESSIONS {
+        let worker = world.worker(alices);
+        world.handle(Event::Sighted { server: vpn(), sighting: world.sighting(&worker) });
+    }
+    let ask = |world: &mut World, cookie| {
+        let worker = world.worker(cookie);
+        let id = world.arrive(worker);
+        let ask = world.ask_gate(id, true);
+        world.verdicts.remove(&ask).unwrap()
+    };
+    assert!(refused(&ask(&mut world, revoked)));
+    assert!(matches!(ask(&mut world, alices), Verdict::Blind(_)));
+}

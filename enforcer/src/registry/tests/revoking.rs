@@ -269,3 +269,23 @@ fn r7_a_hundred_revocations_of_one_user_are_one_entry() {
     world.pass(60 * SECOND);
     assert_eq!(world.kernel.len(), 0);
 }
+
+#[test]
+fn r6_a_worker_that_hangs_over_ocservs_end_is_still_ended_and_its_revocation_comes_to_rest() {
+    let mut world = World::new();
+    let cookie = world.login("alice");
+    let id = world.up(cookie);
+    world.workers.get_mut(&id).unwrap().hangs = true;
+    let number = world.revoke_user("alice").number;
+    world.vpn().up = false;
+    world.handle(Event::ServerDown { server: vpn(), gone: true });
+    assert!(!world.refuses(cookie), "ocserv has forgotten it");
+    world.pass(SECOND);
+    assert!(world.stopped(id));
+    world.workers.get_mut(&id).unwrap().hangs = false;
+    world.pass(5 * SECOND);
+    assert!(!world.workers.contains_key(&id));
+    assert_eq!(world.kernel.len(), 0);
+    let state = world.registry.revocations().find(|r| r.number == number).unwrap().state;
+    assert_eq!(state, RevocationState::Settled);
+}
