@@ -52,6 +52,20 @@ fn r2_a_cookie_that_two_revocations_refuse_is_refused_until_both_are_lifted() {
 }
 
 #[test]
+fn r2_lifting_the_later_of_two_revocations_leaves_the_earlier_one_in_force() {
+    let mut world = World::with(true, Rules::default());
+    world.connect("alice", 7, 1);
+    world.revoke(order(Target::Session(safe_id(1))));
+    world.revoke(user("alice"));
+    lift(&mut world, 2);
+    assert!(world.has(&Entry::SafeId(safe_id(1))) && world.has(&Entry::Device(device(7))));
+    assert!(!world.admitted(at_gate("alice", 17, 1)));
+    assert!(world.has(&Entry::Device(device(17))));
+    world.see(sighting("alice", 18, 1));
+    assert!(world.has(&Entry::Device(device(18))));
+}
+
+#[test]
 fn an_explicit_address_stands_for_its_time_and_not_longer() {
     let mut world = World::new();
     let stands = Some(Duration::from_secs(60));

@@ -2,6 +2,10 @@
 //! lift, ocserv falls silent and restarts, the daemon dies and comes back, and whatever is under way happens in any
 //! order. A model beside it knows which cookie was revoked.
 //!
+//! Run as it is, it searches the same half a million states every time. **It is not finished**: with other seeds it
+//! still finds stories in which model and rules differ, of which the ones that were looked at were the model's
+//! (`Lift` of one of two revocations, the daemon's end between them); the rest has not been judged yet.
+//!
 //! `PROPTEST_CASES=20000 cargo test -p enforcer --lib registry::tests::machine` searches further.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -250,10 +254,10 @@ impl Machine {
             }
             Op::RestartOcserv => self.restart_ocserv(),
             Op::Forget(n) => {
-                if let Some(cookie) = self.pick_cookie(n) {
-                    if !self.world.workers.values().any(|w| w.cookie == cookie.safe_id) {
-                        self.world.vpn().cookies.remove(&cookie.safe_id);
-                    }
+                if let Some(cookie) = self.pick_cookie(n)
+                    && !self.world.workers.values().any(|w| w.cookie == cookie.safe_id)
+                {
+                    self.world.vpn().cookies.remove(&cookie.safe_id);
                 }
             }
             Op::Clock(by) => {
