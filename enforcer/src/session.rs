@@ -2,6 +2,8 @@
 //!
 //! A leaf: nothing here does IO or knows another module.
 
+mod record;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -9,6 +11,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+
+pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target};
 
 /// ocserv's name for a cookie: SHA-1 of the cookie's 32 bytes (`safe_id` in ocserv's `src/sec-mod-cookies.c`).
 /// One-way, so it may be logged and stored; the cookie itself may not.

@@ -41,7 +41,7 @@ impl Registry {
                 out.push(Effect::DestroyFlow { number, flow: *flow });
             }
             Target::Token(token) => self.hold_packets(Entry::Token(token.clone()), number, explicit, out),
-            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
+            Target::User(_) | Target::Lock(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
                 self.revoke_sessions(number, &order, now, out);
             }
         }
@@ -153,7 +153,9 @@ impl Registry {
             Target::Session(id) => {
                 self.sessions.with_safe_id(*id).filter(|s| here(&s.server)).map(|s| s.key).collect()
             }
-            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Adopted => Vec::new(),
+            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Lock(_) | Target::Adopted => {
+                Vec::new()
+            }
         }
     }
 

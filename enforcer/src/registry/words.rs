@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{
-    Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands, Token,
-};
+use crate::session::{Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands};
+
+pub use crate::session::Target;
 
 /// A revocation's number: what `lift` takes and what every entry in the kernel carries.
 pub type Number = u64;
@@ -23,35 +23,6 @@ pub struct Now {
     pub mono: Duration,
     /// Unix seconds, as ocserv's own `time()` gives them.
     pub wall: u64,
-}
-
-/// Whom or what a revocation ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// All sessions that this user has now, connected or not.
-    User(String),
-    /// The session with this ocserv id.
-    Id(i32),
-    Session(SafeId),
-    Address(IpAddr),
-    Flow(Flow),
-    Token(Token),
-    /// What an earlier run of the daemon left in the kernel.
-    Adopted,
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::User(name) => write!(f, "user {}", name.escape_default()),
-            Self::Id(id) => write!(f, "id {id}"),
-            Self::Session(safe_id) => write!(f, "session {safe_id}"),
-            Self::Address(address) => write!(f, "address {address}"),
-            Self::Flow(flow) => write!(f, "flow {flow}"),
-            Self::Token(token) => write!(f, "token {token}"),
-            Self::Adopted => f.write_str("found in the kernel at start"),
-        }
-    }
 }
 
 /// A revocation as it is asked for.
