@@ -90,6 +90,23 @@ pub enum Command {
         #[command(flatten)]
         from: From,
     },
+    /// Refuse a person every login, also a fresh one, and end what they have
+    #[command(
+        subcommand_required = true,
+        after_help = "Examples:\n  enforcer lock user alice --reason 'laptop lost'\n  enforcer lock user bob --for 2h\n\
+                      A lock holds on every server of the realm, with or without the daemon, until its time is over \
+                      or until `enforcer unlock user NAME`."
+    )]
+    Lock {
+        #[command(subcommand)]
+        whom: Lock,
+    },
+    /// Let a locked person log in again
+    #[command(subcommand_required = true, after_help = "Example:\n  enforcer unlock user alice")]
+    Unlock {
+        #[command(subcommand)]
+        whom: Unlock,
+    },
     /// Take one revocation back
     Lift {
         /// Its number (show revocations)
@@ -107,7 +124,14 @@ pub enum Command {
                             connect-script = /usr/sbin/enforcer-gate\n  disconnect-script = /usr/sbin/enforcer-gate")]
     Gate,
     /// Is this host ready, is everything in force?
-    Check,
+    #[command(after_help = "With --repair: where the database in the state directory is broken, it is kept aside \
+                            under another name, and a new one is made of what can still be read of it; what is in \
+                            force in the kernel is written there by the daemon at its next start.")]
+    Check {
+        /// Keep a broken database aside and make a new one. The daemon must not be running
+        #[arg(long)]
+        repair: bool,
+    },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }
@@ -151,6 +175,40 @@ pub enum Disconnect {
         invalidate: bool,
         #[command(flatten)]
         on: OnServer,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Person {
+    /// As the person logs in
+    pub name: String,
+    /// The realm whose name it is, as configured
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub realm: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Lock {
+    /// A user, by name
+    User {
+        #[command(flatten)]
+        person: Person,
+        /// How long it stands (90s, 15min, 2h, 1d) [default: until unlocked]
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+        stands: Option<std::time::Duration>,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Unlock {
+    /// A user, by name
+    User {
+        #[command(flatten)]
+        person: Person,
         #[command(flatten)]
         change: Change,
     },

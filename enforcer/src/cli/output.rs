@@ -126,12 +126,33 @@ pub fn users(list: &api::Users) -> String {
                 u.user.clone(),
                 u.sessions.to_string(),
                 number(u.revoked.into()),
+                lock(u),
                 ago(u.since),
                 u.servers.join(" "),
             ]
         })
         .collect();
-    or_none(rows, &["USER", "SESSIONS", "REVOKED", "SINCE", "SERVERS"], "Nobody is connected.")
+    let head = ["USER", "SESSIONS", "REVOKED", "LOCKED", "SINCE", "SERVERS"];
+    or_none(rows, &head, "Nobody is connected, and nobody is locked.")
+}
+
+fn lock(user: &api::User) -> String {
+    let realm = if user.realm.is_empty() || user.realm == crate::session::DEFAULT_REALM {
+        String::new()
+    } else {
+        format!(" (realm {})", user.realm)
+    };
+    match (user.lock, user.locked_until) {
+        (0, _) => "-".into(),
+        (number, 0) => format!("by {number}, until unlocked{realm}"),
+        (number, until) => format!("by {number}, for {}{realm}", left(until)),
+    }
+}
+
+/// How much longer, for people.
+fn left(until: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    span(until.saturating_sub(now))
 }
 
 pub fn revocations(list: &api::Revocations) -> String {
@@ -169,13 +190,26 @@ fn clock(ms: u64) -> String {
 
 pub fn status(s: &api::Status) -> String {
     let mut text = format!(
-        "enforcer {}, up {}; {} sessions, {} revocations in force; pins below {}\n",
+        "enforcer {}, up {}; {} sessions, {} revocations and {} locks in force; pins below {}\n",
         s.version,
         span(s.uptime_seconds),
         s.sessions,
         s.revocations_in_force,
+        s.locks_in_force,
         s.pin_path
     );
+    if let Some(disk) = &s.disk {
+        let _ = match (disk.unwritten, disk.error.as_str()) {
+            (0, "") => writeln!(text, "state in {}: everything is written", safe(&disk.directory)),
+            (n, "") => writeln!(text, "state in {}: {n} being written", safe(&disk.directory)),
+            (n, why) => writeln!(
+                text,
+                "state in {}: {n} NOT WRITTEN, lost at a reboot: {}",
+                safe(&disk.directory),
+                safe(why)
+            ),
+        };
+    }
     for warning in &s.warnings {
         let _ = writeln!(text, "WARNING: {}", safe(warning));
     }
@@ -257,8 +291,9 @@ pub fn receipt(r: &api::Receipt) -> String {
         format!("Dry run: {}. Nothing was changed.\n", safe(&r.target))
     } else {
         let how = if r.complete { "done" } else { "done IN PART" };
+        let what = if r.target.starts_with("lock of ") { "Lock" } else { "Revocation" };
         format!(
-            "Revocation {}: {}: {how} in {}.{:01} ms\n",
+            "{what} {}: {}: {how} in {}.{:01} ms\n",
             r.number,
             safe(&r.target),
             r.elapsed_us / 1_000,

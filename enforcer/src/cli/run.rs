@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tonic::Status;
 
 use super::output;
-use super::{Change, Cli, Command, Common, Disconnect, From, Revoke, Show, Terminate};
+use super::{Change, Cli, Command, Common, Disconnect, From, Lock, Revoke, Show, Terminate, Unlock};
 use crate::config::Config;
 use crate::control::{ControlClient, api, connect_control};
 use crate::exit::Code;
@@ -57,6 +57,16 @@ fn try_run(cli: Cli) -> anyhow::Result<Code> {
             output::print(cli.common.json, &report, |report| format!("{}\n", report.text))?;
             Ok(Code::Done)
         }
+        Command::Check { repair: true } => {
+            let config = config()?;
+            anyhow::ensure!(
+                std::os::unix::net::UnixStream::connect(&config.control.socket).is_err(),
+                "the daemon is running, and its database is open: there is nothing to repair, or stop it first"
+            );
+            let findings = crate::daemon::repair(&config)?;
+            output::print(cli.common.json, &findings, output::findings)?;
+            Ok(worst(&findings))
+        }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(ask(&cli.common, command))
@@ -69,7 +79,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
     let mut client = match connect(common).await {
         Ok(client) => client,
         // without a daemon there is still something to be checked
-        Err(error) if matches!(command, Command::Check) => {
+        Err(error) if matches!(command, Command::Check { .. }) => {
             let findings = crate::daemon::check_without_daemon(common.config.as_deref(), &error);
             output::print(json, &findings, output::findings)?;
             return Ok(Code::Error);
@@ -104,16 +114,32 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         }
         Command::Lift { number, change } => {
             let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
-            let receipt = client.lift(request).await?.into_inner();
-            output::print(json, &receipt, |receipt| format!("Lifted: {}", output::receipt(receipt)))?;
-            Ok(Code::Done)
+            receipt(json, client.lift(request).await?.into_inner(), "Lifted: ")
+        }
+        Command::Lock { whom: Lock::User { person, stands, change } } => {
+            let request = api::LockRequest {
+                user: person.name,
+                realm: person.realm,
+                for_seconds: stands.map_or(0, |stands| stands.as_secs()),
+                reason: change.reason,
+                dry_run: change.dry_run,
+            };
+            receipt(json, client.lock(request).await?.into_inner(), "")
+        }
+        Command::Unlock { whom: Unlock::User { person, change } } => {
+            let request = api::UnlockRequest {
+                user: person.name,
+                realm: person.realm,
+                reason: change.reason,
+                dry_run: change.dry_run,
+            };
+            receipt(json, client.unlock(request).await?.into_inner(), "Unlocked: ")
         }
         Command::Show { what } => show(&mut client, json, what).await,
-        Command::Check => {
+        Command::Check { .. } => {
             let findings = client.check(api::ShowRequest {}).await?.into_inner();
             output::print(json, &findings, output::findings)?;
-            let bad = findings.findings.iter().any(|finding| finding.level == "error");
-            Ok(if bad { Code::Error } else { Code::Done })
+            Ok(worst(&findings))
         }
         Command::Run | Command::Gate | Command::Unload => {
             Err(anyhow::anyhow!("not a question to the daemon"))
@@ -173,9 +199,17 @@ pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
 }
 
 async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequest) -> anyhow::Result<Code> {
-    let receipt = client.revoke(request).await?.into_inner();
-    output::print(json, &receipt, output::receipt)?;
+    receipt(json, client.revoke(request).await?.into_inner(), "")
+}
+
+fn receipt(json: bool, receipt: api::Receipt, head: &str) -> anyhow::Result<Code> {
+    output::print(json, &receipt, |receipt| format!("{head}{}", output::receipt(receipt)))?;
     Ok(if receipt.complete { Code::Done } else { Code::Partial })
+}
+
+fn worst(findings: &api::Findings) -> Code {
+    let bad = findings.findings.iter().any(|finding| finding.level == "error");
+    if bad { Code::Error } else { Code::Done }
 }
 
 async fn bulk(

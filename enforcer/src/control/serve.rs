@@ -2,18 +2,28 @@
 
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::StreamExt as _;
+use futures::StreamExt as _;
 use tonic::{Request as Rpc, Response, Status, Streaming};
 
 use super::api;
 use super::incoming::{Caller, incoming};
+
+/// How many revocations of a stream go to the daemon at once, and how many such parts may be on their way.
+const PART: usize = 256;
+const PARTS: usize = 16;
+/// How many errors of a stream are told.
+pub const MAX_ERRORS: usize = 100;
 
 /// A request as it came, still unread.
 #[derive(Debug)]
 pub enum Request {
     Disconnect(api::DisconnectRequest),
     Revoke(api::RevokeRequest),
+    /// A part of a stream of revocations.
+    RevokeMany(Vec<api::RevokeRequest>),
     Lift(api::LiftRequest),
+    Lock(api::LockRequest),
+    Unlock(api::UnlockRequest),
     Status(api::ShowRequest),
     Users(api::ShowRequest),
     Sessions(api::ShowRequest),
@@ -28,6 +38,7 @@ pub enum Request {
 pub enum Reply {
     Disconnect(api::DisconnectReply),
     Receipt(Box<api::Receipt>),
+    Bulk(api::BulkReceipt),
     Status(Box<api::Status>),
     Users(api::Users),
     Sessions(api::Sessions),
@@ -128,6 +139,8 @@ service! {
     disconnect(api::DisconnectRequest) as Request::Disconnect => Disconnect(api::DisconnectReply);
     revoke(api::RevokeRequest) as Request::Revoke => Receipt(api::Receipt);
     lift(api::LiftRequest) as Request::Lift => Receipt(api::Receipt);
+    lock(api::LockRequest) as Request::Lock => Receipt(api::Receipt);
+    unlock(api::UnlockRequest) as Request::Unlock => Receipt(api::Receipt);
     show_status(api::ShowRequest) as Request::Status => Status(api::Status);
     show_users(api::ShowRequest) as Request::Users => Users(api::Users);
     show_sessions(api::ShowRequest) as Request::Sessions => Sessions(api::Sessions);
@@ -138,24 +151,22 @@ service! {
     {
     async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeRequest>>) -> Result<Response<api::BulkReceipt>, Status> {
         let caller = caller(&rpc);
-        let mut orders = rpc.into_inner();
+        // several parts at once, so that those that wait for the disk share one commit
+        let mut replies = rpc
+            .into_inner()
+            .ready_chunks(PART)
+            .map(|part| async {
+                let orders = part.into_iter().collect::<Result<Vec<_>, Status>>()?;
+                self.call(caller, Request::RevokeMany(orders)).await
+            })
+            .buffered(PARTS);
         let mut bulk = api::BulkReceipt::default();
-        while let Some(order) = orders.next().await {
-            let outcome = match self.call(caller, Request::Revoke(order?)).await {
-                Ok(Reply::Receipt(receipt)) if receipt.complete => Ok(()),
-                Ok(Reply::Receipt(receipt)) => Err(format!("{}: {}", receipt.target, receipt.notes.join("; "))),
-                Ok(_) => return Err(mixed_up()),
-                Err(status) => Err(status.message().to_owned()),
-            };
-            match outcome {
-                Ok(()) => bulk.done += 1,
-                Err(why) => {
-                    bulk.failed += 1;
-                    if bulk.errors.len() < 100 {
-                        bulk.errors.push(why);
-                    }
-                }
-            }
+        while let Some(reply) = replies.next().await {
+            let Reply::Bulk(part) = reply? else { return Err(mixed_up()) };
+            bulk.done += part.done;
+            bulk.failed += part.failed;
+            let room = MAX_ERRORS.saturating_sub(bulk.errors.len());
+            bulk.errors.extend(part.errors.into_iter().take(room));
         }
         Ok(Response::new(bulk))
     }

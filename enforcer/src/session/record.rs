@@ -119,3 +119,25 @@ pub struct Audit {
     /// The receipt, in one line for people.
     pub text: String,
 }
+
+/// One change of the durable state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Adds it, or replaces it whole. Not lifted (any more).
+    Keep(Record),
+    /// Nothing of this revocation is in force any more.
+    Over(u64),
+    /// Taken back: remembered as such until it is forgotten, so that what the kernel still has of it is known to be
+    /// over.
+    Lift(u64),
+    /// Nothing of it is in the kernel either: that it was lifted need not be remembered.
+    Forget(u64),
+    Session(SessionRecord),
+    SessionGone(u64),
+    Audit(Audit),
+    /// What the wall clock shows, and the boot in which it shows it.
+    Clock {
+        wall: u64,
+        boot_id: String,
+    },
+}

@@ -1,0 +1,256 @@
+//! What of the rules' state has to be on the disk, and how far it is.
+//!
+//! The kernel first, the disk second: pinned maps outlive the daemon, the disk is for the reboot. So whatever holds
+//! an entry that a reboot must not lose is written after it is in the kernel, and answered as done once it is on the
+//! disk; a lift is on the disk before it takes anything out of the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::session::{Audit, Entry, Guard, Guarded, Record, Target, Write};
+
+use super::revocation::Revocation;
+use super::{Effects, Now, Number, Receipt, Registry};
+
+/// The number of a write, in the order of the writes.
+pub type Ticket = u64;
+
+/// How often what could not be written is tried again, and how many at once.
+const RETRY_EVERY: Duration = Duration::from_secs(2);
+const RETRIES: usize = 1_000;
+
+/// A wall clock that moves this much against the monotonic one was set.
+const CLOCK_JUMP: u64 = 2;
+
+/// How far a revocation's record is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Disk {
+    /// There was nothing to write.
+    #[default]
+    Nothing,
+    OnItsWay(Ticket),
+    Written,
+    Failed(Box<str>),
+}
+
+/// What a write is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Record(Number),
+    Lift(Number),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Durable {
+    last_ticket: Ticket,
+    on_its_way: BTreeMap<Ticket, Of>,
+    queue: Vec<Write>,
+    /// Whose record on the disk is not what it should be, since a write failed.
+    unsaved: BTreeSet<Number>,
+    tried: Duration,
+    /// Why the last write failed, if it did.
+    error: Option<String>,
+}
+
+impl Registry {
+    /// What has to be written now, each with its ticket: to be called for each [`super::Effect::Save`], and to be
+    /// answered by [`super::Event::Stored`], in this order.
+    pub fn take_writes(&mut self, now: Now) -> Vec<(Ticket, Write)> {
+        let mut writes = Vec::new();
+        for write in std::mem::take(&mut self.durable.queue) {
+            let of = match &write {
+                Write::Lift(number) => Some(Of::Lift(*number)),
+                _ => None,
+            };
+            let ticket = self.durable.ticket(of);
+            writes.push((ticket, write));
+        }
+        for number in self.holdings.take_touched() {
+            if self.lifting.contains_key(&number) {
+                continue;
+            }
+            let record = self.revocations.get(&number).and_then(|r| self.record_of(r, now));
+            let ticket = self.durable.ticket(Some(Of::Record(number)));
+            if let Some(revocation) = self.revocations.get_mut(&number) {
+                revocation.disk = Disk::OnItsWay(ticket);
+            }
+            writes.push((ticket, record.map_or(Write::Over(number), Write::Keep)));
+        }
+        writes
+    }
+
+    /// Something is to be written, beside the records of revocations.
+    pub(super) fn write(&mut self, write: Write) {
+        self.durable.queue.push(write);
+    }
+
+    pub(super) fn has_writes(&self) -> bool {
+        !self.durable.queue.is_empty() || self.holdings.has_touched()
+    }
+
+    /// What must not be lost of a revocation. `None`: nothing.
+    fn record_of(&self, revocation: &Revocation, now: Now) -> Option<Record> {
+        let number = revocation.number;
+        let mut guards = Vec::new();
+        let (mut stands, mut until) = (false, None);
+        for (entry, holding) in self.holdings.durable_of(number) {
+            let what = match entry {
+                Entry::SafeId(id) => Guarded::SafeId(*id),
+                Entry::Cutoff(key) => Guarded::Cutoff(*key),
+                _ => {
+                    stands = true;
+                    until = holding.until.max(until);
+                    continue;
+                }
+            };
+            guards.push(Guard { what, server: holding.server, moment: holding.moment });
+        }
+        if guards.is_empty() && !stands {
+            return None;
+        }
+        let until = match (&revocation.order.target, stands) {
+            (_, true) => until.map(|until| {
+                // rounded up: nothing ends early for having been written down
+                let left = until.saturating_sub(now.mono);
+                now.wall + left.as_secs() + u64::from(left.subsec_nanos() > 0)
+            }),
+            // the lock is over, and what it ended stays ended
+            (Target::Lock(_), false) => Some(now.wall.min(revocation.at.wall)),
+            (_, false) => None,
+        };
+        Some(Record {
+            number,
+            target: revocation.order.target.clone(),
+            server: revocation.order.server.clone(),
+            reason: revocation.order.reason.clone(),
+            by: revocation.order.by.clone(),
+            at: revocation.at.wall,
+            lasts: revocation.order.stands.map(|stands| stands.as_secs()),
+            until,
+            guards,
+        })
+    }
+
+    pub(super) fn stored(
+        &mut self,
+        tickets: RangeInclusive<Ticket>,
+        outcome: Result<(), String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        self.durable.told(&outcome, out);
+        let later = self.durable.on_its_way.split_off(&tickets.end().saturating_add(1));
+        let told = std::mem::replace(&mut self.durable.on_its_way, later);
+        for (ticket, of) in told {
+            match of {
+                Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
+                Of::Lift(number) => self.lift_stored(number, &outcome, now, out),
+            }
+        }
+    }
+
+    fn record_stored(
+        &mut self,
+        number: Number,
+        ticket: Ticket,
+        outcome: &Result<(), String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        match outcome {
+            Ok(()) => {
+                self.durable.unsaved.remove(&number);
+            }
+            Err(_) => {
+                self.durable.unsaved.insert(number);
+            }
+        }
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
+        if revocation.disk == Disk::OnItsWay(ticket) {
+            revocation.disk = match outcome {
+                Ok(()) => Disk::Written,
+                Err(why) => Disk::Failed(why.as_str().into()),
+            };
+        }
+        if self.writing.remove(&number) {
+            self.advance_one(number, now, out);
+        }
+    }
+
+    /// Whether its record is on the disk, or known not to be.
+    pub(super) fn is_settled_on_disk(&self, revocation: &Revocation) -> bool {
+        !matches!(revocation.disk, Disk::OnItsWay(_)) && !self.holdings.is_touched(revocation.number)
+    }
+
+    /// What could not be written is tried again.
+    pub(super) fn retry_writes(&mut self, now: Now) {
+        if self.durable.unsaved.is_empty() || now.mono < self.durable.tried + RETRY_EVERY {
+            return;
+        }
+        self.durable.tried = now.mono;
+        for number in self.durable.unsaved.iter().take(RETRIES) {
+            self.holdings.touch(*number);
+        }
+    }
+
+    /// Expiries are wall-clock times on the disk: they move with a clock that was set.
+    pub(super) fn restamp(&mut self, expected: u64, now: Now) {
+        if now.wall.abs_diff(expected) >= CLOCK_JUMP {
+            let numbers = self.holdings.numbers_with_expiry();
+            // in parts, as what failed: there may be a million
+            self.durable.unsaved.extend(numbers);
+        }
+    }
+
+    /// What is in force and would be lost at a reboot, and why, if a write failed.
+    pub fn unwritten(&self) -> (usize, Option<&str>) {
+        let on_their_way =
+            self.durable.on_its_way.values().filter(|of| matches!(of, Of::Record(n) if !self.durable.unsaved.contains(n)));
+        (self.durable.unsaved.len() + on_their_way.count(), self.durable.error.as_deref())
+    }
+
+    pub(super) fn audit(&mut self, what: &'static str, receipt: &Receipt, by: &str, now: Now) {
+        self.write(Write::Audit(Audit {
+            at: now.wall,
+            what,
+            number: receipt.number,
+            target: receipt.target.clone(),
+            by: by.to_owned(),
+            reason: receipt.reason.clone(),
+            complete: receipt.is_complete(),
+            text: receipt.in_one_line(),
+        }));
+    }
+
+    /// Its record may be on the disk though its write failed: it is written anew.
+    pub(super) fn save_again(&mut self, number: Number) {
+        self.durable.unsaved.insert(number);
+        self.holdings.touch(number);
+    }
+}
+
+impl Durable {
+    fn ticket(&mut self, of: Option<Of>) -> Ticket {
+        self.last_ticket += 1;
+        if let Some(of) = of {
+            self.on_its_way.insert(self.last_ticket, of);
+        }
+        self.last_ticket
+    }
+
+    /// Says so once, and once more when it is over.
+    fn told(&mut self, outcome: &Result<(), String>, out: &mut Effects) {
+        let text = match (outcome, &self.error) {
+            (Err(why), None) => {
+                format!("what is revoked from now on would be lost at a reboot: {why}; it is tried again")
+            }
+            (Ok(()), Some(_)) => "the disk takes writes again".to_owned(),
+            _ => String::new(),
+        };
+        self.error = outcome.as_ref().err().cloned();
+        if !text.is_empty() {
+            out.push(super::Effect::Note { kind: "disk", text });
+        }
+    }
+}
