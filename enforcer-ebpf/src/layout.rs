@@ -12,7 +12,7 @@ use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The number of this layout, kept in the map [`META`].
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// A lease ends that long after the last heartbeat.
 pub const LEASE_NS: u64 = 10_000_000_000;
@@ -30,6 +30,7 @@ pub const DEVICES: &str = "devices";
 pub const TOKENS: &str = "tokens";
 pub const SAFE_IDS: &str = "safe_ids";
 pub const CUTOFFS: &str = "cutoffs";
+pub const LOCKS: &str = "locks";
 pub const GATE_HITS: &str = "gate_hits";
 pub const COUNTERS: &str = "counters";
 pub const QUIET: &str = "quiet";
@@ -71,13 +72,14 @@ const fn array<V>(name: &'static str, kind: Kind, entries: u32) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 11] = [
+pub const MAPS: [Definition; 12] = [
     hash::<FlowKey, Standing>(FLOWS),
     hash::<AddressKey, Standing>(ADDRESSES),
     hash::<DeviceKey, Standing>(DEVICES),
     hash::<TokenKey, Standing>(TOKENS),
     hash::<SafeIdKey, SafeIdValue>(SAFE_IDS),
     hash::<CutoffKey, CutoffValue>(CUTOFFS),
+    hash::<LockKey, LockValue>(LOCKS),
     hash::<GateHitKey, u64>(GATE_HITS),
     array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::REASONS as u32),
     array::<u64>(QUIET, Kind::Array, crate::counters::REASONS as u32),
@@ -206,7 +208,7 @@ impl TokenKey {
     }
 }
 
-/// Twenty bytes: a safe_id, or the digest of (server, user).
+/// Twenty bytes: a safe_id, or the digest of (server, user) or of (realm, name).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Digest([u32; 5]);
@@ -225,13 +227,15 @@ impl Digest {
 pub type SafeIdKey = Digest;
 /// (server, user), see `enforcer::session::CutoffKey`.
 pub type CutoffKey = Digest;
+/// (realm, name), see `enforcer::session::LockKey`.
+pub type LockKey = Digest;
 
 /// Whose hits a gate counts. They have a map of their own, so that a gate, which is another process than the
 /// daemon, never writes what the daemon has decided.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct GateHitKey {
-    /// 1: a safe_id; 2: a cutoff.
+    /// 1: a safe_id; 2: a cutoff; 3: a lock.
     pub kind: u32,
     pub id: Digest,
 }
@@ -272,6 +276,17 @@ pub struct CutoffValue {
     pub up_to: u64,
 }
 
+/// What is said of a person; read by the gate alone.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LockValue {
+    pub revocation: u64,
+    /// [`FOREVER`], or the moment from which the lock is as good as absent. Never [`LEASED`].
+    pub expires_ns: u64,
+    /// Unix seconds: when it was locked. For people.
+    pub since: u64,
+}
+
 /// The one entry of [`META`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -293,6 +308,7 @@ const _: () = {
     assert!(size_of::<Standing>() == 32);
     assert!(size_of::<SafeIdValue>() == 24);
     assert!(size_of::<CutoffValue>() == 24);
+    assert!(size_of::<LockValue>() == 24);
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<crate::counters::Count>() == 16);
 };

@@ -30,7 +30,7 @@ use aya_log::EbpfLogger;
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
-pub use gate::{CutoffFacts, GateMaps, SafeIdFacts};
+pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use programs::{Instance, Pins};
 use tables::Tables;
@@ -91,6 +91,7 @@ pub struct Capacities {
     pub tokens: u32,
     pub safe_ids: u32,
     pub cutoffs: u32,
+    pub locks: u32,
 }
 
 impl Default for Capacities {
@@ -102,6 +103,7 @@ impl Default for Capacities {
             tokens: 65_536,
             safe_ids: 262_144,
             cutoffs: 65_536,
+            locks: 65_536,
         }
     }
 }
@@ -117,13 +119,14 @@ pub enum Role {
     Tunnel,
 }
 
-/// What only the gate reads of an entry ([`Entry::SafeId`], [`Entry::Cutoff`]); zeroes for all others.
+/// What only the gate reads of an entry ([`Entry::SafeId`], [`Entry::Cutoff`], [`Entry::Lock`]); zeroes for all
+/// others.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct GateFacts {
-    /// A hash of the server's name, as the caller makes it.
+    /// A hash of the server's name, as the caller makes it; 0 for a lock, which is of no server.
     pub server: u64,
-    /// Unix seconds: of a safe_id, since when it is refused; of a cutoff, up to which moment of creation
-    /// cookies are refused.
+    /// Unix seconds: of a safe_id or a lock, since when it is refused; of a cutoff, up to which moment of
+    /// creation cookies are refused.
     pub moment: u64,
 }
 
@@ -132,7 +135,7 @@ pub struct GateFacts {
 pub struct StoredEntry {
     pub entry: Entry,
     pub revocation: u64,
-    /// Always [`Stands::Forever`] for what the gate reads.
+    /// Always [`Stands::Forever`] for a safe_id or a cutoff; never [`Stands::Leased`] for a lock.
     pub stands: Stands,
     /// Packets dropped, or logins refused.
     pub hits: u64,
@@ -333,10 +336,11 @@ impl Dataplane {
     /// are kept; of an older one, the newer takes it over with hits from 0, but never shortens
     /// [`Stands::Forever`] (nor the moment of a cutoff); of a newer one, only `Forever` is added to it. So after
     /// removing an entry for one revocation the caller inserts it again for those that still say it.
-    /// `stands` means nothing for a safe_id or a cutoff, `gate` nothing for all others.
+    /// `stands` means nothing for a safe_id or a cutoff, and a lock is never leased; `gate` means nothing for
+    /// what packets meet.
     ///
     /// # Errors
-    /// [`InsertError::Full`] at the table's capacity; nothing is evicted.
+    /// [`InsertError::Full`] at the table's capacity; nothing is evicted. A lock that is to be leased.
     pub fn insert(
         &mut self,
         entry: &Entry,
@@ -368,7 +372,7 @@ impl Dataplane {
         self.tables.hits(entry)
     }
 
-    /// Counts a login that the daemon itself has refused by this entry (a safe_id or a cutoff).
+    /// Counts a login that the daemon itself has refused by this entry (a safe_id, a cutoff or a lock).
     pub fn count_gate_hit(&mut self, entry: &Entry) {
         self.tables.count_gate_hit(entry);
     }

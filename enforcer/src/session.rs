@@ -220,6 +220,8 @@ pub enum Entry {
     SafeId(SafeId),
     /// The gate: logins with a cookie of this user that was created up to a moment are refused.
     Cutoff(CutoffKey),
+    /// The gate: every login of that person is refused.
+    Lock(LockKey),
 }
 
 /// (server, user) as a fixed-size key: the first 20 bytes of SHA-256 over `server`, a NUL, `user`.
@@ -228,12 +230,7 @@ pub struct CutoffKey([u8; 20]);
 
 impl CutoffKey {
     pub fn new(server: &ServerName, user: &str) -> Self {
-        use sha2::Digest as _;
-        let digest =
-            sha2::Sha256::new().chain_update(server.as_str()).chain_update([0]).chain_update(user).finalize();
-        let mut key = [0; 20];
-        key.copy_from_slice(&digest[..20]);
-        Self(key)
+        Self(digest(server.as_str(), user))
     }
 
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {
@@ -243,6 +240,33 @@ impl CutoffKey {
     pub const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
     }
+}
+
+/// (realm, name) as a fixed-size key: the first 20 bytes of SHA-256 over `realm`, a NUL, `name`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct LockKey([u8; 20]);
+
+impl LockKey {
+    pub fn new(identity: &Identity) -> Self {
+        Self(digest(&identity.realm, &identity.name))
+    }
+
+    pub const fn from_bytes(bytes: [u8; 20]) -> Self {
+        Self(bytes)
+    }
+
+    pub const fn as_bytes(&self) -> &[u8; 20] {
+        &self.0
+    }
+}
+
+/// The first 20 bytes of SHA-256 over `scope`, a NUL, `name`.
+fn digest(scope: &str, name: &str) -> [u8; 20] {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::new().chain_update(scope).chain_update([0]).chain_update(name).finalize();
+    let mut key = [0; 20];
+    key.copy_from_slice(&digest[..20]);
+    key
 }
 
 /// How long an entry stands.
@@ -337,6 +361,15 @@ mod tests {
             Flow::new(Protocol::Udp, "[2001:db8::1]:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_lock_key_does_not_mix_realm_and_name() {
+        let key =
+            |realm: &str, name: &str| LockKey::new(&Identity { realm: realm.into(), name: name.into() });
+        assert_eq!(key("a", "b"), key("a", "b"));
+        assert_ne!(key("a", "b"), key("ab", ""));
+        assert_ne!(key("a", "b"), key("b", "b"), "the same name in another realm is somebody else");
     }
 
     #[test]

@@ -19,7 +19,8 @@ use enforcer::dataplane::{
     Dataplane, GateFacts, GateMaps, InsertError, Role, Settings, StoredEntry, TcPreference, XdpPreference,
 };
 use enforcer::session::{
-    CutoffKey, Device, Entry, Flow, Netns, Protocol, SafeId, ServerName, Stands, Token, TokenKind,
+    CutoffKey, Device, Entry, Flow, Identity, LockKey, Netns, Protocol, SafeId, ServerName, Stands, Token,
+    TokenKind,
 };
 use enforcer_ebpf::layout::{self, DeviceKey, MAPS, Standing};
 use enforcer_ebpf::packet::Framing;
@@ -347,9 +348,14 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
             (Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3]).unwrap()), Stands::Leased),
             (Entry::SafeId(SafeId::from_bytes([1; 20])), Stands::Forever),
             (Entry::Cutoff(CutoffKey::new(&ServerName::new("default"), "alice")), Stands::Forever),
+            (Entry::Lock(person("default", "alice")), Stands::Until(54321)),
         ];
         for (number, (entry, stands)) in entries.iter().enumerate() {
-            let facts = if matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)) { gate } else { NONE };
+            let facts = match entry {
+                Entry::SafeId(_) | Entry::Cutoff(_) => gate,
+                Entry::Lock(_) => GateFacts { server: 0, ..gate },
+                _ => NONE,
+            };
             dataplane.insert(entry, number as u64 + 1, *stands, facts).unwrap();
         }
         dataplane.set_next_revocation(42).unwrap();
@@ -376,7 +382,7 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
                 for (number, (stored, (entry, stands))) in stored.iter().zip(&entries).enumerate() {
                     let StoredEntry { entry: is, revocation, stands: stood, gate: facts, .. } = stored;
                     assert_eq!((is, *revocation, stood), (entry, number as u64 + 1, stands));
-                    assert!(*facts == gate || *facts == NONE);
+                    assert!(*facts == NONE || facts.moment == gate.moment);
                 }
             }
             stop.store(true, Ordering::Relaxed);
@@ -596,6 +602,51 @@ fn attaching_again_is_cheap_and_so_is_the_gates_look() {
         );
         assert!(looked < Duration::from_millis(20));
         assert!(again[again.len() / 2] < Duration::from_millis(5));
+    });
+}
+
+fn person(realm: &str, name: &str) -> LockKey {
+    LockKey::new(&Identity { realm: realm.to_owned(), name: name.to_owned() })
+}
+
+/// R2: without the daemon too, for as long as it was said.
+#[test]
+fn r2_a_lock_is_read_by_the_gate_until_its_time() {
+    lab(|lab| {
+        let mut dataplane = lab.open();
+        let (alice, bob) = (person("default", "alice"), person("default", "bob"));
+        let since = GateFacts { server: 0, moment: 1_700_000_000 };
+        let now = Dataplane::kernel_monotonic_ns();
+        let lock = |dataplane: &mut Dataplane, who, number, stands| {
+            dataplane.insert(&Entry::Lock(who), number, stands, since)
+        };
+        lock(&mut dataplane, alice, 3, Stands::Forever).unwrap();
+        lock(&mut dataplane, bob, 4, Stands::Until(now)).unwrap();
+        let leased = lock(&mut dataplane, bob, 4, Stands::Leased).unwrap_err().to_string();
+        assert!(leased.contains("cannot be leased"), "{leased}");
+        drop(dataplane);
+
+        let gate = GateMaps::open(&lab.pin_path()).unwrap().unwrap();
+        let found = gate.lock(&alice).unwrap().unwrap();
+        assert_eq!((found.revocation, found.since), (3, 1_700_000_000));
+        assert_eq!(gate.lock(&bob).unwrap(), None, "its time is over");
+        assert_eq!(gate.lock(&person("web", "alice")).unwrap(), None, "another realm's alice");
+
+        let mut dataplane = lab.open();
+        assert_eq!(dataplane.hits(&Entry::Lock(alice)), Some(1));
+        assert_eq!(dataplane.hits(&Entry::Lock(bob)), Some(0), "an expired lock refuses nobody");
+        dataplane.count_gate_hit(&Entry::Lock(alice));
+        assert_eq!(dataplane.hits(&Entry::Lock(alice)), Some(2));
+        // prolonged; then a newer one, and at last lifted
+        lock(&mut dataplane, bob, 4, Stands::Until(now + 3_600_000_000_000)).unwrap();
+        assert_eq!(gate.lock(&bob).unwrap().map(|found| found.revocation), Some(4));
+        lock(&mut dataplane, alice, 5, Stands::Until(now)).unwrap();
+        assert_eq!(gate.lock(&alice).unwrap().map(|found| found.revocation), Some(5), "never shortened");
+        let usage = dataplane.usage().into_iter().find(|usage| usage.name == "locks").unwrap();
+        assert_eq!((usage.used, usage.capacity), (2, 64));
+        assert!(dataplane.remove(&Entry::Lock(alice)).unwrap());
+        assert_eq!(gate.lock(&alice).unwrap(), None);
+        assert!(gate.lock(&bob).unwrap().is_some());
     });
 }
 

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use enforcer_ebpf::layout::{self, ABI, CutoffValue, Digest, GateHitKey, SafeIdValue};
+use enforcer_ebpf::layout::{self, ABI, CutoffValue, Digest, GateHitKey, LockValue, SafeIdValue};
 
-use super::keys::{HITS_CUTOFF, HITS_SAFE_ID};
+use super::host;
+use super::keys::{HITS_CUTOFF, HITS_LOCK, HITS_SAFE_ID};
 use super::programs::Pins;
 use super::tables::{Bits, MetaMap, Plain, count_gate_hit};
-use crate::session::{CutoffKey, SafeId};
+use crate::session::{CutoffKey, LockKey, SafeId};
 
 /// What stands against a cookie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,11 +33,20 @@ pub struct CutoffFacts {
     pub up_to: u64,
 }
 
+/// What stands against every login of a person.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LockFacts {
+    pub revocation: u64,
+    /// Unix seconds: when it was locked.
+    pub since: u64,
+}
+
 /// The gate's tables, opened from their pins: a handful of system calls, no program is loaded. What the daemon
 /// decided is only read; hits are counted in a map of their own.
 pub struct GateMaps {
     safe_ids: HashMap<MapData, Plain<Digest>, Plain<SafeIdValue>>,
     cutoffs: HashMap<MapData, Plain<Digest>, Plain<CutoffValue>>,
+    locks: HashMap<MapData, Plain<Digest>, Plain<LockValue>>,
     hits: RefCell<HashMap<MapData, Plain<GateHitKey>, u64>>,
 }
 
@@ -64,6 +74,7 @@ impl GateMaps {
         Ok(Some(Self {
             safe_ids: HashMap::try_from(table(&maps, layout::SAFE_IDS)?)?,
             cutoffs: HashMap::try_from(table(&maps, layout::CUTOFFS)?)?,
+            locks: HashMap::try_from(table(&maps, layout::LOCKS)?)?,
             hits: RefCell::new(HashMap::try_from(hits)?),
         }))
     }
@@ -92,6 +103,21 @@ impl GateMaps {
         Ok(found.map(|CutoffValue { revocation, server, up_to }| {
             self.count(HITS_CUTOFF, key);
             CutoffFacts { revocation, server, up_to }
+        }))
+    }
+
+    /// The lock of that person; counts a hit if there is one. A lock whose time is over is as good as absent.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn lock(&self, key: &LockKey) -> Result<Option<LockFacts>> {
+        let key = Digest::new(key.as_bytes());
+        let found = get(&self.locks, key, layout::LOCKS)?;
+        // FOREVER is a moment that never comes
+        let in_force = found.filter(|lock| host::monotonic_ns() < lock.expires_ns);
+        Ok(in_force.map(|LockValue { revocation, since, .. }| {
+            self.count(HITS_LOCK, key);
+            LockFacts { revocation, since }
         }))
     }
 

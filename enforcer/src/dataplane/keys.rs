@@ -11,6 +11,7 @@ use crate::session::{self, Device, Entry, Flow, Netns, Protocol, SafeId, Token, 
 /// [`GateHitKey::kind`]
 pub(super) const HITS_SAFE_ID: u32 = 1;
 pub(super) const HITS_CUTOFF: u32 = 2;
+pub(super) const HITS_LOCK: u32 = 3;
 
 /// A key, by the map that it belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +22,7 @@ pub(super) enum Key {
     Token(TokenKey),
     SafeId(Digest),
     Cutoff(Digest),
+    Lock(Digest),
 }
 
 impl Key {
@@ -50,6 +52,7 @@ impl Key {
             }
             Entry::SafeId(id) => Self::SafeId(Digest::new(id.as_bytes())),
             Entry::Cutoff(key) => Self::Cutoff(Digest::new(key.as_bytes())),
+            Entry::Lock(key) => Self::Lock(Digest::new(key.as_bytes())),
         }
     }
 
@@ -84,6 +87,7 @@ impl Key {
             }
             Self::SafeId(id) => Entry::SafeId(SafeId::from_bytes(id.bytes())),
             Self::Cutoff(id) => Entry::Cutoff(session::CutoffKey::from_bytes(id.bytes())),
+            Self::Lock(id) => Entry::Lock(session::LockKey::from_bytes(id.bytes())),
         })
     }
 
@@ -92,6 +96,7 @@ impl Key {
         match self {
             Self::SafeId(id) => Some(GateHitKey { kind: HITS_SAFE_ID, id }),
             Self::Cutoff(id) => Some(GateHitKey { kind: HITS_CUTOFF, id }),
+            Self::Lock(id) => Some(GateHitKey { kind: HITS_LOCK, id }),
             Self::Flow(_) | Self::Address(_) | Self::Device(_) | Self::Token(_) => None,
         }
     }
@@ -116,6 +121,7 @@ mod tests {
             Entry::Token(Token::new(TokenKind::Dtls, vec![9; 32]).unwrap()),
             Entry::SafeId(SafeId::from_bytes([3; 20])),
             Entry::Cutoff(session::CutoffKey::from_bytes([4; 20])),
+            Entry::Lock(session::LockKey::from_bytes([5; 20])),
         ];
         for entry in entries {
             assert_eq!(Key::of(&entry).entry(), Some(entry));

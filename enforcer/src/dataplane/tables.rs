@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
     self, ABI, AddressKey, CutoffKey, CutoffValue, Definition, DeviceKey, FOREVER, FlowKey, GateHitKey,
-    LEASED, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    LEASED, LockKey, LockValue, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 
 use super::keys::Key;
@@ -33,7 +33,7 @@ macro_rules! bits {
     )+};
 }
 bits!(FlowKey, AddressKey, DeviceKey, TokenKey, layout::Digest, GateHitKey);
-bits!(Standing, SafeIdValue, CutoffValue, Meta, Count);
+bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Count);
 
 // SAFETY: a transparent wrapper of a type without padding.
 unsafe impl<T: Bits> Pod for Plain<T> {}
@@ -131,7 +131,8 @@ pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
         layout::TOKENS => capacities.tokens,
         layout::SAFE_IDS => capacities.safe_ids,
         layout::CUTOFFS => capacities.cutoffs,
-        _ => capacities.safe_ids.saturating_add(capacities.cutoffs),
+        layout::LOCKS => capacities.locks,
+        _ => capacities.safe_ids.saturating_add(capacities.cutoffs).saturating_add(capacities.locks),
     };
     definition.entries.unwrap_or(configured)
 }
@@ -206,6 +207,7 @@ pub(super) struct Tables {
     tokens: Counted<TokenKey, Standing>,
     safe_ids: Counted<SafeIdKey, SafeIdValue>,
     cutoffs: Counted<CutoffKey, CutoffValue>,
+    locks: Counted<LockKey, LockValue>,
     gate_hits: HashMap<MapData, Plain<GateHitKey>, u64>,
     counters: PerCpuArray<MapData, Plain<Count>>,
     heartbeat: Array<MapData, u64>,
@@ -226,6 +228,7 @@ impl Tables {
             tokens: Counted::open(folder, layout::TOKENS)?,
             safe_ids: Counted::open(folder, layout::SAFE_IDS)?,
             cutoffs: Counted::open(folder, layout::CUTOFFS)?,
+            locks: Counted::open(folder, layout::LOCKS)?,
             gate_hits: HashMap::try_from(Map::HashMap(open(folder, layout::GATE_HITS)?.0))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(open(folder, layout::COUNTERS)?.0))?,
             heartbeat: Array::try_from(Map::Array(open(folder, layout::HEARTBEAT)?.0))?,
@@ -243,7 +246,9 @@ impl Tables {
             let Plain(key) = key.context("cannot read the map gate_hits")?;
             let stands = match key.kind {
                 super::keys::HITS_SAFE_ID => self.safe_ids.get(key.id)?.is_some(),
-                _ => self.cutoffs.get(key.id)?.is_some(),
+                super::keys::HITS_CUTOFF => self.cutoffs.get(key.id)?.is_some(),
+                super::keys::HITS_LOCK => self.locks.get(key.id)?.is_some(),
+                _ => false,
             };
             if !stands {
                 stale.push(key);
@@ -263,6 +268,7 @@ impl Tables {
             Key::Token(key) => Checked::Token(&mut self.tokens, key),
             Key::SafeId(key) => Checked::SafeId(&mut self.safe_ids, key),
             Key::Cutoff(key) => Checked::Cutoff(&mut self.cutoffs, key),
+            Key::Lock(key) => Checked::Lock(&mut self.locks, key),
         }
     }
 
@@ -297,6 +303,15 @@ impl Tables {
                 }
                 if old == Some(value) { Ok(()) } else { map.put(key, value, old.is_none()) }
             }
+            Checked::Lock(map, key) => {
+                if stands == Stands::Leased {
+                    return Err(anyhow!("a lock cannot be leased: it stands without the daemon").into());
+                }
+                let old = map.get(key)?;
+                let value = LockValue { revocation, expires_ns, since: gate.moment };
+                let value = old.map_or(value, |old| merge_lock(old, value));
+                if old == Some(value) { Ok(()) } else { map.put(key, value, old.is_none()) }
+            }
         }
     }
 
@@ -308,6 +323,7 @@ impl Tables {
             Checked::Token(map, key) => map.remove(key),
             Checked::SafeId(map, key) => map.remove(key),
             Checked::Cutoff(map, key) => map.remove(key),
+            Checked::Lock(map, key) => map.remove(key),
         }?;
         if let Some(key) = Key::of(entry).gate_hits() {
             let _ = self.gate_hits.remove(&Plain(key));
@@ -332,6 +348,9 @@ impl Tables {
             Key::Cutoff(id) => {
                 return self.cutoffs.get(id).ok().flatten().map(|_| self.gate_count(key));
             }
+            Key::Lock(id) => {
+                return self.locks.get(id).ok().flatten().map(|_| self.gate_count(key));
+            }
         };
         standing.ok().flatten().map(|standing| standing.hits)
     }
@@ -351,11 +370,36 @@ impl Tables {
         dump_standings(&mut all, &self.tokens, Key::Token)?;
         for pair in self.safe_ids.dump() {
             let (id, SafeIdValue { revocation, server, since }) = pair?;
-            push_gate(&mut all, self, Key::SafeId(id), revocation, GateFacts { server, moment: since });
+            push_gate(
+                &mut all,
+                self,
+                Key::SafeId(id),
+                revocation,
+                Stands::Forever,
+                GateFacts { server, moment: since },
+            );
         }
         for pair in self.cutoffs.dump() {
             let (id, CutoffValue { revocation, server, up_to }) = pair?;
-            push_gate(&mut all, self, Key::Cutoff(id), revocation, GateFacts { server, moment: up_to });
+            push_gate(
+                &mut all,
+                self,
+                Key::Cutoff(id),
+                revocation,
+                Stands::Forever,
+                GateFacts { server, moment: up_to },
+            );
+        }
+        for pair in self.locks.dump() {
+            let (id, LockValue { revocation, expires_ns, since }) = pair?;
+            push_gate(
+                &mut all,
+                self,
+                Key::Lock(id),
+                revocation,
+                decode(expires_ns),
+                GateFacts { server: 0, moment: since },
+            );
         }
         Ok(all)
     }
@@ -388,6 +432,7 @@ impl Tables {
             self.tokens.usage(),
             self.safe_ids.usage(),
             self.cutoffs.usage(),
+            self.locks.usage(),
         ]
     }
 
@@ -410,6 +455,7 @@ enum Checked<'a> {
     Token(&'a mut Counted<TokenKey, Standing>, TokenKey),
     SafeId(&'a mut Counted<SafeIdKey, SafeIdValue>, SafeIdKey),
     Cutoff(&'a mut Counted<CutoffKey, CutoffValue>, CutoffKey),
+    Lock(&'a mut Counted<LockKey, LockValue>, LockKey),
 }
 
 /// One more refusal. Lost if another gate counts at the same instant, or if the map is full.
@@ -445,6 +491,18 @@ fn merge(old: Standing, revocation: u64, expires_ns: u64) -> Standing {
         return Standing { expires_ns: if forever { FOREVER } else { old.expires_ns }, ..old };
     }
     Standing { revocation, expires_ns: if forever { FOREVER } else { expires_ns }, hits: 0, last_ns: 0 }
+}
+
+/// The same rule for a lock: its moment is the one of the revocation that it carries.
+fn merge_lock(old: LockValue, new: LockValue) -> LockValue {
+    let standing = |lock: LockValue| Standing {
+        revocation: lock.revocation,
+        expires_ns: lock.expires_ns,
+        ..Standing::default()
+    };
+    let Standing { revocation, expires_ns, .. } = merge(standing(old), new.revocation, new.expires_ns);
+    let since = if new.revocation < old.revocation { old.since } else { new.since };
+    LockValue { revocation, expires_ns, since }
 }
 
 fn put_standing<K: Bits>(
@@ -487,10 +545,17 @@ fn dump_standings<K: Bits>(
     Ok(())
 }
 
-fn push_gate(all: &mut Vec<StoredEntry>, tables: &Tables, key: Key, revocation: u64, gate: GateFacts) {
+fn push_gate(
+    all: &mut Vec<StoredEntry>,
+    tables: &Tables,
+    key: Key,
+    revocation: u64,
+    stands: Stands,
+    gate: GateFacts,
+) {
     let hits = tables.gate_count(key);
     if let Some(entry) = key.entry() {
-        all.push(StoredEntry { entry, revocation, stands: Stands::Forever, hits, last_ns: 0, gate });
+        all.push(StoredEntry { entry, revocation, stands, hits, last_ns: 0, gate });
     }
 }
 
@@ -516,6 +581,15 @@ mod tests {
         assert_eq!(merge(old(2, FOREVER), 3, LEASED).expires_ns, FOREVER);
         assert_eq!(merge(old(2, LEASED), 1, FOREVER), old(2, FOREVER));
         assert_eq!(merge(old(2, 50), 1, LEASED), old(2, 50));
+    }
+
+    #[test]
+    fn a_lock_merges_as_any_other_and_keeps_its_newest_moment() {
+        let lock = |revocation, expires_ns, since| LockValue { revocation, expires_ns, since };
+        assert_eq!(merge_lock(lock(2, 50, 7), lock(3, 60, 8)), lock(3, 60, 8));
+        assert_eq!(merge_lock(lock(2, FOREVER, 7), lock(3, 60, 8)), lock(3, FOREVER, 8));
+        assert_eq!(merge_lock(lock(2, 50, 7), lock(1, FOREVER, 6)), lock(2, FOREVER, 7));
+        assert_eq!(merge_lock(lock(2, FOREVER, 7), lock(2, 60, 8)), lock(2, 60, 8), "its own second word");
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl Lab {
                 tokens: 64,
                 safe_ids: 64,
                 cutoffs: 64,
+                locks: 64,
             },
         }
     }
