@@ -8,6 +8,7 @@ mod interfaces;
 mod namespaces;
 mod privileges;
 mod sightings;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::net::UnixListener;
@@ -24,11 +25,12 @@ use crate::dataplane::Dataplane;
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
-    Adopted, Answer, Ask, Event, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
+    Adopted, Answer, Ask, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
 };
 use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, Stands};
 
 pub use checks::check_without_daemon;
+pub use state::repair;
 
 /// How long one question to ocserv may take.
 const OCSERV_WITHIN: Duration = Duration::from_millis(1_500);
@@ -102,7 +104,10 @@ struct Daemon {
     namespaces: namespaces::Namespaces,
     servers: BTreeMap<ServerName, Server>,
     inputs: mpsc::Sender<Input>,
-    requests: BTreeMap<Request, (Answerer, Instant)>,
+    state: state::State,
+    requests: BTreeMap<Request, (answers::Waiter, Instant)>,
+    parts: BTreeMap<u64, answers::Part>,
+    next_part: u64,
     next_request: Request,
     asks: BTreeMap<Ask, (ServerName, Answerer)>,
     next_ask: Ask,
@@ -173,6 +178,9 @@ impl Daemon {
     /// Programs and links in force first, then what an earlier run left, then everything else.
     fn start(config: Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
         let (own, own_fd) = process::own_netns().context("cannot tell the own network namespace")?;
+        // before anything is changed: what is in force stays so if this fails
+        let (state, loaded) = state::open(&config, inputs.clone())?;
+        let rebooted = !state.is_this_boot(&loaded);
         let mut dataplane =
             Dataplane::open(effects::settings(&config)).context("the kernel side cannot be set up")?;
         let mut servers = BTreeMap::new();
@@ -189,7 +197,8 @@ impl Daemon {
             servers.insert(settings.server_name(), server);
         }
         let rules = Rules {
-            first_number: dataplane.next_revocation(),
+            first_number: dataplane.next_revocation().max(loaded.next_number),
+            realms: config.realms(),
             invalidate_on_disconnect: (config.ocserv.iter())
                 .filter(|server| server.invalidate_on_disconnect)
                 .map(config::Server::server_name)
@@ -197,7 +206,7 @@ impl Daemon {
             ..Rules::default()
         };
         let registry = Registry::new(servers.keys().cloned(), own, rules);
-        let adopted = adopted(&mut dataplane, servers.keys())?;
+        let entries = adopted(&mut dataplane, servers.keys())?;
         dataplane.beat()?;
         let mut daemon = Self {
             registry,
@@ -205,7 +214,10 @@ impl Daemon {
             namespaces: namespaces::Namespaces::new(own, own_fd)?,
             servers,
             inputs,
+            state,
             requests: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            next_part: 1,
             next_request: 1,
             asks: BTreeMap::new(),
             next_ask: 1,
@@ -217,8 +229,17 @@ impl Daemon {
             warnings: Vec::new(),
             config,
         };
-        daemon.handle(Event::Adopt { entries: adopted });
+        if let Some(why) = loaded.unwritable {
+            daemon.warn(format!("the state directory: {why}"));
+        }
         daemon.attach_own_interfaces();
+        let wall = if loaded.fresh { 0 } else { loaded.wall };
+        let left = Left { entries, records: loaded.records, lifted: loaded.lifted, wall, rebooted };
+        daemon.handle(Event::Adopt(Box::new(left)));
+        if !rebooted {
+            daemon.remember_sessions(loaded.sessions);
+        }
+        daemon.write_clock();
         Ok(daemon)
     }
 
@@ -252,6 +273,7 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut clock = tokio::time::interval(state::CLOCK_EVERY);
         let mut ticked = tokio::time::Instant::now();
         let mut tick_at = ticked;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -265,7 +287,10 @@ impl Daemon {
                     if let Err(error) = self.dataplane.beat() {
                         self.warn(format!("the lease of addresses and flows could not be renewed: {error:#}"));
                     }
+                    // a loop that hangs is started anew by systemd
+                    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
+                _ = clock.tick() => self.write_clock(),
                 _ = sweep.tick() => self.sweep(),
                 _ = tokio::time::sleep_until(tick_at) => {
                     self.handle(Event::Tick);
@@ -288,6 +313,10 @@ impl Daemon {
         );
         let _ = std::fs::remove_file(&self.config.control.socket);
         let _ = std::fs::remove_file(&self.config.gate.socket);
+        self.write_clock();
+        // the writer tells the loop what it has written, and nobody listens any more
+        drop(received);
+        self.state.stop();
         Ok(())
     }
 
@@ -403,8 +432,12 @@ impl Daemon {
     }
 
     fn answer(&mut self, request: Request, answer: Answer) {
-        if let Some((reply, since)) = self.requests.remove(&request) {
-            let _ = reply.send(answers::receipt(answer, since.elapsed()));
+        match self.requests.remove(&request) {
+            Some((answers::Waiter::One(reply), since)) => {
+                let _ = reply.send(answers::receipt(answer, since.elapsed()));
+            }
+            Some((answers::Waiter::Part(part), _)) => self.part_answered(part, answer),
+            None => {}
         }
     }
 

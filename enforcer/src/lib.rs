@@ -15,3 +15,4 @@ pub mod process;
 pub mod registry;
 pub mod session;
 pub mod sockets;
+pub mod store;

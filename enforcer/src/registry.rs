@@ -6,7 +6,10 @@
 mod admission;
 mod adopting;
 mod bans;
+mod durable;
 mod holdings;
+mod lifting;
+mod locks;
 mod receipt;
 mod revocation;
 mod revoking;
@@ -23,9 +26,11 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{Netns, SafeId, ServerName};
+use crate::session::{Netns, Realms, SafeId, ServerName};
 
+pub use durable::Ticket;
 pub use holdings::Holdings;
+pub use locks::Locked;
 pub use receipt::{Layer, LayerResult, Receipt};
 pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
@@ -57,6 +62,7 @@ pub struct Rules {
     pub invalidate_on_disconnect: BTreeSet<ServerName>,
     /// The first number to give.
     pub first_number: Number,
+    pub realms: Realms,
 }
 
 impl Default for Rules {
@@ -68,6 +74,7 @@ impl Default for Rules {
             cookies_every: Duration::from_secs(30),
             invalidate_on_disconnect: BTreeSet::new(),
             first_number: 1,
+            realms: Realms::default(),
         }
     }
 }
@@ -83,6 +90,14 @@ pub struct Registry {
     revocations: BTreeMap<Number, Revocation>,
     /// Those that are busy, of the revocations.
     busy: BTreeSet<Number>,
+    /// Explicit ones that wait for the disk alone: there may be very many at once.
+    writing: BTreeSet<Number>,
+    durable: durable::Durable,
+    /// Those that are being taken back, by whose request.
+    lifting: BTreeMap<Number, Request>,
+    lifts: BTreeMap<Request, lifting::Lift>,
+    /// Whose record has changed while they were being taken back.
+    held_back: BTreeSet<Number>,
     next_number: Number,
     /// Gate questions that wait for a list of cookies.
     waiting: Vec<admission::Waiting>,
@@ -151,6 +166,11 @@ impl Registry {
             holdings: Holdings::default(),
             revocations: BTreeMap::new(),
             busy: BTreeSet::new(),
+            writing: BTreeSet::new(),
+            durable: durable::Durable::default(),
+            lifting: BTreeMap::new(),
+            lifts: BTreeMap::new(),
+            held_back: BTreeSet::new(),
             waiting: Vec::new(),
             stock_disconnects: Vec::new(),
             plain_disconnects: Vec::new(),
@@ -167,7 +187,8 @@ impl Registry {
         let mut out = Effects::new();
         self.notice_clock(now);
         match event {
-            Event::Adopt { entries } => self.adopt(entries, now, &mut out),
+            Event::Adopt(left) => self.adopt(*left, now, &mut out),
+            Event::Stored { tickets, outcome } => self.stored(tickets, outcome, now, &mut out),
             Event::ServerUp { server, main, terminate } => {
                 self.server_up(&server, main, terminate, now, &mut out)
             }
@@ -202,11 +223,15 @@ impl Registry {
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids, now),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
-            Event::Lift { request, number, by } => self.lift(request, number, &by, now, &mut out),
+            Event::Lift { request, number, by } => self.lift(request, number, by, &mut out),
+            Event::Unlock { request, identity, by } => self.unlock(request, &identity, by, now, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
         self.release_adopted(now, &mut out);
         self.advance(now, &mut out);
+        if self.has_writes() {
+            out.push(Effect::Save);
+        }
         // the kernel first, for everybody whom the event concerns, and only then whoever takes time or answers back
         out.sort_by_key(Effect::rank);
         out
@@ -218,6 +243,7 @@ impl Registry {
             if now.wall < expected {
                 self.wall_before = self.wall_before.max(expected);
             }
+            self.restamp(expected, now);
         }
         self.last = Some(now);
     }

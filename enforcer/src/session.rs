@@ -233,6 +233,15 @@ impl CutoffKey {
         Self(digest(server.as_str(), user))
     }
 
+    /// Of somebody who may be of another realm than most.
+    pub fn of(server: &ServerName, who: &Identity) -> Self {
+        if who.realm == DEFAULT_REALM {
+            return Self::new(server, &who.name);
+        }
+        // no name holds a NUL
+        Self(digest(server.as_str(), &format!("{}\0{}", who.realm, who.name)))
+    }
+
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::config::WhenBlind;
-use crate::control::{Call, Caller, Reply, Request, api};
+use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, api};
 use crate::ocserv;
 use crate::registry::{Answer, Event, Order, Phase, Receipt, RevocationState, SessionRow, Target, Verdict};
-use crate::session::{Cookie, Flow, Observed, SafeId, ServerName, Token, TokenKind};
+use crate::session::{
+    Audit, Cookie, DEFAULT_REALM, Flow, Identity, Observed, SafeId, ServerName, Token, TokenKind,
+};
 
 use super::{Answerer, Daemon, Input, Then, guard};
 
@@ -20,11 +22,31 @@ const MAX_REASON: usize = 1_024;
 /// Beyond this the kernel's clock in nanoseconds would overflow.
 const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
+/// Who waits for an answer.
+pub(super) enum Waiter {
+    One(Answerer),
+    /// A part of a stream.
+    Part(u64),
+}
+
+/// A part of a stream of revocations, on its way.
+pub(super) struct Part {
+    left: usize,
+    bulk: api::BulkReceipt,
+    reply: Answerer,
+    by: String,
+    /// The first and the last that it was given.
+    numbers: Option<(u64, u64)>,
+}
+
 impl Daemon {
     pub(super) fn call(&mut self, call: Call) {
         let Call { request, caller, reply } = call;
         match request {
             Request::Revoke(request) => self.call_revoke(request, caller, reply),
+            Request::RevokeMany(requests) => self.call_revoke_many(requests, caller, reply),
+            Request::Lock(request) => self.call_lock(request, caller, reply),
+            Request::Unlock(request) => self.call_unlock(&request, caller, reply),
             Request::Lift(request) => self.call_lift(&request, caller, reply),
             Request::Disconnect(request) => self.call_disconnect(request, caller, reply),
             Request::Status(_) => {
@@ -73,10 +95,16 @@ impl Daemon {
         if request.dry_run {
             return self.fetch_cookies(Then::Preview(order, reply));
         }
-        let number = self.next_request;
+        let request = self.waits(Waiter::One(reply));
+        self.handle(Event::Revoke { request: Some(request), order });
+    }
+
+    /// A number under which an answer will come.
+    fn waits(&mut self, waiter: Waiter) -> u64 {
+        let request = self.next_request;
         self.next_request += 1;
-        self.requests.insert(number, (reply, Instant::now()));
-        self.handle(Event::Revoke { request: Some(number), order });
+        self.requests.insert(request, (waiter, Instant::now()));
+        request
     }
 
     fn order(&self, request: &api::RevokeRequest, caller: Caller) -> Result<Order, Status> {
@@ -84,14 +112,8 @@ impl Daemon {
             .target
             .as_ref()
             .ok_or_else(|| Status::invalid_argument("whom or what? a target is needed"))?;
-        if request.reason.len() > MAX_REASON {
-            return Err(Status::invalid_argument(format!("the reason is longer than {MAX_REASON} bytes")));
-        }
-        let stands = match request.for_seconds {
-            0 => None,
-            seconds if seconds <= MAX_SECONDS => Some(Duration::from_secs(seconds)),
-            _ => return Err(Status::invalid_argument("a revocation stands for at most 100 years")),
-        };
+        check_reason(&request.reason)?;
+        let stands = for_seconds(request.for_seconds)?;
         let server = Some(&target.server).filter(|name| !name.is_empty()).map(|name| ServerName::new(name));
         let target = parse_target(target)?;
         let explicit = matches!(target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
@@ -100,7 +122,7 @@ impl Daemon {
                 "a session's end has no duration: it stands until nothing could bring it back",
             ));
         }
-        Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller) })
+        Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller), bulk: false })
     }
 
     fn call_lift(&mut self, request: &api::LiftRequest, caller: Caller, reply: Answerer) {
@@ -121,11 +143,157 @@ impl Daemon {
             let _ = reply.send(answer);
             return;
         }
-        let number = self.next_request;
-        self.next_request += 1;
-        self.requests.insert(number, (reply, Instant::now()));
         let by = who_and_why(caller, &request.reason);
-        self.handle(Event::Lift { request: number, number: request.number, by });
+        let number = request.number;
+        let request = self.waits(Waiter::One(reply));
+        self.handle(Event::Lift { request, number, by });
+    }
+
+    fn call_lock(&mut self, request: api::LockRequest, caller: Caller, reply: Answerer) {
+        let order = match self.lock_order(&request, caller) {
+            Ok(order) => order,
+            Err(status) => {
+                let _ = reply.send(Err(status));
+                return;
+            }
+        };
+        let rows = self.registry.preview(&order, &[]).sessions;
+        if let Some(why) = guard::refusal(&order, &rows, caller) {
+            let _ = reply.send(Err(Status::failed_precondition(why)));
+            return;
+        }
+        if request.dry_run {
+            return self.fetch_cookies(Then::Preview(order, reply));
+        }
+        let request = self.waits(Waiter::One(reply));
+        self.handle(Event::Revoke { request: Some(request), order });
+    }
+
+    fn lock_order(&self, request: &api::LockRequest, caller: Caller) -> Result<Order, Status> {
+        check_reason(&request.reason)?;
+        let identity = self.identity(&request.user, &request.realm)?;
+        let stands = for_seconds(request.for_seconds)?;
+        let (reason, by) = (request.reason.clone(), who(caller));
+        Ok(Order { target: Target::Lock(identity), server: None, stands, reason, by, bulk: false })
+    }
+
+    fn identity(&self, user: &str, realm: &str) -> Result<Identity, Status> {
+        check_name(user)?;
+        let realm = if realm.is_empty() { DEFAULT_REALM } else { realm };
+        let known = self.config.ocserv.iter().any(|server| {
+            server.realm == realm || server.vhost_realms.values().any(|theirs| theirs == realm)
+        });
+        if !known && realm != DEFAULT_REALM {
+            return Err(Status::failed_precondition(format!(
+                "no server is of the realm {:?}: look at [ocserv] realm in the configuration",
+                short(realm)
+            )));
+        }
+        Ok(self.config.realms().person(realm, user))
+    }
+
+    fn call_unlock(&mut self, request: &api::UnlockRequest, caller: Caller, reply: Answerer) {
+        let identity =
+            check_reason(&request.reason).and_then(|()| self.identity(&request.user, &request.realm));
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(status) => {
+                let _ = reply.send(Err(status));
+                return;
+            }
+        };
+        if request.dry_run {
+            let locks = self.registry.locks_on(&identity);
+            let answer = if locks.is_empty() {
+                Err(Status::not_found(format!("{identity} is not locked")))
+            } else {
+                Ok(Reply::Receipt(Box::new(api::Receipt {
+                    target: identity.to_string(),
+                    complete: true,
+                    dry_run: true,
+                    notes: vec![format!("{} locks would be taken back", locks.len())],
+                    ..api::Receipt::default()
+                })))
+            };
+            let _ = reply.send(answer);
+            return;
+        }
+        let by = who_and_why(caller, &request.reason);
+        let request = self.waits(Waiter::One(reply));
+        self.handle(Event::Unlock { request, identity, by });
+    }
+
+    /// A part of a stream: one answer for all of it, once each of them has its own.
+    fn call_revoke_many(&mut self, requests: Vec<api::RevokeRequest>, caller: Caller, reply: Answerer) {
+        let part = self.next_part;
+        self.next_part += 1;
+        let mut bulk = api::BulkReceipt::default();
+        let mut orders = Vec::with_capacity(requests.len());
+        // asked once for all of them: it costs a look at every interface
+        let ssh = guard::Guard::of(caller);
+        for request in requests {
+            let order = self.order(&request, caller).map_err(|status| status.message().to_owned());
+            let order = order.and_then(|order| {
+                let rows = match order.target {
+                    Target::Address(_) | Target::Flow(_) | Target::Token(_) => Vec::new(),
+                    _ => self.registry.preview(&order, &[]).sessions,
+                };
+                ssh.refusal(&order, &rows).map_or(Ok(order), Err)
+            });
+            match order {
+                Ok(order) if !request.dry_run => orders.push(Order { bulk: true, ..order }),
+                Ok(_) => bulk.done += 1,
+                Err(why) => failed(&mut bulk, why),
+            }
+        }
+        let by = who(caller);
+        self.parts.insert(part, Part { left: orders.len(), bulk, reply, by, numbers: None });
+        for order in orders {
+            let request = self.waits(Waiter::Part(part));
+            self.handle(Event::Revoke { request: Some(request), order });
+        }
+        self.finish_part(part);
+    }
+
+    pub(super) fn part_answered(&mut self, number: u64, answer: Answer) {
+        let Some(part) = self.parts.get_mut(&number) else { return };
+        part.left -= 1;
+        match answer {
+            Answer::Receipt(receipt) => {
+                let (first, _) = part.numbers.unwrap_or((receipt.number, receipt.number));
+                part.numbers = Some((first.min(receipt.number), first.max(receipt.number)));
+                if receipt.is_complete() {
+                    part.bulk.done += 1;
+                } else {
+                    failed(&mut part.bulk, format!("{}: {}", receipt.target, receipt.notes.join("; ")));
+                }
+            }
+            Answer::Nothing(why) | Answer::Refused(why) => failed(&mut part.bulk, why),
+        }
+        self.finish_part(number);
+    }
+
+    fn finish_part(&mut self, number: u64) {
+        if self.parts.get(&number).is_none_or(|part| part.left > 0) {
+            return;
+        }
+        let Some(part) = self.parts.remove(&number) else { return };
+        if let Some((first, last)) = part.numbers {
+            let (done, failed) = (part.bulk.done, part.bulk.failed);
+            let text = format!("revocations {first} to {last}: {done} done, {failed} not");
+            tracing::info!(kind = "revoked", by = part.by, "{text}");
+            self.write_audit(Audit {
+                at: super::now().wall,
+                what: "bulk",
+                number: first,
+                target: format!("{} of a list", done + failed),
+                by: part.by,
+                reason: String::new(),
+                complete: failed == 0,
+                text,
+            });
+        }
+        let _ = part.reply.send(Ok(Reply::Bulk(part.bulk)));
     }
 
     /// ocserv's own disconnect, and nothing else.
@@ -218,6 +386,9 @@ impl Daemon {
             // without its safe_id the gate is blind
             _ => Observed { id: look.id, user: look.user.clone(), ..Observed::default() },
         };
+        if observed.vhost.is_empty() {
+            observed.vhost.clone_from(&look.vhost);
+        }
         if observed.device.is_none() {
             observed.device = Some(look.device).filter(|device| !device.is_empty());
         }
@@ -317,7 +488,30 @@ impl Daemon {
                 user.servers.push(server);
             }
         }
-        api::Users { users: users.into_values().collect() }
+        let mut users: Vec<api::User> = users.into_values().collect();
+        let (realms, now) = (self.config.realms(), super::now());
+        for lock in self.registry.locks() {
+            let until = lock.until.map_or(0, |until| now.wall + until.saturating_sub(now.mono).as_secs());
+            let mut any = false;
+            for user in &mut users {
+                // a name may be several people's, and then the lock is told of each
+                let is = lock.identity.as_ref().is_some_and(|who| realms.person(&who.realm, &user.user) == *who);
+                if is {
+                    any = true;
+                    (user.lock, user.locked_until) = (lock.number, until);
+                    user.realm = lock.identity.as_ref().map(|who| who.realm.clone()).unwrap_or_default();
+                }
+            }
+            if !any {
+                let (user, realm) = match lock.identity {
+                    Some(who) => (who.name, who.realm),
+                    None => ("(found in the kernel)".to_owned(), String::new()),
+                };
+                users.push(api::User { user, lock: lock.number, locked_until: until, realm, ..api::User::default() });
+            }
+        }
+        users.sort_by(|a, b| a.user.cmp(&b.user));
+        api::Users { users }
     }
 
     fn revocations(&self) -> Result<api::Revocations, Status> {
@@ -345,6 +539,7 @@ impl Daemon {
                     hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
                     layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
                     notes: receipt.map(|receipt| receipt.notes).unwrap_or_default(),
+                    until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
                 }
             })
             .collect();
@@ -393,18 +588,45 @@ fn who(caller: Caller) -> String {
     name.unwrap_or_else(|| format!("uid {}", caller.uid))
 }
 
+fn check_name(name: &str) -> Result<(), Status> {
+    let bad = |text: String| Err(Status::invalid_argument(text));
+    match name {
+        "" => bad("the user's name is empty".into()),
+        _ if name.len() > MAX_NAME => {
+            bad(format!("a user name of {} bytes: ocserv's are at most {MAX_NAME}", name.len()))
+        }
+        _ if name.contains('\0') => bad("the user's name holds a NUL".into()),
+        _ => Ok(()),
+    }
+}
+
+fn check_reason(reason: &str) -> Result<(), Status> {
+    if reason.len() > MAX_REASON {
+        return Err(Status::invalid_argument(format!("the reason is longer than {MAX_REASON} bytes")));
+    }
+    Ok(())
+}
+
+fn for_seconds(seconds: u64) -> Result<Option<Duration>, Status> {
+    match seconds {
+        0 => Ok(None),
+        seconds if seconds <= MAX_SECONDS => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(Status::invalid_argument("it stands for at most 100 years")),
+    }
+}
+
+fn failed(bulk: &mut api::BulkReceipt, why: String) {
+    bulk.failed += 1;
+    if bulk.errors.len() < MAX_ERRORS {
+        bulk.errors.push(why);
+    }
+}
+
 fn parse_target(target: &api::Target) -> Result<Target, Status> {
     let bad = |text: String| Status::invalid_argument(text);
     match target.what.as_ref() {
         None => Err(bad("whom or what? a target is needed".into())),
-        Some(api::target::What::User(name)) if name.is_empty() => Err(bad("the user's name is empty".into())),
-        Some(api::target::What::User(name)) if name.len() > MAX_NAME => {
-            Err(bad(format!("a user name of {} bytes: ocserv's are at most {MAX_NAME}", name.len())))
-        }
-        Some(api::target::What::User(name)) if name.contains('\0') => {
-            Err(bad("the user's name holds a NUL".into()))
-        }
-        Some(api::target::What::User(name)) => Ok(Target::User(name.clone())),
+        Some(api::target::What::User(name)) => check_name(name).map(|()| Target::User(name.clone())),
         Some(api::target::What::Id(id)) if *id <= 0 => {
             Err(bad(format!("{id} is no id: ids are worker pids, above 0")))
         }

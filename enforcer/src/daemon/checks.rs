@@ -13,7 +13,7 @@ use super::Daemon;
 /// The oldest kernel that has everything: `bpf_link` for XDP (5.9), `CAP_BPF` (5.8), clsact for tc.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
-fn finding(level: &str, what: impl Into<String>, mend: impl Into<String>) -> api::Finding {
+pub(super) fn finding(level: &str, what: impl Into<String>, mend: impl Into<String>) -> api::Finding {
     api::Finding { level: level.into(), what: what.into(), mend: mend.into() }
 }
 
@@ -88,6 +88,8 @@ impl Daemon {
             revocations_in_force: in_force as u64,
             pin_path: self.config.kernel.pin_path.display().to_string(),
             warnings,
+            locks_in_force: self.registry.locks().count() as u64,
+            disk: Some(self.disk()),
         }
     }
 
@@ -163,6 +165,15 @@ impl Daemon {
                 "lift what is not needed",
             ));
         }
+        let disk = self.disk();
+        findings.push(match (disk.error.as_str(), disk.unwritten) {
+            ("", _) => finding("ok", format!("the state in {} is written", disk.directory), ""),
+            (why, n) => finding(
+                "error",
+                format!("{n} revocations or locks would be lost at a reboot: {why}"),
+                "make room, or make the state directory writable: it is tried again every few seconds",
+            ),
+        });
         if self.config.gate.when_blind == WhenBlind::Admit {
             findings.push(finding(
                 "warning",
@@ -213,6 +224,13 @@ pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api
                     "nothing is in force in the kernel: there are no pinned maps",
                     "start the daemon",
                 )
+            });
+            findings.push(match crate::store::check(&super::state::settings(&config)) {
+                Ok(None) => finding("warning", "there is no database yet", "the daemon makes it when it starts"),
+                Ok(Some(count)) => {
+                    finding("ok", format!("the database is sound: {count} revocations and locks"), "")
+                }
+                Err(error) => finding("error", error.to_string(), ""),
             });
             for server in config.ocserv.iter() {
                 let there = std::os::unix::net::UnixStream::connect(&server.control_socket).is_ok();

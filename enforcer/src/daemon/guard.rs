@@ -54,9 +54,26 @@ fn own_addresses() -> Vec<IpAddr> {
     )
 }
 
-/// Why this order would hit the gateway itself. `rows`: the sessions that it would touch.
+/// What must not be hit, as it is now.
+pub(super) struct Guard {
+    ssh: Option<(SocketAddr, SocketAddr)>,
+    own: Vec<IpAddr>,
+}
+
+impl Guard {
+    pub(super) fn of(caller: Caller) -> Self {
+        Self { ssh: ssh_connection(caller), own: own_addresses() }
+    }
+
+    /// Why this order would hit the gateway itself. `rows`: the sessions that it would touch.
+    pub(super) fn refusal(&self, order: &Order, rows: &[SessionRow]) -> Option<String> {
+        refusal_with(order, rows, self.ssh, &self.own)
+    }
+}
+
+/// As [`Guard::refusal`], for one order.
 pub(super) fn refusal(order: &Order, rows: &[SessionRow], caller: Caller) -> Option<String> {
-    refusal_with(order, rows, ssh_connection(caller), &own_addresses())
+    Guard::of(caller).refusal(order, rows)
 }
 
 fn refusal_with(
@@ -115,7 +132,7 @@ mod tests {
     use crate::session::Protocol;
 
     fn order(target: Target) -> Order {
-        Order { target, server: None, stands: None, reason: String::new(), by: String::new() }
+        Order { target, server: None, stands: None, reason: String::new(), by: String::new(), bulk: false }
     }
 
     fn address(text: &str, ssh: Option<&str>) -> Option<String> {

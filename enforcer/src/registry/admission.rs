@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::session::{CutoffKey, Entry, ServerName};
 
+use super::locks::lock_of;
 use super::{Ask, Effect, Effects, GateState, Now, Phase, Registry, SessionKey, Sighting, Verdict};
 
 /// How long a question waits for ocserv's list of cookies.
@@ -40,10 +41,13 @@ impl Registry {
         };
         server.gate = GateState::Seen;
         let (user, safe_id) = (sighting.observed.user.clone(), sighting.observed.safe_id);
+        let vhost = sighting.observed.vhost.clone();
         let Some(key) = self.sight(name, sighting, now.mono, true, now, out) else {
             // what is refused is refused also where no session can be remembered
             let revoked =
-                safe_id.is_some_and(|id| self.marks.contains_key(&id)) || self.is_cut_off(name, &user);
+                safe_id.is_some_and(|id| self.marks.contains_key(&id))
+                || self.is_cut_off(name, &vhost, &user)
+                || !self.locks_of(name, &vhost, &user).is_empty();
             let why = "the table of sessions is full".to_owned();
             let verdict = if revoked { Verdict::Refuse(why) } else { Verdict::Blind(why) };
             return out.push(Effect::GateAnswer { ask, verdict });
@@ -71,10 +75,14 @@ impl Registry {
         let Some(session) = self.sessions.get(waiting.key) else {
             return Some(Verdict::Refuse("the client is gone".into()));
         };
+        let seen = &session.observed;
+        if let Some(number) = self.locks_of(&session.server, &seen.vhost, &seen.user).first() {
+            return Some(Verdict::Refuse(format!("the user is locked (lock {number})")));
+        }
         if let Some(number) = self.numbers_of(session).first() {
             return Some(Verdict::Refuse(format!("its session was revoked (revocation {number})")));
         }
-        match (self.is_cut_off(&waiting.server, &session.observed.user), session.safe_id()) {
+        match (self.is_cut_off(&waiting.server, &seen.vhost, &seen.user), session.safe_id()) {
             (true, Some(_)) => None,
             (true, None) => Some(Verdict::Refuse(UNKNOWN_AGE.into())),
             (false, None) => Some(Verdict::Blind("ocserv did not tell the safe_id of this login".into())),
@@ -82,8 +90,9 @@ impl Registry {
         }
     }
 
-    fn is_cut_off(&self, name: &ServerName, user: &str) -> bool {
-        self.holdings.holds(&Entry::Cutoff(CutoffKey::new(name, user)))
+    fn is_cut_off(&self, name: &ServerName, vhost: &str, user: &str) -> bool {
+        let who = self.rules.realms.identity(name, vhost, user);
+        self.holdings.holds(&Entry::Cutoff(CutoffKey::of(name, &who)))
     }
 
     fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, now: Now, out: &mut Effects) {
@@ -99,16 +108,27 @@ impl Registry {
                 }
             }
         }
-        if let (Verdict::Refuse(_), Some(id)) =
-            (&verdict, self.sessions.get(waiting.key).and_then(super::Session::safe_id))
-            && self.marks.contains_key(&id)
-        {
-            out.push(Effect::CountRefusal { entry: Entry::SafeId(id) });
-            let client =
-                self.sessions.get(waiting.key).map(|s| s.observed.client.clone()).unwrap_or_default();
-            self.count_refusal(&waiting.server, &client, now, out);
+        if matches!(verdict, Verdict::Refuse(_)) {
+            self.refused(waiting, now, out);
         }
         out.push(Effect::GateAnswer { ask: waiting.ask, verdict });
+    }
+
+    /// What a refusal costs, and whose it is.
+    fn refused(&mut self, waiting: &Waiting, now: Now, out: &mut Effects) {
+        let Some(session) = self.sessions.get(waiting.key) else { return };
+        let (seen, mut by) = (&session.observed, None);
+        if let Some(id) = seen.safe_id.filter(|id| self.marks.contains_key(id)) {
+            by = Some(Entry::SafeId(id));
+        }
+        if !self.locks_of(&session.server, &seen.vhost, &seen.user).is_empty() {
+            by = Some(lock_of(&self.rules.realms.identity(&session.server, &seen.vhost, &seen.user)));
+        }
+        if let Some(entry) = by {
+            let client = seen.client.clone();
+            out.push(Effect::CountRefusal { entry });
+            self.count_refusal(&waiting.server, &client, now, out);
+        }
     }
 
     /// ocserv's list of cookies has come, or could not be had.

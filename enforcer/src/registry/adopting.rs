@@ -1,40 +1,149 @@
-//! What an earlier run of the daemon left in the kernel is taken over: it stands until it is known to be over.
+//! What earlier runs of the daemon left is taken over: what is on the disk, and what is in the kernel and newer than
+//! that. It stands until it is known to be over.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{Entry, Stands};
+use crate::session::{Entry, Guarded, Record, Stands, Write};
 
-use super::{Adopted, Effect, Effects, Mark, Now, Number, Order, Registry, Revocation, Target};
+use super::durable::Disk;
+use super::holdings::Want;
+use super::revocation::{Fate, State};
+use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, Revocation, Target};
 
 impl Registry {
-    pub(super) fn adopt(&mut self, entries: Vec<Adopted>, now: Now, out: &mut Effects) {
-        let count = entries.len();
-        for Adopted { entry, number, stands, server, moment } in entries {
-            self.adopt_revocation(number, &entry, stands, now);
-            if let Entry::SafeId(id) = &entry {
-                let mark = self.marks.entry(*id).or_insert_with(|| Mark::new(now.mono));
-                mark.adopted = true;
-                mark.server = mark.server.take().or_else(|| server.clone());
-                mark.numbers.insert(number);
-                if let Some(revocation) = self.revocations.get_mut(&number) {
-                    let fate = super::revocation::Fate { server: server.clone(), gone: false };
-                    revocation.safe_ids.insert(*id, fate);
-                }
-            }
-            if let Entry::Device(device) = &entry {
-                out.push(Effect::WatchDevice { device: *device });
-            }
-            if let Entry::Address(netns, _) | Entry::Flow(netns, _) = &entry {
+    pub(super) fn adopt(&mut self, left: Left, now: Now, out: &mut Effects) {
+        let Left { entries, records, lifted, wall, rebooted } = left;
+        if !rebooted {
+            // cookies may have been made while the clock showed that
+            self.wall_before = self.wall_before.max(wall);
+        }
+        for Adopted { entry, .. } in &entries {
+            if let Entry::Address(netns, _) | Entry::Flow(netns, _) = entry {
                 self.netns.insert(*netns);
             }
-            self.holdings.adopt(&entry, number, stands, server, moment);
         }
-        if count > 0 {
+        let (kept, found) = (records.len(), entries.len());
+        let mut over: BTreeSet<Number> = records.iter().map(|record| record.number).collect();
+        for record in records {
+            self.restore(record, now.wall.max(wall), rebooted, now);
+        }
+        // all of this is on the disk
+        let _ = self.holdings.take_touched();
+        over.retain(|number| self.holdings.durable_of(*number).next().is_none());
+        let lifted: BTreeSet<Number> = lifted.into_iter().collect();
+        for adopted in entries {
+            self.adopt_entry(adopted, &lifted, now, out);
+        }
+        self.holdings.restored(out);
+        for number in over {
+            self.holdings.touch(number);
+        }
+        for number in lifted {
+            self.next_number = self.next_number.max(number.saturating_add(1));
+            self.write(Write::Forget(number));
+        }
+        if kept + found > 0 {
             self.adopted_at = Some(now.mono);
-            let text = format!("{count} entries of an earlier run are in force");
+            let text = format!("{found} entries in the kernel and {kept} records on the disk were taken over");
             out.push(Effect::Note { kind: "adopted", text });
-            out.push(Effect::Numbered { next: self.next_number });
         }
+        out.push(Effect::Numbered { next: self.next_number });
+    }
+
+    /// `wall`: the latest that the wall clock is known to have shown.
+    fn restore(&mut self, record: Record, wall: u64, rebooted: bool, now: Now) {
+        let Record { number, target, server, reason, by, at, lasts, until, guards } = record;
+        self.next_number = self.next_number.max(number.saturating_add(1));
+        let left = until.map(|until| {
+            // a clock that was set back makes nothing stand longer than was asked
+            Duration::from_secs(until.saturating_sub(wall).min(lasts.unwrap_or(u64::MAX)))
+        });
+        let over = rebooted && left == Some(Duration::ZERO);
+        // the kernel knows better how much is left, if it has it: its clock cannot be set
+        let left = left.map(|left| if rebooted { left } else { left.max(Duration::from_millis(1)) });
+        let want = left.map_or(Want::Forever, |left| Want::Until(now.mono.saturating_add(left)));
+        match &target {
+            _ if over => {}
+            Target::Address(address) => {
+                for netns in self.netns.clone() {
+                    self.holdings.restore(&Entry::Address(netns, *address), number, want, None, 0);
+                }
+            }
+            Target::Flow(flow) => {
+                for netns in self.netns.clone() {
+                    self.holdings.restore(&Entry::Flow(netns, *flow), number, want, None, 0);
+                }
+            }
+            Target::Token(token) => {
+                self.holdings.restore(&Entry::Token(token.clone()), number, want, None, 0);
+            }
+            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Lock(_) | Target::Adopted => {}
+        }
+        let order = Order { target, server, stands: left, reason, by, bulk: false };
+        let mut revocation = Revocation::new(number, order, Now { mono: now.mono, wall: at }, None);
+        revocation.adopted = true;
+        revocation.disk = Disk::Written;
+        revocation.state = match (revocation.is_explicit(), over) {
+            (true, true) => State::Expired,
+            (true, false) => State::Settled,
+            (false, _) => State::Looking,
+        };
+        for guard in guards {
+            let (entry, want) = match guard.what {
+                Guarded::Lock(_) if over => continue,
+                Guarded::Lock(key) => (Entry::Lock(key), want),
+                Guarded::SafeId(id) => {
+                    self.restore_mark(id, guard.server.as_ref(), number, now);
+                    revocation.safe_ids.insert(id, Fate { server: guard.server.clone(), gone: false });
+                    (Entry::SafeId(id), Want::Forever)
+                }
+                Guarded::Cutoff(key) => (Entry::Cutoff(key), Want::Forever),
+            };
+            self.holdings.restore(&entry, number, want, guard.server, guard.moment);
+        }
+        let state = revocation.state;
+        self.revocations.insert(number, revocation);
+        self.set_state(number, state);
+    }
+
+    fn restore_mark(
+        &mut self,
+        id: crate::session::SafeId,
+        server: Option<&crate::session::ServerName>,
+        number: Number,
+        now: Now,
+    ) {
+        let mark = self.marks.entry(id).or_insert_with(|| Mark::new(now.mono));
+        mark.adopted = true;
+        mark.server = mark.server.take().or_else(|| server.cloned());
+        mark.numbers.insert(number);
+    }
+
+    fn adopt_entry(&mut self, adopted: Adopted, lifted: &BTreeSet<Number>, now: Now, out: &mut Effects) {
+        let Adopted { entry, number, stands, server, moment } = adopted;
+        if let Entry::Device(device) = &entry {
+            out.push(Effect::WatchDevice { device: *device });
+        }
+        // by its number somebody has wanted it who does not want it any more
+        if lifted.contains(&number) || self.is_unlocked(number, &entry) {
+            self.next_number = self.next_number.max(number.saturating_add(1));
+            return self.holdings.found_in_kernel(&entry, number, stands);
+        }
+        self.adopt_revocation(number, &entry, stands, now);
+        if let Entry::SafeId(id) = &entry {
+            self.restore_mark(*id, server.as_ref(), number, now);
+            if let Some(revocation) = self.revocations.get_mut(&number) {
+                revocation.safe_ids.entry(*id).or_insert(Fate { server: server.clone(), gone: false });
+            }
+        }
+        self.holdings.adopt(&entry, number, stands, server, moment);
+    }
+
+    /// The lock of a revocation of which the disk has the rest: it was taken back there first.
+    fn is_unlocked(&self, number: Number, entry: &Entry) -> bool {
+        let is_on_disk = self.revocations.get(&number).is_some_and(|r| r.disk == Disk::Written);
+        matches!(entry, Entry::Lock(_)) && is_on_disk && !self.holdings.is_held_by(entry, number)
     }
 
     fn adopt_revocation(&mut self, number: Number, entry: &Entry, stands: Stands, now: Now) {
@@ -51,15 +160,21 @@ impl Registry {
             Stands::Forever | Stands::Leased => None,
         };
         let revocation = self.revocations.entry(number).or_insert_with(|| {
-            let order =
-                Order { target, server: None, stands, reason: String::new(), by: "an earlier run".into() };
+            let order = Order {
+                target,
+                server: None,
+                stands,
+                reason: String::new(),
+                by: "an earlier run".into(),
+                bulk: false,
+            };
             let mut revocation = Revocation::new(number, order, now, None);
             revocation.adopted = true;
-            revocation.state = super::RevocationState::Looking;
+            revocation.state = State::Looking;
             self.busy.insert(number);
             revocation
         });
-        if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)) {
+        if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_) | Entry::Lock(_)) {
             revocation.note_entry(entry);
         }
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::session::{Audit, Entry, Guard, Guarded, Record, Target, Write};
+use crate::session::{Audit, Entry, Guard, Guarded, Record, Write};
 
 use super::revocation::Revocation;
 use super::{Effects, Now, Number, Receipt, Registry};
@@ -18,7 +18,7 @@ pub type Ticket = u64;
 
 /// How often what could not be written is tried again, and how many at once.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
-const RETRIES: usize = 1_000;
+const RETRIES: usize = 10_000;
 
 /// A wall clock that moves this much against the monotonic one was set.
 const CLOCK_JUMP: u64 = 2;
@@ -61,6 +61,8 @@ impl Registry {
         for write in std::mem::take(&mut self.durable.queue) {
             let of = match &write {
                 Write::Lift(number) => Some(Of::Lift(*number)),
+                // an unlock
+                Write::Keep(record) => Some(Of::Lift(record.number)),
                 _ => None,
             };
             let ticket = self.durable.ticket(of);
@@ -68,6 +70,7 @@ impl Registry {
         }
         for number in self.holdings.take_touched() {
             if self.lifting.contains_key(&number) {
+                self.held_back.insert(number);
                 continue;
             }
             let record = self.revocations.get(&number).and_then(|r| self.record_of(r, now));
@@ -81,7 +84,7 @@ impl Registry {
     }
 
     /// Something is to be written, beside the records of revocations.
-    pub(super) fn write(&mut self, write: Write) {
+    pub fn write(&mut self, write: Write) {
         self.durable.queue.push(write);
     }
 
@@ -90,35 +93,31 @@ impl Registry {
     }
 
     /// What must not be lost of a revocation. `None`: nothing.
-    fn record_of(&self, revocation: &Revocation, now: Now) -> Option<Record> {
+    pub(super) fn record_of(&self, revocation: &Revocation, now: Now) -> Option<Record> {
         let number = revocation.number;
         let mut guards = Vec::new();
         let (mut stands, mut until) = (false, None);
-        for (entry, holding) in self.holdings.durable_of(number) {
+        for (entry, lasting) in self.holdings.durable_of(number) {
+            until = lasting.until.max(until);
             let what = match entry {
                 Entry::SafeId(id) => Guarded::SafeId(*id),
                 Entry::Cutoff(key) => Guarded::Cutoff(*key),
-                _ => {
+                Entry::Lock(key) => Guarded::Lock(*key),
+                Entry::Device(_) | Entry::Address(..) | Entry::Flow(..) | Entry::Token(_) => {
                     stands = true;
-                    until = holding.until.max(until);
                     continue;
                 }
             };
-            guards.push(Guard { what, server: holding.server, moment: holding.moment });
+            guards.push(Guard { what, server: lasting.server, moment: lasting.moment });
         }
         if guards.is_empty() && !stands {
             return None;
         }
-        let until = match (&revocation.order.target, stands) {
-            (_, true) => until.map(|until| {
-                // rounded up: nothing ends early for having been written down
-                let left = until.saturating_sub(now.mono);
-                now.wall + left.as_secs() + u64::from(left.subsec_nanos() > 0)
-            }),
-            // the lock is over, and what it ended stays ended
-            (Target::Lock(_), false) => Some(now.wall.min(revocation.at.wall)),
-            (_, false) => None,
-        };
+        // rounded up: nothing ends early for having been written down
+        let until = until.map(|until| {
+            let left = until.saturating_sub(now.mono);
+            now.wall + left.as_secs() + u64::from(left.subsec_nanos() > 0)
+        });
         Some(Record {
             number,
             target: revocation.order.target.clone(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Device, Entry, Netns, ServerName, Stands};
+use crate::session::{CutoffKey, Device, Entry, LockKey, Netns, ServerName, Stands};
 
 use super::{Effect, Number, SessionKey};
 
@@ -21,6 +21,16 @@ pub struct Holdings {
     /// Each lease; `None`: of a session of an earlier run, not known yet.
     by_session: BTreeSet<(Option<SessionKey>, Entry, Number)>,
     by_expiry: BTreeSet<(Duration, Entry, Number)>,
+    /// Whose durable entries have changed since [`Holdings::take_touched`].
+    touched: BTreeSet<Number>,
+}
+
+/// What the disk has to know of an entry.
+pub(crate) struct Lasting {
+    pub server: Option<ServerName>,
+    pub moment: u64,
+    /// Of one that was asked for a time: when it ends, on CLOCK_MONOTONIC.
+    pub until: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +73,13 @@ impl Holding {
         Some((*number, stands))
     }
 
+    /// The kernel has what is wanted.
+    fn is_as_wanted(&self) -> bool {
+        let (Some((_, stands)), Some((by, stood))) = (self.wanted(), self.in_kernel) else { return false };
+        // whose number it carries matters only to `show`: not worth a write of its own
+        stood == stands && self.has(by)
+    }
+
     fn has(&self, number: Number) -> bool {
         self.wants.iter().any(|(by, _)| *by == number)
     }
@@ -71,6 +88,7 @@ impl Holding {
 /// Less than or equal to every entry, and less than or equal to every cutoff: where ranges start.
 const FIRST: Entry = Entry::Device(Device { netns: Netns(0), index: 0 });
 const FIRST_CUTOFF: Entry = Entry::Cutoff(CutoffKey::from_bytes([0; 20]));
+const FIRST_LOCK: Entry = Entry::Lock(LockKey::from_bytes([0; 20]));
 
 impl Holdings {
     pub(crate) fn hold(&mut self, entry: Entry, number: Number, want: Want, out: &mut Vec<Effect>) {
@@ -78,25 +96,75 @@ impl Holdings {
         self.settle(&entry, out);
     }
 
-    /// As [`Self::hold`], for the gate's entries, which belong to a server.
+    /// As [`Self::hold`], for the gate's entries, which belong to a server and have a moment.
     pub(crate) fn hold_for_gate(
         &mut self,
         entry: Entry,
         number: Number,
+        want: Want,
         server: Option<ServerName>,
         moment: u64,
         out: &mut Vec<Effect>,
     ) {
-        self.add(&entry, number, Want::Forever);
-        if let Some(holding) = self.entries.get_mut(&entry) {
-            let is_news = holding.moment < moment || (server.is_some() && holding.server != server);
-            holding.moment = holding.moment.max(moment);
-            holding.server = server.or(holding.server.take());
-            if is_news {
-                write(holding, &entry, out);
-            }
+        if self.remember_for_gate(&entry, number, want, server, moment)
+            && let Some(holding) = self.entries.get_mut(&entry)
+        {
+            write(holding, &entry, out);
         }
         self.settle(&entry, out);
+    }
+
+    /// As [`Self::hold_for_gate`], and nothing is written to the kernel. True: what is there is not up to date.
+    fn remember_for_gate(
+        &mut self,
+        entry: &Entry,
+        number: Number,
+        want: Want,
+        server: Option<ServerName>,
+        moment: u64,
+    ) -> bool {
+        self.add(entry, number, want);
+        let Some(holding) = self.entries.get_mut(entry) else { return false };
+        let is_news = holding.moment < moment || (server.is_some() && holding.server != server);
+        holding.moment = holding.moment.max(moment);
+        holding.server = server.or(holding.server.take());
+        if is_news {
+            self.touched.extend(holding.wants.iter().map(|(by, _)| *by));
+        }
+        is_news
+    }
+
+    /// What the disk has of an entry. The kernel is looked at afterwards: [`Self::restored`].
+    pub(crate) fn restore(
+        &mut self,
+        entry: &Entry,
+        number: Number,
+        want: Want,
+        server: Option<ServerName>,
+        moment: u64,
+    ) {
+        self.remember_for_gate(entry, number, want, server, moment);
+    }
+
+    /// The kernel has it, by the number of somebody who does not want it any more (or never did).
+    pub(crate) fn found_in_kernel(&mut self, entry: &Entry, number: Number, stands: Stands) {
+        self.entries.entry(entry.clone()).or_default().in_kernel = Some((number, stands));
+    }
+
+    /// Whether anybody wants it.
+    pub(crate) fn is_wanted(&self, entry: &Entry) -> bool {
+        self.entries.get(entry).is_some_and(|holding| !holding.wants.is_empty())
+    }
+
+    /// Everything that was restored or found goes into the kernel, or out of it.
+    pub(crate) fn restored(&mut self, out: &mut Vec<Effect>) {
+        let due: Vec<Entry> = (self.entries.iter())
+            .filter(|(_, holding)| holding.wants.is_empty() || !holding.is_as_wanted())
+            .map(|(entry, _)| entry.clone())
+            .collect();
+        for entry in due {
+            self.settle(&entry, out);
+        }
     }
 
     /// It is in the kernel already: an earlier run put it there.
@@ -230,14 +298,66 @@ impl Holdings {
             .map(|(_, entry)| entry)
     }
 
+    /// What a revocation holds that a reboot must not lose.
+    pub(crate) fn durable_of(&self, number: Number) -> impl Iterator<Item = (&Entry, Lasting)> {
+        self.entries_of(number).filter_map(move |entry| {
+            let holding = self.entries.get(entry)?;
+            let mut until = None;
+            let wants = holding.wants.iter().filter(|(by, want)| *by == number && is_durable(entry, want));
+            let mut any = false;
+            for (_, want) in wants {
+                any = true;
+                if let Want::Until(moment) = want {
+                    until = until.max(Some(*moment));
+                }
+            }
+            any.then(|| (entry, Lasting { server: holding.server.clone(), moment: holding.moment, until }))
+        })
+    }
+
+    pub(crate) fn take_touched(&mut self) -> BTreeSet<Number> {
+        std::mem::take(&mut self.touched)
+    }
+
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    pub(crate) fn is_touched(&self, number: Number) -> bool {
+        self.touched.contains(&number)
+    }
+
+    pub(crate) fn touch(&mut self, number: Number) {
+        self.touched.insert(number);
+    }
+
+    pub(crate) fn numbers_with_expiry(&self) -> BTreeSet<Number> {
+        self.by_expiry.iter().map(|(.., number)| *number).collect()
+    }
+
     pub fn holds(&self, entry: &Entry) -> bool {
         self.entries.contains_key(entry)
     }
 
     pub(crate) fn cutoffs(&self) -> impl Iterator<Item = (&Entry, Option<&ServerName>, u64)> {
-        (self.entries.range(FIRST_CUTOFF..))
+        (self.entries.range(FIRST_CUTOFF..FIRST_LOCK))
             .filter(|(entry, _)| matches!(entry, Entry::Cutoff(_)))
             .map(|(entry, holding)| (entry, holding.server.as_ref(), holding.moment))
+    }
+
+    /// The persons who are locked.
+    pub(crate) fn locks(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.range(FIRST_LOCK..).map(|(entry, _)| entry)
+    }
+
+    /// Until when that number wants it; `None`: until it is released.
+    pub(crate) fn until(&self, entry: &Entry, number: Number) -> Option<Duration> {
+        let wants = self.entries.get(entry).map(|holding| holding.wants.as_slice()).unwrap_or_default();
+        let mine = || wants.iter().filter(|(by, _)| *by == number).map(|(_, want)| want);
+        if mine().any(|want| *want == Want::Forever) {
+            return None;
+        }
+        mine().filter_map(|want| if let Want::Until(moment) = want { Some(*moment) } else { None }).max()
     }
 
     pub(crate) fn numbers(&self, entry: &Entry) -> BTreeSet<Number> {
@@ -268,6 +388,9 @@ impl Holdings {
         let holding = self.entries.entry(entry.clone()).or_default();
         if holding.wants.contains(&(number, want)) {
             return;
+        }
+        if is_durable(entry, &want) {
+            self.touched.insert(number);
         }
         if !holding.has(number) {
             self.numbers += usize::from(entries_of(&self.by_number, number) == 0);
@@ -303,6 +426,9 @@ impl Holdings {
             std::mem::take(&mut holding.wants).into_iter().partition(|(number, want)| keep(*number, want));
         holding.wants = kept;
         for (number, want) in dropped {
+            if is_durable(entry, &want) {
+                self.touched.insert(number);
+            }
             match want {
                 Want::Forever => {}
                 Want::Leased(session) => {
@@ -329,13 +455,22 @@ impl Holdings {
                     out.push(Effect::Remove { entry: entry.clone(), number });
                 }
             }
-            (Some((_, stands)), in_kernel) => {
-                // whose number it carries matters only to `show`: not worth a write of its own
-                if in_kernel.is_none_or(|(by, stood)| stood != stands || !holding.has(by)) {
+            (Some(_), _) => {
+                if !holding.is_as_wanted() {
                     write(holding, entry, out);
                 }
             }
         }
+    }
+}
+
+/// Whether a reboot must not lose it: what the gate refuses, and what was asked for explicitly. What belongs to a
+/// session goes with it, and with the host.
+fn is_durable(entry: &Entry, want: &Want) -> bool {
+    match entry {
+        Entry::SafeId(_) | Entry::Cutoff(_) | Entry::Lock(_) => true,
+        Entry::Address(..) | Entry::Flow(..) | Entry::Token(_) => !matches!(want, Want::Leased(_)),
+        Entry::Device(_) => false,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::session::{Entry, ServerName};
 
+use super::durable::Disk;
 use super::revocation::{EndingState, Revocation, Step};
 use super::servers::ServerState;
 use super::show::SessionRow;
@@ -28,6 +29,8 @@ pub enum Layer {
     Packets,
     Sockets,
     Cookie,
+    /// What a reboot must not lose.
+    Disk,
 }
 
 impl Layer {
@@ -36,6 +39,7 @@ impl Layer {
             Self::Packets => "packets",
             Self::Sockets => "sockets",
             Self::Cookie => "cookie",
+            Self::Disk => "disk",
         }
     }
 }
@@ -91,6 +95,7 @@ impl Registry {
         if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
             layers.push(self.cookie(revocation, &mut notes));
         }
+        layers.push(self.disk(revocation, &mut notes));
         notes.extend(revocation.failures.values().collect::<BTreeSet<_>>().into_iter().cloned());
         if let Some(Err(why)) = &revocation.flow_sockets {
             notes.push(format!("the flow's socket: {why}"));
@@ -190,6 +195,19 @@ impl Registry {
             "none",
         );
         LayerResult { layer: Layer::Cookie, done: gone, failed: open + unasked, guarded, text }
+    }
+
+    fn disk(&self, revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
+        let (done, failed, text) = match &revocation.disk {
+            Disk::Nothing => (0, 0, "nothing to keep across a reboot"),
+            Disk::Written => (1, 0, "written"),
+            Disk::OnItsWay(_) => (0, 1, "NOT written yet: lost at a reboot until it is"),
+            Disk::Failed(why) => {
+                notes.push(format!("the state directory: {why}; it is tried again every few seconds"));
+                (0, 1, "NOT written: lost at a reboot")
+            }
+        };
+        LayerResult { layer: Layer::Disk, done, failed, guarded: 0, text: text.into() }
     }
 
     fn silent_server(&self, name: &ServerName, why: &str) -> String {

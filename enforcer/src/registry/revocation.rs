@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::session::{Entry, SafeId, ServerName};
 
+use super::durable::Disk;
 use super::{Ended, Now, Number, Order, Request, Session, SessionKey, Target};
 
 /// One decision that something is over.
@@ -31,6 +32,7 @@ pub struct Revocation {
     pub(super) adopted: bool,
     /// For an explicit flow: how many sockets of it were destroyed.
     pub(super) flow_sockets: Option<Result<u64, String>>,
+    pub(super) disk: Disk,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +117,7 @@ impl Revocation {
             confirming: false,
             adopted: false,
             flow_sockets: None,
+            disk: Disk::Nothing,
         }
     }
 

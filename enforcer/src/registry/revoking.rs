@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Entry, Netns, ServerName};
+use crate::session::{CutoffKey, Entry, Identity, Netns, ServerName};
 
 use super::holdings::Want;
+use super::locks::lock_of;
 use super::revocation::{EndingState, MAX_NOTED, Revocation, State, Step, Verify, Work};
 use super::servers::ServerState;
 use super::{
@@ -25,7 +26,7 @@ impl Registry {
         self.next_number += 1;
         out.push(Effect::Numbered { next: self.next_number });
         self.revocations.insert(number, Revocation::new(number, order.clone(), now, request));
-        self.busy.insert(number);
+        self.set_state(number, State::Acting);
         let until = order.stands.map(|stands| now.mono + stands);
         let explicit = until.map_or(Want::Forever, Want::Until);
         match &order.target {
@@ -41,7 +42,12 @@ impl Registry {
                 out.push(Effect::DestroyFlow { number, flow: *flow });
             }
             Target::Token(token) => self.hold_packets(Entry::Token(token.clone()), number, explicit, out),
-            Target::User(_) | Target::Lock(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
+            Target::Lock(identity) => {
+                let entry = lock_of(identity);
+                self.holdings.hold_for_gate(entry, number, explicit, None, now.wall, out);
+                self.revoke_sessions(number, &order, now, out);
+            }
+            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
                 self.revoke_sessions(number, &order, now, out);
             }
         }
@@ -104,6 +110,10 @@ impl Registry {
             .servers
             .keys()
             .filter(|name| order.server.as_ref().is_none_or(|only| only == *name))
+            .filter(|name| match &order.target {
+                Target::Lock(who) => self.rules.realms.has(name, &who.realm),
+                _ => true,
+            })
             .cloned()
             .collect();
         for name in &servers {
@@ -115,10 +125,11 @@ impl Registry {
             if let Some(revocation) = self.revocations.get_mut(&number) {
                 revocation.servers.insert(name.clone(), work);
             }
-            if let Target::User(user) = &order.target {
+            for who in self.everybody_meant(name, &order.target) {
                 // holds until a complete list was marked, and in the pinned map also without the daemon
-                let cutoff = Entry::Cutoff(CutoffKey::new(name, user));
-                self.holdings.hold_for_gate(cutoff, number, Some(name.clone()), self.latest_wall(now), out);
+                let cutoff = Entry::Cutoff(CutoffKey::of(name, &who));
+                let (server, moment) = (Some(name.clone()), self.latest_wall(now));
+                self.holdings.hold_for_gate(cutoff, number, Want::Forever, server, moment, out);
             }
         }
         if let Target::Session(id) = order.target {
@@ -138,11 +149,36 @@ impl Registry {
         }
     }
 
+    /// Who on that server falls under this: one name may be several people's, in several realms.
+    fn everybody_meant(&self, server: &ServerName, target: &Target) -> Vec<Identity> {
+        match target {
+            Target::User(user) => self.rules.realms.everybody_called(server, user),
+            Target::Lock(who) => vec![who.clone()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether that user of that server falls under this.
+    pub(super) fn is_meant(&self, target: &Target, server: &ServerName, vhost: &str, user: &str) -> bool {
+        let realms = &self.rules.realms;
+        match target {
+            Target::User(name) => {
+                name == user || {
+                    let theirs = realms.identity(server, vhost, user);
+                    theirs == realms.person(&theirs.realm, name)
+                }
+            }
+            Target::Lock(who) => realms.identity(server, vhost, user) == *who,
+            _ => false,
+        }
+    }
+
     fn matching(&self, order: &Order) -> Vec<SessionKey> {
         let here = |name: &ServerName| order.server.as_ref().is_none_or(|only| only == name);
         match &order.target {
-            Target::User(user) => (self.sessions.values())
-                .filter(|s| here(&s.server) && s.observed.user == *user)
+            Target::User(_) | Target::Lock(_) => (self.sessions.values())
+                .filter(|s| here(&s.server))
+                .filter(|s| self.is_meant(&order.target, &s.server, &s.observed.vhost, &s.observed.user))
                 .map(|s| s.key)
                 .collect(),
             Target::Id(id) => (self.servers.keys())
@@ -269,14 +305,21 @@ impl Registry {
     pub(super) fn set_state(&mut self, number: Number, state: State) {
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         revocation.state = state;
-        if revocation.is_busy() {
+        // an explicit one waits for nothing but the disk
+        let busy = revocation.is_busy() && !(revocation.is_explicit() && !revocation.adopted);
+        if busy {
             self.busy.insert(number);
         } else {
             self.busy.remove(&number);
         }
+        if revocation.is_busy() && !busy {
+            self.writing.insert(number);
+        } else {
+            self.writing.remove(&number);
+        }
     }
 
-    fn advance_one(&mut self, number: Number, now: Now, out: &mut Effects) {
+    pub(super) fn advance_one(&mut self, number: Number, now: Now, out: &mut Effects) {
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         match revocation.state {
             State::Acting => {
@@ -286,7 +329,8 @@ impl Registry {
                 if acted && self.nothing_matched(number) {
                     return self.answer_nothing(number, out);
                 }
-                if ((acted && self.verified(number, now, out)) || late)
+                let written = self.revocations.get(&number).is_some_and(|r| self.is_settled_on_disk(r));
+                if ((acted && self.verified(number, now, out) && written) || late)
                     && let Some(revocation) = self.revocations.get_mut(&number).filter(|r| !r.confirming)
                 {
                     revocation.confirming = true;
@@ -351,6 +395,8 @@ impl Registry {
             return false;
         }
         match revocation.order.target {
+            // there to be refused whenever they come
+            Target::Lock(_) => false,
             // it was marked before anybody was asked: nobody has it
             Target::Session(_) => {
                 revocation.sessions.is_empty()
@@ -370,6 +416,20 @@ impl Registry {
         }
     }
 
+    /// Those of whom the disk has not told in time.
+    fn answer_late(&mut self, now: Now, out: &mut Effects) {
+        // in the order in which they came
+        while let Some(number) = self.writing.first().copied() {
+            let late = (self.revocations.get(&number))
+                .is_none_or(|r| now.mono >= r.at.mono + self.rules.answer_within);
+            if !late {
+                break;
+            }
+            self.writing.remove(&number);
+            self.advance_one(number, now, out);
+        }
+    }
+
     pub(super) fn confirmed(&mut self, number: Number, now: Now, out: &mut Effects) {
         if self.revocations.get(&number).is_some_and(|r| r.state == State::Acting) {
             self.answer(number, now, out);
@@ -380,8 +440,13 @@ impl Registry {
         let Some(receipt) = self.receipt(number, now) else { return };
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         let next = if revocation.is_explicit() { State::Settled } else { State::Looking };
-        let text = format!("{number}: {}: {}", revocation.order.target, receipt.in_one_line());
-        out.push(Effect::Note { kind: "revoked", text });
+        if !revocation.order.bulk {
+            let kind = if matches!(revocation.order.target, Target::Lock(_)) { "locked" } else { "revoked" };
+            let text = format!("{number}: {}: {}", receipt.target, receipt.in_one_line());
+            out.push(Effect::Note { kind, text });
+            self.audit(kind, &receipt, &receipt.by, now);
+        }
+        let Some(revocation) = self.revocations.get_mut(&number) else { return };
         if let Some(request) = revocation.request.take() {
             out.push(Effect::Answer { request, answer: Answer::Receipt(Box::new(receipt)) });
         }
@@ -392,6 +457,7 @@ impl Registry {
         let Some(receipt) = self.receipt(number, now) else { return };
         let text = format!("{number}: {}: {}", receipt.target, receipt.in_one_line());
         out.push(Effect::Note { kind: "settled", text });
+        self.audit("settled", &receipt, &receipt.by, now);
         self.set_state(number, State::Settled);
     }
 
@@ -413,7 +479,7 @@ impl Registry {
     }
 
     /// Takes a revocation out of everything.
-    fn drop_number(&mut self, number: Number, out: &mut Effects) {
+    pub(super) fn drop_number(&mut self, number: Number, out: &mut Effects) {
         self.holdings.release_number(number, out);
         let Some(revocation) = self.revocations.get(&number) else { return };
         for id in revocation.safe_ids.keys() {
@@ -431,39 +497,16 @@ impl Registry {
         }
     }
 
-    pub(super) fn lift(&mut self, request: Request, number: Number, by: &str, now: Now, out: &mut Effects) {
-        let answer = match self.revocations.get(&number).map(|r| r.state) {
-            None => Answer::Nothing(format!("there is no revocation {number} (show revocations lists them)")),
-            Some(State::Lifted) => Answer::Nothing(format!("revocation {number} is lifted already")),
-            Some(_) => {
-                let held = self.holdings.of(number);
-                self.drop_number(number, out);
-                self.set_state(number, State::Lifted);
-                // whoever waits for it hears how far it came
-                let waits = self.revocations.get_mut(&number).and_then(|r| r.request.take());
-                if let Some(request) = waits {
-                    let answer =
-                        Answer::Refused(format!("revocation {number} was lifted before it was done"));
-                    out.push(Effect::Answer { request, answer });
-                }
-                match self.lifted_receipt(number, &held, now) {
-                    Some(receipt) => Answer::Receipt(Box::new(receipt)),
-                    None => Answer::Nothing(format!("there is no revocation {number}")),
-                }
-            }
-        };
-        if let Answer::Receipt(receipt) = &answer {
-            out.push(Effect::Note { kind: "lifted", text: format!("{number}: {}: by {by}", receipt.target) });
-        }
-        out.push(Effect::Answer { request, answer });
-    }
-
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
-        for number in self.holdings.expire(now.mono, out) {
-            if !self.holdings.holds_any(number) {
+        let expired = self.holdings.expire(now.mono, out);
+        self.locks_expired(&expired, out);
+        for number in expired {
+            if !self.holdings.holds_any(number) && !self.busy.contains(&number) {
                 self.set_state(number, State::Expired);
             }
         }
+        self.answer_late(now, out);
+        self.retry_writes(now);
         self.expire_waiting(now, out);
         self.probe_in_flight(now, out);
         self.ask_after_stock_disconnects(now, out);

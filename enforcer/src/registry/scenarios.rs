@@ -1,7 +1,10 @@
 //! Every race that was seen on a real ocserv, as a story of events. The names say the promise.
 
+mod disk;
+mod durable;
 mod ending;
 mod harness;
 mod lifetimes;
+mod locks;
 mod staying;
 mod strangers;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::session::{Cookie, CutoffKey, Entry, Process, SafeId, ServerName};
 
+use super::holdings::Want;
 use super::{Effect, Effects, Now, Order, Registry, Sighting, Target, Terminate};
 
 /// ocserv's `disconnect_reason` for a disconnect that the server made (`REASON_SERVER_DISCONNECT`, `src/vpn.h`).
@@ -316,7 +317,8 @@ impl Registry {
         }
         let mut theirs: BTreeMap<Entry, Vec<&Cookie>> = BTreeMap::new();
         for cookie in cookies {
-            theirs.entry(Entry::Cutoff(CutoffKey::new(name, &cookie.user))).or_default().push(cookie);
+            let who = self.rules.realms.identity(name, &cookie.vhost, &cookie.user);
+            theirs.entry(Entry::Cutoff(CutoffKey::of(name, &who))).or_default().push(cookie);
         }
         for (cutoff, up_to) in due {
             let numbers = self.holdings.numbers(&cutoff);
@@ -399,7 +401,14 @@ impl Registry {
             mark.server = server.cloned();
             // the next run of the daemon has to know as well
             for number in &mark.numbers {
-                self.holdings.hold_for_gate(Entry::SafeId(id), *number, mark.server.clone(), 0, out);
+                self.holdings.hold_for_gate(
+                    Entry::SafeId(id),
+                    *number,
+                    Want::Forever,
+                    mark.server.clone(),
+                    0,
+                    out,
+                );
             }
         }
         for number in &mark.numbers {
@@ -519,6 +528,7 @@ impl Registry {
                     pending.user.escape_default()
                 ),
                 by: "ocserv's occtl".into(),
+                bulk: false,
             };
             self.revoke(None, order, now, out);
         }

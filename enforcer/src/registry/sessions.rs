@@ -109,6 +109,8 @@ impl Registry {
         if let Some(mark) = session.safe_id().and_then(|id| self.marks.get(&id)) {
             numbers.extend(&mark.numbers);
         }
+        let seen = &session.observed;
+        numbers.extend(self.locks_of(&session.server, &seen.vhost, &seen.user));
         numbers
     }
 
@@ -242,7 +244,9 @@ impl Registry {
         if gate == Some(GateState::Missing) {
             return;
         }
-        let cutoff = Entry::Cutoff(CutoffKey::new(&session.server, &session.observed.user));
+        let seen = &session.observed;
+        let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
+        let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
         for number in self.holdings.numbers(&cutoff) {
             self.name_session(key, number, now, out);
         }
@@ -317,7 +321,14 @@ impl Registry {
             return;
         }
         let (server, gone) = (mark.server.clone(), mark.gone);
-        self.holdings.hold_for_gate(Entry::SafeId(id), number, server.clone(), now.wall, out);
+        self.holdings.hold_for_gate(
+            Entry::SafeId(id),
+            number,
+            Want::Forever,
+            server.clone(),
+            now.wall,
+            out,
+        );
         if let Some(revocation) = self.revocations.get_mut(&number) {
             revocation.safe_ids.insert(id, super::revocation::Fate { server, gone });
         }

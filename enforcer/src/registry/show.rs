@@ -92,7 +92,9 @@ impl Registry {
         let sessions = (self.rows(cookies).into_iter())
             .filter(|row| order.server.as_ref().is_none_or(|only| *only == row.server))
             .filter(|row| match &order.target {
-                Target::User(user) => row.user == *user,
+                Target::User(_) | Target::Lock(_) => {
+                    self.is_meant(&order.target, &row.server, &row.vhost, &row.user)
+                }
                 Target::Id(id) => row.id == *id && row.phase.is_some(),
                 Target::Session(id) => row.safe_id == Some(*id),
                 _ => false,

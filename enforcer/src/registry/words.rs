@@ -3,7 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Cookie, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Stands};
+use crate::session::{
+    Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
+};
+
+use super::durable::Ticket;
 
 pub use crate::session::Target;
 
@@ -36,6 +40,8 @@ pub struct Order {
     pub reason: String,
     /// Who asked.
     pub by: String,
+    /// One of many that are told of together: neither a note nor a line in the audit log of its own.
+    pub bulk: bool,
 }
 
 /// A worker as it was seen, with what only this host can tell of it.
@@ -78,11 +84,27 @@ pub struct Adopted {
     pub moment: u64,
 }
 
+/// What earlier runs left in the kernel and on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Left {
+    pub entries: Vec<Adopted>,
+    pub records: Vec<Record>,
+    /// Revocations that were taken back, of which the kernel may still have something.
+    pub lifted: Vec<Number>,
+    /// What the wall clock showed when the disk was last written to; 0: not known.
+    pub wall: u64,
+    /// The disk was last written to before the host was started: nothing of a session is left.
+    pub rebooted: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Once, before anything else.
-    Adopt {
-        entries: Vec<Adopted>,
+    /// Once, before anything else: what earlier runs left.
+    Adopt(Box<Left>),
+    /// Answers [`Effect::Save`]: what became of these writes.
+    Stored {
+        tickets: std::ops::RangeInclusive<Ticket>,
+        outcome: Result<(), String>,
     },
     /// ocserv answers: its main process, and whether it has `terminate`.
     ServerUp {
@@ -191,6 +213,12 @@ pub enum Event {
         number: Number,
         by: String,
     },
+    /// Takes every lock of that person back.
+    Unlock {
+        request: Request,
+        identity: Identity,
+        by: String,
+    },
     Tick,
 }
 
@@ -270,6 +298,8 @@ pub enum Effect {
     WatchDevice {
         device: Device,
     },
+    /// [`super::Registry::take_writes`] has something for the disk.
+    Save,
     /// Answered at once: what had to be written before has been written, or has failed. A receipt made earlier would
     /// call done what is about to fail.
     Confirm {
@@ -326,6 +356,7 @@ impl Effect {
             | Self::WatchDevice { .. } => 0,
             // its answer puts more into the kernel
             Self::FindFlows { .. } => 1,
+            Self::Save => 2,
             Self::AskList { .. }
             | Self::AskCookies { .. }
             | Self::Terminate { .. }
@@ -334,8 +365,8 @@ impl Effect {
             | Self::DestroyFlow { .. }
             | Self::AskBanScore { .. }
             | Self::Unban { .. }
-            | Self::Probe { .. } => 2,
-            Self::Confirm { .. } | Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 3,
+            | Self::Probe { .. } => 3,
+            Self::Confirm { .. } | Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 4,
         }
     }
 }

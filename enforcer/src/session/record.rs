@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::{CutoffKey, Flow, Observed, Process, SafeId, ServerName, Token};
+use super::{CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token};
 
 /// Whom or what a revocation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub struct Guard {
     pub what: Guarded,
     /// `None`: not known to be any server's.
     pub server: Option<ServerName>,
-    /// Of a safe_id, since when it is refused; of a cutoff, up to when cookies made are refused.
+    /// Of a safe_id and of a lock, since when it is refused; of a cutoff, up to when cookies made are refused.
     pub moment: u64,
 }
 
@@ -91,6 +91,8 @@ pub struct Guard {
 pub enum Guarded {
     SafeId(SafeId),
     Cutoff(CutoffKey),
+    /// Whose login is refused until the record's `until`.
+    Lock(LockKey),
 }
 
 /// A session as it was last seen: what can be acted on after a restart before ocserv answers.

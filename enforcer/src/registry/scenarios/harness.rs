@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::disk::Disk;
 use crate::registry::*;
 use crate::session::*;
 
@@ -17,6 +18,10 @@ pub struct World {
     pub effects: Vec<Effect>,
     pub answers: BTreeMap<Request, Answer>,
     pub verdicts: BTreeMap<Ask, Verdict>,
+    pub disk: Disk,
+    /// What the disk has to tell, once the event at hand is done.
+    told: Vec<Event>,
+    depth: u32,
     next: u64,
 }
 
@@ -70,11 +75,19 @@ pub fn at_gate(user: &str, id: i32, byte: u8) -> Sighting {
 }
 
 pub fn order(target: Target) -> Order {
-    Order { target, server: None, stands: None, reason: "r".into(), by: "b".into() }
+    Order { target, server: None, stands: None, reason: "r".into(), by: "b".into(), bulk: false }
 }
 
 pub fn user(name: &str) -> Order {
     order(Target::User(name.into()))
+}
+
+pub fn identity(name: &str) -> Identity {
+    Identity { realm: DEFAULT_REALM.into(), name: name.into() }
+}
+
+pub fn lock(name: &str, stands: Option<Duration>) -> Order {
+    Order { stands, ..order(Target::Lock(identity(name))) }
 }
 
 impl World {
@@ -91,6 +104,9 @@ impl World {
             effects: Vec::new(),
             answers: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            disk: Disk::default(),
+            told: Vec::new(),
+            depth: 0,
             next: 1,
         };
         world.up(1, terminate);
@@ -105,9 +121,8 @@ impl World {
         self.give(Event::ServerUp { server: server(), main: Process { pid, start: 1 }, terminate });
     }
 
-    /// A new daemon on what the old one left in the kernel.
+    /// A new daemon on what the old one left in the kernel and on the disk.
     pub fn restart(&mut self) {
-        self.registry = Registry::new([server()], NETNS, Rules::default());
         let entries = (self.kernel.iter())
             .map(|(entry, (number, stands))| Adopted {
                 entry: entry.clone(),
@@ -117,11 +132,27 @@ impl World {
                 moment: self.now.wall,
             })
             .collect();
-        self.give(Event::Adopt { entries });
+        self.start(entries, false);
+    }
+
+    /// The host starts anew: an empty kernel, and what is on the disk.
+    pub fn reboot(&mut self) {
+        self.kernel.clear();
+        self.now.mono = Duration::from_secs(1);
+        self.start(Vec::new(), true);
+    }
+
+    fn start(&mut self, entries: Vec<Adopted>, rebooted: bool) {
+        self.registry = Registry::new([server()], NETNS, Rules::default());
+        self.told.clear();
+        self.depth = 0;
+        let left = self.disk.left(entries, rebooted);
+        self.give(Event::Adopt(Box::new(left)));
         self.give(Event::GateConfigured { server: server(), configured: true });
     }
 
     pub fn give(&mut self, event: Event) {
+        self.depth += 1;
         let effects = self.registry.handle(event, self.now);
         self.registry.sessions.check();
         for effect in effects {
@@ -138,9 +169,19 @@ impl World {
                 Effect::GateAnswer { ask, verdict } => {
                     self.verdicts.insert(ask, verdict);
                 }
+                Effect::Save => {
+                    let writes = self.registry.take_writes(self.now);
+                    self.told.extend(self.disk.write(&writes));
+                }
                 Effect::Confirm { number } => self.give(Event::Confirmed { number }),
                 other => self.effects.push(other),
             }
+        }
+        self.depth -= 1;
+        // the disk is slower than everything that follows at once
+        while self.depth == 0 && !self.told.is_empty() {
+            let told = self.told.remove(0);
+            self.give(told);
         }
     }
 
@@ -220,6 +261,18 @@ impl World {
         self.cookies(left.clone());
         self.end(key, u32::try_from(id).unwrap());
         self.cookies(left);
+        request
+    }
+
+    pub fn lift(&mut self, number: Number) -> Request {
+        let request = self.number();
+        self.give(Event::Lift { request, number, by: "b".into() });
+        request
+    }
+
+    pub fn unlock(&mut self, name: &str) -> Request {
+        let request = self.number();
+        self.give(Event::Unlock { request, identity: identity(name), by: "b".into() });
         request
     }
 

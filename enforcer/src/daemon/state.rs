@@ -1,0 +1,162 @@
+//! The durable state, into the loop and out of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::control::api;
+use crate::process;
+use crate::registry::{Event, Sighting};
+use crate::session::{Audit, SessionRecord, Write};
+use crate::store::{self, Loaded, Outcome, Writer};
+
+use super::checks::finding;
+use super::{Daemon, Input, now};
+
+/// How often the clock is written down.
+pub(super) const CLOCK_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The disk, and where what it says goes.
+pub(super) struct State {
+    pub directory: PathBuf,
+    /// Who this gateway is to others.
+    pub gateway: String,
+    boot_id: String,
+    writer: Writer,
+}
+
+pub(super) fn settings(config: &Config) -> store::Settings {
+    store::Settings {
+        directory: config.state.directory.clone(),
+        audit_days: config.state.audit_days,
+        audit_rows: config.state.audit_rows,
+    }
+}
+
+/// Opens the database. What is broken is refused: nothing is started over silently.
+pub(super) fn open(config: &Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<(State, Loaded)> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .context("cannot tell this boot from another")?
+        .trim()
+        .to_owned();
+    let (store, loaded) = store::open(&settings(config))?;
+    let writer = store.start(move |Outcome { tickets, result }| {
+        // the loop has stopped: nobody is left to be told
+        let _ = inputs.blocking_send(Input::Event(Event::Stored { tickets, outcome: result }));
+    });
+    let directory = config.state.directory.clone();
+    Ok((State { directory, gateway: loaded.gateway.clone(), boot_id, writer }, loaded))
+}
+
+impl State {
+    pub(super) fn is_this_boot(&self, loaded: &Loaded) -> bool {
+        loaded.boot_id.as_deref() == Some(self.boot_id.as_str())
+    }
+
+    /// Writes what is still waiting.
+    pub(super) fn stop(self) {
+        self.writer.stop();
+    }
+}
+
+impl Daemon {
+    /// What the registry wants on the disk goes to the writer. It never waits.
+    pub(super) fn save(&mut self) {
+        for (ticket, write) in self.registry.take_writes(now()) {
+            if let Err(error) = self.state.writer.write(ticket, write) {
+                self.handle(Event::Stored { tickets: ticket..=ticket, outcome: Err(error.to_string()) });
+            }
+        }
+    }
+
+    pub(super) fn write_clock(&mut self) {
+        let write = Write::Clock { wall: now().wall, boot_id: self.state.boot_id.clone() };
+        self.registry.write(write);
+        self.save();
+    }
+
+    pub(super) fn write_audit(&mut self, audit: Audit) {
+        self.registry.write(Write::Audit(audit));
+        self.save();
+    }
+
+    /// Sessions of an earlier run whose workers are still there: they can be acted on before ocserv answers.
+    pub(super) fn remember_sessions(&mut self, sessions: Vec<SessionRecord>) {
+        for SessionRecord { server, observed, worker, .. } in sessions {
+            let Some(worker) = worker.filter(|worker| process::is_alive(*worker)) else { continue };
+            let Ok((netns, _)) = process::netns_of(worker.pid) else { continue };
+            let tun = process::Worker::open(worker).ok().and_then(|worker| process::tun_of(&worker).ok().flatten());
+            let device = tun.as_deref().and_then(|tun| self.namespaces.index_of(netns, tun));
+            let sighting =
+                Sighting { observed, worker: Some(worker), device, netns: Some(netns), has_tun: tun.is_some() };
+            self.handle(Event::Sighted { server, sighting });
+        }
+    }
+
+    pub(super) fn disk(&self) -> api::Disk {
+        let (unwritten, error) = self.registry.unwritten();
+        api::Disk {
+            directory: self.state.directory.display().to_string(),
+            gateway: self.state.gateway.clone(),
+            unwritten: unwritten as u64,
+            error: error.unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Keeps a broken database aside, and makes a new one of what can be read of it. The daemon is not running.
+pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
+    let settings = settings(config);
+    let broken = match store::open(&settings) {
+        Ok((_, loaded)) => {
+            let text = format!("the database is sound: {} revocations and locks", loaded.records.len());
+            let mut findings = vec![finding("ok", text, "")];
+            findings.extend(loaded.unwritable.map(|why| finding("error", why, "make it writable, then start the daemon")));
+            return Ok(api::Findings { findings });
+        }
+        Err(error) if !error.is_repairable() => return Err(error.into()),
+        Err(error) => error,
+    };
+    let aside = store::put_aside(&settings.directory)?;
+    let salvaged = store::salvage(&aside);
+    let (store, _) = store::open(&settings)?;
+    let (told, outcomes) = std::sync::mpsc::channel();
+    let writer = store.start(move |outcome| {
+        let _ = told.send(outcome);
+    });
+    let mut unwritten = BTreeMap::new();
+    let count = salvaged.records.len();
+    for (ticket, record) in (1..).zip(salvaged.records) {
+        let number = record.number;
+        unwritten.insert(ticket, number);
+        while let Err(error) = writer.write(ticket, Write::Keep(record.clone())) {
+            tracing::debug!(%error, "waiting for the disk");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    writer.stop();
+    let mut why = None;
+    for outcome in outcomes {
+        match outcome.result {
+            Ok(()) => unwritten.retain(|ticket, _| !outcome.tickets.contains(ticket)),
+            Err(error) => why = Some(error),
+        }
+    }
+    let mut findings = vec![
+        finding("warning", format!("the database was broken: {broken}"), ""),
+        finding("ok", format!("it is kept as {}", aside.display()), "look at it, then remove it"),
+        finding(
+            if salvaged.lost == 0 { "ok" } else { "warning" },
+            format!("{count} revocations and locks were read from it, {} could not be", salvaged.lost),
+            "start the daemon: what stands in the kernel, and what ocserv lists, is written down again then",
+        ),
+    ];
+    if let Some(why) = why {
+        let text = format!("{} of them could not be written: {why}", unwritten.len());
+        findings.push(finding("error", text, "make the state directory writable"));
+    }
+    Ok(api::Findings { findings })
+}

@@ -1,0 +1,170 @@
+//! Taking a revocation or a lock back. What is lifted is on the disk as lifted before anything of it leaves the
+//! kernel: an answered lift is never undone by a crash.
+
+use std::collections::BTreeSet;
+
+use crate::session::{Guarded, Identity, LockKey, Record, Write};
+
+use super::locks::lock_of;
+use super::revocation::State;
+use super::{Answer, Effect, Effects, Now, Number, Receipt, Registry, Request};
+
+/// A lift or an unlock that waits for the disk.
+#[derive(Debug)]
+pub(super) struct Lift {
+    waits_for: BTreeSet<Number>,
+    /// Only this person's lock goes; what it ended stays ended.
+    unlock: Option<Identity>,
+    by: String,
+    receipt: Option<Receipt>,
+    failed: Option<String>,
+}
+
+impl Registry {
+    pub(super) fn lift(&mut self, request: Request, number: Number, by: String, out: &mut Effects) {
+        let refused = match self.revocations.get(&number).map(|r| r.state) {
+            None => Some(Answer::Nothing(format!(
+                "there is no revocation {number} (show revocations lists them)"
+            ))),
+            Some(State::Lifted) => Some(Answer::Nothing(format!("revocation {number} is lifted already"))),
+            Some(_) if self.lifting.contains_key(&number) => {
+                Some(Answer::Refused(format!("revocation {number} is being lifted already")))
+            }
+            Some(_) => None,
+        };
+        if let Some(answer) = refused {
+            return out.push(Effect::Answer { request, answer });
+        }
+        self.write(Write::Lift(number));
+        self.begin_lift(request, BTreeSet::from([number]), None, by);
+    }
+
+    pub(super) fn unlock(
+        &mut self,
+        request: Request,
+        identity: &Identity,
+        by: String,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let numbers = self.holdings.numbers(&lock_of(identity));
+        if numbers.is_empty() {
+            let answer = Answer::Nothing(format!("{identity} is not locked (show users tells who is)"));
+            return out.push(Effect::Answer { request, answer });
+        }
+        if numbers.iter().any(|number| self.lifting.contains_key(number)) {
+            let answer = Answer::Refused(format!("{identity} is being unlocked already"));
+            return out.push(Effect::Answer { request, answer });
+        }
+        for number in &numbers {
+            let mut record = self.revocations.get(number).and_then(|r| self.record_of(r, now));
+            if let Some(record) = &mut record {
+                record.guards.retain(|guard| guard.what != Guarded::Lock(LockKey::new(identity)));
+            }
+            // what the lock has ended stays ended
+            let write = match record.filter(|record| !record.guards.is_empty()) {
+                Some(record) => Write::Keep(Record { until: None, ..record }),
+                None => Write::Lift(*number),
+            };
+            self.write(write);
+        }
+        self.begin_lift(request, numbers, Some(identity.clone()), by);
+    }
+
+    fn begin_lift(
+        &mut self,
+        request: Request,
+        numbers: BTreeSet<Number>,
+        unlock: Option<Identity>,
+        by: String,
+    ) {
+        self.lifting.extend(numbers.iter().map(|number| (*number, request)));
+        let lift = Lift { waits_for: numbers, unlock, by, receipt: None, failed: None };
+        self.lifts.insert(request, lift);
+    }
+
+    /// It is on the disk that this number is lifted, or it could not be written.
+    pub(super) fn lift_stored(
+        &mut self,
+        number: Number,
+        outcome: &Result<(), String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let Some(request) = self.lifting.remove(&number) else { return };
+        if self.held_back.remove(&number) {
+            self.holdings.touch(number);
+        }
+        let unlock = self.lifts.get(&request).and_then(|lift| lift.unlock.clone());
+        let receipt = match (outcome, unlock) {
+            (Ok(()), Some(identity)) => self.unlock_now(number, &identity, now, out),
+            (Ok(()), None) => self.lift_now(number, now, out),
+            (Err(_), _) => {
+                // the write may have reached the disk all the same
+                self.save_again(number);
+                None
+            }
+        };
+        let Some(lift) = self.lifts.get_mut(&request) else { return };
+        lift.waits_for.remove(&number);
+        lift.receipt = lift.receipt.take().or(receipt);
+        if let Err(why) = outcome {
+            lift.failed = Some(why.clone());
+        }
+        if lift.waits_for.is_empty()
+            && let Some(lift) = self.lifts.remove(&request)
+        {
+            self.answer_lift(request, lift, now, out);
+        }
+    }
+
+    fn answer_lift(&mut self, request: Request, lift: Lift, now: Now, out: &mut Effects) {
+        let what = if lift.unlock.is_some() { "unlocked" } else { "lifted" };
+        let answer = match (lift.failed, lift.receipt) {
+            (Some(why), _) => Answer::Refused(format!(
+                "not {what}: that has to be on the disk before it leaves the kernel, and {why}"
+            )),
+            (None, Some(receipt)) => {
+                let text = format!("{}: {}: by {}", receipt.number, receipt.target, lift.by);
+                out.push(Effect::Note { kind: what, text });
+                self.audit(what, &receipt, &lift.by, now);
+                Answer::Receipt(Box::new(receipt))
+            }
+            (None, None) => Answer::Nothing(format!("it is {what} already")),
+        };
+        out.push(Effect::Answer { request, answer });
+    }
+
+    fn lift_now(&mut self, number: Number, now: Now, out: &mut Effects) -> Option<Receipt> {
+        let held = self.holdings.of(number);
+        self.drop_number(number, out);
+        self.set_state(number, State::Lifted);
+        self.write(Write::Forget(number));
+        // whoever waits for it hears how far it came
+        let waits = self.revocations.get_mut(&number).and_then(|r| r.request.take());
+        if let Some(request) = waits {
+            let answer = Answer::Refused(format!("revocation {number} was lifted before it was done"));
+            out.push(Effect::Answer { request, answer });
+        }
+        self.lifted_receipt(number, &held, now)
+    }
+
+    fn unlock_now(
+        &mut self,
+        number: Number,
+        identity: &Identity,
+        now: Now,
+        out: &mut Effects,
+    ) -> Option<Receipt> {
+        let entry = lock_of(identity);
+        self.holdings.release(&entry, number, out);
+        self.let_go(number, out);
+        self.write(Write::Forget(number));
+        if !self.holdings.holds_any(number) && !self.busy.contains(&number) {
+            self.set_state(number, State::Lifted);
+        }
+        let mut receipt = self.lifted_receipt(number, &[entry], now)?;
+        receipt.notes.push("what the lock has ended stays ended; a fresh login is let in".into());
+        Some(receipt)
+    }
+}

@@ -1,0 +1,240 @@
+//! R5: an answered revocation is never lost, an answered lift never undone. R6: what is not on the disk is said.
+
+use std::time::Duration;
+
+use super::harness::*;
+use crate::registry::*;
+use crate::session::*;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn disk(receipt: &Receipt) -> &LayerResult {
+    receipt.layers.iter().find(|layer| layer.layer == Layer::Disk).unwrap()
+}
+
+fn explicit(byte: u8, stands: Option<Duration>) -> Order {
+    Order { stands, ..order(Target::Address(address(byte))) }
+}
+
+#[test]
+fn r5_an_answer_waits_for_the_disk() {
+    let mut world = World::new();
+    world.disk.hangs = true;
+    let request = world.revoke(explicit(1, None));
+    assert!(world.has(&on_address(1)), "the kernel does not wait");
+    assert!(!world.answers.contains_key(&request));
+    world.disk.hangs = false;
+    // everything that was asked for is written in its order: one write that ends tells of all before
+    world.revoke(explicit(2, None));
+    world.pass(100);
+    assert!(!world.answers.contains_key(&request), "the second's write tells nothing of the first");
+    world.pass(4_000);
+    let receipt = world.receipt(request);
+    assert!(!receipt.is_complete());
+    assert!(disk(receipt).text.contains("NOT written yet"), "{receipt:?}");
+}
+
+#[test]
+fn r5_with_the_disk_full_every_live_layer_acts_the_answer_is_partial_and_it_is_tried_again() {
+    let mut world = World::new();
+    world.disk.full = true;
+    let request = world.revoke(explicit(1, None));
+    let receipt = world.receipt(request).clone();
+    assert!(!receipt.is_complete() && disk(&receipt).text.contains("lost at a reboot"), "{receipt:?}");
+    assert!(receipt.notes.iter().any(|note| note.contains("the disk is full")));
+    assert!(world.has(&on_address(1)));
+    assert_eq!(world.registry.unwritten(), (1, Some("the disk is full")));
+    world.disk.full = false;
+    for _ in 0..40 {
+        world.pass(100);
+    }
+    assert_eq!(world.disk.records.len(), 1);
+    assert_eq!(world.registry.unwritten(), (0, None));
+    let said = world.asked(|e| matches!(e, Effect::Note { kind: "disk", .. }));
+    assert_eq!(said, 2, "once that it fails, once that it is over");
+}
+
+#[test]
+fn r5_a_users_cookies_are_refused_after_a_reboot_and_anothers_are_not() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    let request = world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900), cookie("bob", 3, 800)]);
+    assert_eq!(disk(world.receipt(request)).text, "written");
+    world.reboot();
+    assert!(world.kernel.keys().all(|entry| matches!(entry, Entry::SafeId(_))), "{:?}", world.kernel);
+    assert!(!world.admitted(at_gate("alice", 17, 1)));
+    assert!(world.admitted(at_gate("bob", 18, 3)));
+}
+
+#[test]
+fn r3_after_a_reboot_nothing_of_a_session_is_in_force_whose_successor_would_be_hit() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    world.revoke(user("alice"));
+    assert!(world.has(&Entry::Device(device(7))) && world.has(&on_address(7)));
+    world.reboot();
+    assert!(!world.has(&Entry::Device(device(7))) && !world.has(&on_address(7)), "{:?}", world.kernel);
+}
+
+#[test]
+fn r5_an_explicit_one_is_back_after_a_reboot_with_what_is_left_of_its_time() {
+    let mut world = World::new();
+    world.revoke(explicit(1, Some(HOUR)));
+    world.revoke(explicit(2, Some(2 * HOUR)));
+    world.revoke(explicit(3, None));
+    world.now.wall += 5_400;
+    world.reboot();
+    assert!(!world.has(&on_address(1)), "its time was over while the host was down");
+    assert!(world.has(&on_address(2)) && world.has(&on_address(3)));
+    assert!(!world.disk.records.contains_key(&1), "{:?}", world.disk);
+    world.pass(1_799_000);
+    assert!(world.has(&on_address(2)));
+    world.pass(2_000);
+    assert!(!world.has(&on_address(2)) && world.has(&on_address(3)));
+    assert_eq!(world.disk.records.keys().copied().collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn r5_a_clock_that_was_set_back_over_a_reboot_ends_nothing_early_and_keeps_nothing_longer() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.revoke(explicit(1, Some(HOUR)));
+    world.pass(1_800_000);
+    world.disk.wall = world.now.wall;
+    // its battery is empty
+    world.now.wall = 1_000;
+    world.reboot();
+    world.pass(1_790_000);
+    assert!(world.has(&on_address(1)));
+    world.pass(20_000);
+    assert!(!world.has(&on_address(1)));
+}
+
+#[test]
+fn r5_a_clock_that_is_set_while_the_daemon_runs_moves_the_expiry_on_the_disk_with_it() {
+    for set in [-500_000_i64, 500_000] {
+        let mut world = World::new();
+        world.now.wall = 1_800_000_000;
+        world.give(Event::Tick);
+        world.revoke(explicit(1, Some(HOUR)));
+        world.now.wall = world.now.wall.checked_add_signed(set).unwrap();
+        for _ in 0..50 {
+            world.pass(100);
+        }
+        let left = world.disk.records[&1].until.unwrap() - world.now.wall;
+        assert!((3_590..=3_600).contains(&left), "{left}");
+    }
+}
+
+#[test]
+fn r5_a_lift_is_on_the_disk_before_anything_leaves_the_kernel() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.disk.hangs = true;
+    let lift = world.lift(1);
+    assert!(world.has(&on_address(1)) && !world.answers.contains_key(&lift));
+    // the daemon dies, and the write never came to be
+    world.disk.hangs = false;
+    world.restart();
+    assert!(world.has(&on_address(1)), "a lift that was not answered may as well not have been");
+    let lift = world.lift(1);
+    assert!(world.receipt(lift).is_complete());
+    assert!(!world.has(&on_address(1)));
+    assert_eq!((world.disk.records.len(), world.disk.lifted.len()), (0, 0));
+    world.restart();
+    assert!(!world.has(&on_address(1)));
+}
+
+#[test]
+fn r5_a_lift_that_is_on_the_disk_is_finished_by_the_next_run() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.revoke(explicit(2, None));
+    // it died between the disk and the kernel
+    world.disk.records.remove(&1);
+    world.disk.lifted.insert(1);
+    world.restart();
+    assert!(!world.has(&on_address(1)) && world.has(&on_address(2)));
+    assert!(world.disk.lifted.is_empty(), "it need not be remembered for ever");
+    let next = world.revoke(explicit(3, None));
+    assert_eq!(world.receipt(next).number, 3, "no number is given twice");
+}
+
+#[test]
+fn r5_a_lift_that_cannot_be_written_is_refused_and_the_revocation_stands() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.disk.full = true;
+    let lift = world.lift(1);
+    assert!(matches!(&world.answers[&lift], Answer::Refused(why) if why.contains("the disk is full")));
+    assert!(world.has(&on_address(1)));
+    world.disk.full = false;
+    for _ in 0..40 {
+        world.pass(100);
+    }
+    assert!(world.disk.records.contains_key(&1) && world.disk.lifted.is_empty());
+    let lift = world.lift(1);
+    assert!(world.receipt(lift).is_complete());
+}
+
+#[test]
+fn r5_what_is_in_the_kernel_and_newer_than_the_disk_is_taken_over_and_written_down() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    world.disk.full = true;
+    world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900)]);
+    world.revoke(explicit(9, Some(HOUR)));
+    assert!(world.disk.records.is_empty());
+    world.disk.full = false;
+    world.restart();
+    assert_eq!(world.disk.records.len(), 2, "{:?}", world.disk);
+    world.reboot();
+    assert!(world.has(&on_address(9)));
+    assert!(!world.admitted(at_gate("alice", 17, 1)));
+}
+
+#[test]
+fn r5_two_that_hold_one_entry_and_one_is_lifted() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.revoke(explicit(1, None));
+    world.lift(1);
+    assert!(world.has(&on_address(1)));
+    world.restart();
+    assert!(world.has(&on_address(1)));
+    world.lift(2);
+    assert!(!world.has(&on_address(1)));
+    // the kernel tells of one of them alone
+    world.revoke(explicit(2, None));
+    world.revoke(explicit(2, None));
+    world.restart();
+    world.lift(4);
+    assert!(world.has(&on_address(2)), "the other one is known from the disk");
+    world.reboot();
+    assert!(world.has(&on_address(2)));
+}
+
+#[test]
+fn r7_what_nothing_could_bring_back_leaves_the_disk_too() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900)]);
+    assert_eq!(world.disk.records.len(), 1);
+    for _ in 0..400 {
+        world.pass(200);
+        world.list(vec![]);
+        world.cookies(vec![]);
+    }
+    assert_eq!(world.disk.records.len(), 0, "{:?}", world.disk);
+}
+
+#[test]
+fn a_receipt_of_each_command_is_in_the_audit_log_and_one_of_many_is_not() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.revoke(Order { bulk: true, ..explicit(2, None) });
+    world.lift(1);
+    let told: Vec<_> = world.disk.audit.iter().map(|audit| (audit.what, audit.number)).collect();
+    assert_eq!(told, [("revoked", 1), ("lifted", 1)]);
+}
