@@ -352,8 +352,9 @@ impl Registry {
         }
         match revocation.order.target {
             // it was marked before anybody was asked: nobody has it
-            Target::Session(_) => {
+            Target::Session(id) => {
                 revocation.sessions.is_empty()
+                    && !revocation.servers.keys().any(|name| self.was_deleted(name, id))
                     && revocation.safe_ids.values().all(|fate| fate.gone || fate.server.is_none())
             }
             _ => revocation.touched_nothing(),

@@ -71,6 +71,14 @@ pub struct InKernel {
 pub struct Task {
     pub at: Duration,
     pub what: Effect,
+    /// What ocserv would have answered then.
+    pub stale: Option<Stale>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Stale {
+    List(Vec<Sighting>),
+    Cookies(Vec<Cookie>),
 }
 
 pub struct World {
@@ -95,6 +103,8 @@ pub struct World {
     pub full: bool,
     /// No write to the kernel's tables succeeds.
     pub broken: bool,
+    /// Addresses are not taken out of them.
+    pub sticky: bool,
     /// Workers' processes cannot be seen: ocserv runs in a container.
     pub blind: bool,
     /// Nothing is told at once: the end of a process or of a device is told when its task is carried out.
@@ -129,6 +139,7 @@ impl World {
             refusals: Vec::new(),
             full: false,
             broken: false,
+            sticky: false,
             blind: false,
             late: false,
             ended: Vec::new(),
@@ -170,6 +181,10 @@ impl World {
     // events and effects
 
     pub fn handle(&mut self, event: Event) {
+        if self.late {
+            // no two events in one nanosecond
+            self.now.mono += Duration::from_nanos(1);
+        }
         let effects = self.registry.handle(event, self.now);
         // R1: the kernel drops before anybody is told to go
         let acts = |e: &Effect| {
@@ -204,6 +219,7 @@ impl World {
                     self.kernel.insert(entry, InKernel { number, stands, moment });
                 }
             }
+            Effect::Remove { entry: Entry::Address(..), .. } if self.sticky => {}
             Effect::Remove { entry, .. } => {
                 assert!(self.kernel.remove(&entry).is_some() || self.full, "{entry:?} was not there");
                 self.kernel_server.remove(&entry);
@@ -216,7 +232,7 @@ impl World {
             Effect::Watch { key, worker } => {
                 self.watched.insert(key, worker);
                 if self.worker_of(worker).is_none() {
-                    self.tasks.push_back(Task { at: self.now.mono, what: Effect::Watch { key, worker } });
+                    self.start(Effect::Watch { key, worker });
                 }
             }
             Effect::WatchDevice { device } => {
@@ -250,8 +266,17 @@ impl World {
             | Effect::AskCookies { .. }
             | Effect::Terminate { .. }
             | Effect::Disconnect { .. }
-            | Effect::End { .. } => self.tasks.push_back(Task { at: self.now.mono, what: effect }),
+            | Effect::End { .. } => self.start(effect),
         }
+    }
+
+    fn start(&mut self, what: Effect) {
+        let stale = match &what {
+            Effect::AskList { server } => self.list(server).ok().map(Stale::List),
+            Effect::AskCookies { server } => self.list_cookies(server).ok().map(Stale::Cookies),
+            _ => None,
+        };
+        self.tasks.push_back(Task { at: self.now.mono, what, stale });
     }
 
     fn worker_of(&self, process: Process) -> Option<&Worker> {
@@ -282,7 +307,7 @@ impl World {
 
     /// Lets one thing happen that is under way.
     pub fn carry_out(&mut self, task: Task) {
-        let Task { at: asked, what } = task;
+        let Task { at: asked, what, .. } = task;
         match what {
             Effect::AskList { server } => {
                 let outcome = self.list(&server);
@@ -332,6 +357,19 @@ impl World {
             .up
             .then(|| workers.map(|w| self.sighting(w)).collect())
             .ok_or_else(|| "no answer".into())
+    }
+
+    /// A list from before, as the daemon reads it now: it looks the processes up by their pids.
+    pub fn read_late(&self, list: &mut [Sighting]) {
+        for sighting in list {
+            let worker = self.workers.get(&sighting.observed.id);
+            let same = worker.is_some_and(|w| sighting.worker == Some(w.process));
+            sighting.worker = worker.map(|w| w.process);
+            sighting.has_tun = worker.is_some_and(|w| w.tun);
+            if !same {
+                (sighting.device, sighting.netns) = (None, worker.map(|_| NETNS));
+            }
+        }
     }
 
     pub fn list_cookies(&self, server: &ServerName) -> Result<Vec<Cookie>, String> {
@@ -490,8 +528,11 @@ impl World {
             news.push(Effect::WatchDevice { device: worker.device });
         }
         for what in news {
-            let task = Task { at: self.now.mono, what };
-            if self.late { self.tasks.push_back(task) } else { self.carry_out(task) }
+            self.start(what);
+            if !self.late {
+                let task = self.tasks.pop_back().unwrap();
+                self.carry_out(task);
+            }
         }
     }
 
