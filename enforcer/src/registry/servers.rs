@@ -346,13 +346,17 @@ impl Registry {
                     }
                 }
             }
-            // at the door with a cookie that was deleted meanwhile: it is not a fresh one. It is marked like the
-            // others, for the gate that has to decide without the daemon
+            // at the door with a cookie that was deleted meanwhile: most likely it is not a fresh one. Its session is
+            // refused, and dropped by its device; but its cookie is not marked, since nothing told that it is old
             for (key, _) in cookieless.iter().filter(|(_, theirs)| *theirs == cutoff) {
                 let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
-                for number in numbers.difference(&under) {
-                    self.name_session(*key, *number, now, out);
+                if under.is_superset(&numbers) {
+                    continue;
                 }
+                if let Some(session) = self.sessions.get_mut(*key) {
+                    session.named.extend(&numbers);
+                }
+                self.enforce(*key, out);
             }
             self.holdings.release_all(&cutoff, out);
         }

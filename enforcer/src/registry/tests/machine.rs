@@ -104,6 +104,8 @@ enum Fault {
     ForgetsTheGate,
     /// What is said of a tunnel address is not taken out.
     AddressesStay,
+    /// Every list is told as if it had been asked for just now.
+    OldListsAreNew,
     /// The end of a device is not told.
     DevicesStay,
     /// The gate does not tell the registry whom it lets in.
@@ -498,11 +500,16 @@ impl Machine {
     fn late_list(&mut self) {
         let Some((asked, mut list)) = self.late.take() else { return };
         self.world.read_late(&mut list);
+        let asked = self.asked_at(asked);
         self.world.handle(Event::Listed { server: vpn(), asked, outcome: Ok(list) });
     }
 
+    fn asked_at(&self, asked: Duration) -> Duration {
+        if self.fault == Fault::OldListsAreNew { self.world.now.mono } else { asked }
+    }
+
     fn answer_stale(&mut self, task: Task) {
-        let asked = task.at;
+        let asked = self.asked_at(task.at);
         match task.stale {
             Some(Stale::List(mut list)) => {
                 self.world.read_late(&mut list);
@@ -699,7 +706,13 @@ fn r1_r2_r3_r4_r7_hold_in_every_state_of_a_random_world() {
 
 #[test]
 fn the_random_world_finds_what_is_broken_on_purpose() {
-    let faults = [Fault::ForgetsTheGate, Fault::AddressesStay, Fault::DevicesStay, Fault::GateKeepsToItself];
+    let faults = [
+        Fault::ForgetsTheGate,
+        Fault::AddressesStay,
+        Fault::OldListsAreNew,
+        Fault::DevicesStay,
+        Fault::GateKeepsToItself,
+    ];
     for fault in faults {
         let config = ProptestConfig { cases: 5_000, max_shrink_iters: 0, ..cases(0) };
         let outcome =
