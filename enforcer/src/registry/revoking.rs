@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Entry, Netns, ServerName};
+use crate::session::{CutoffKey, Entry, Netns, SafeId, ServerName};
 
 use super::holdings::Want;
 use super::revocation::{EndingState, MAX_NOTED, Revocation, State, Step, Verify, Work};
@@ -438,6 +438,7 @@ impl Registry {
             Some(State::Lifted) => Answer::Nothing(format!("revocation {number} is lifted already")),
             Some(_) => {
                 let held = self.holdings.of(number);
+                self.leave_to_later_ones(number, now, out);
                 self.drop_number(number, out);
                 self.set_state(number, State::Lifted);
                 // whoever waits for it hears how far it came
@@ -457,6 +458,30 @@ impl Registry {
             out.push(Effect::Note { kind: "lifted", text: format!("{number}: {}: by {by}", receipt.target) });
         }
         out.push(Effect::Answer { request, answer });
+    }
+
+    /// What this revocation marked of a user is older than any later one of that user, which may not have been told:
+    /// ocserv may have deleted the cookie for this one, so that no list shows it any more.
+    fn leave_to_later_ones(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(revocation) = self.revocations.get(&number) else { return };
+        if !matches!(revocation.order.target, Target::User(_)) {
+            return;
+        }
+        let later: Vec<Number> = (self.busy.range(number + 1..))
+            .filter_map(|later| self.revocations.get(later))
+            .filter(|later| later.order.target == revocation.order.target)
+            .map(|later| later.number)
+            .collect();
+        let ids: Vec<SafeId> = revocation.safe_ids.keys().copied().collect();
+        for number in later {
+            for id in &ids {
+                let server = self.marks.get(id).and_then(|mark| mark.server.clone());
+                let its = |name| self.revocations.get(&number).is_some_and(|r| r.servers.contains_key(name));
+                if server.as_ref().is_some_and(its) {
+                    self.mark(*id, server, number, now, out);
+                }
+            }
+        }
     }
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {

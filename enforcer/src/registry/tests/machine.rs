@@ -686,8 +686,12 @@ fn cases(default: u32) -> ProptestConfig {
 fn runner(config: ProptestConfig) -> TestRunner {
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => TestRunner::new(config),
-        None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+        None => same_runner(config),
     }
+}
+
+fn same_runner(config: ProptestConfig) -> TestRunner {
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
 }
 
 #[test]
@@ -715,11 +719,13 @@ fn the_random_world_finds_what_is_broken_on_purpose() {
     ];
     for fault in faults {
         let config = ProptestConfig { cases: 5_000, max_shrink_iters: 0, ..cases(0) };
-        let outcome =
-            runner(config).run(&(any::<bool>(), prop::collection::vec(ops(), 1..120)), |(terminate, ops)| {
+        let outcome = same_runner(config).run(
+            &(any::<bool>(), prop::collection::vec(ops(), 1..120)),
+            |(terminate, ops)| {
                 play(terminate, &ops, fault);
                 Ok(())
-            });
+            },
+        );
         assert!(matches!(outcome, Err(TestError::Fail(..))), "{fault:?} was not found");
         println!("{fault:?}: found in case {}", PLAYED.swap(0, Ordering::Relaxed));
     }
