@@ -14,7 +14,7 @@ mod receipt;
 mod revocation;
 mod revoking;
 #[cfg(test)]
-mod scenarios;
+pub(crate) mod scenarios;
 mod servers;
 mod sessions;
 mod show;
@@ -223,7 +223,7 @@ impl Registry {
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids, now),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
-            Event::Lift { request, number, by } => self.lift(request, number, by, &mut out),
+            Event::Lift { request, number, by } => self.lift(request, number, by, now, &mut out),
             Event::Unlock { request, identity, by } => self.unlock(request, &identity, by, now, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }

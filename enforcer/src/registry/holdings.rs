@@ -151,11 +151,6 @@ impl Holdings {
         self.entries.entry(entry.clone()).or_default().in_kernel = Some((number, stands));
     }
 
-    /// Whether anybody wants it.
-    pub(crate) fn is_wanted(&self, entry: &Entry) -> bool {
-        self.entries.get(entry).is_some_and(|holding| !holding.wants.is_empty())
-    }
-
     /// Everything that was restored or found goes into the kernel, or out of it.
     pub(crate) fn restored(&mut self, out: &mut Vec<Effect>) {
         let due: Vec<Entry> = (self.entries.iter())

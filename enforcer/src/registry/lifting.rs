@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::session::{Guarded, Identity, LockKey, Record, Write};
+use crate::session::{Guarded, Identity, LockKey, Record, SafeId, Write};
 
 use super::locks::lock_of;
 use super::revocation::State;
-use super::{Answer, Effect, Effects, Now, Number, Receipt, Registry, Request};
+use super::{Answer, Effect, Effects, Now, Number, Receipt, Registry, Request, Target};
 
 /// A lift or an unlock that waits for the disk.
 #[derive(Debug)]
@@ -21,7 +21,14 @@ pub(super) struct Lift {
 }
 
 impl Registry {
-    pub(super) fn lift(&mut self, request: Request, number: Number, by: String, out: &mut Effects) {
+    pub(super) fn lift(
+        &mut self,
+        request: Request,
+        number: Number,
+        by: String,
+        now: Now,
+        out: &mut Effects,
+    ) {
         let refused = match self.revocations.get(&number).map(|r| r.state) {
             None => Some(Answer::Nothing(format!(
                 "there is no revocation {number} (show revocations lists them)"
@@ -35,6 +42,7 @@ impl Registry {
         if let Some(answer) = refused {
             return out.push(Effect::Answer { request, answer });
         }
+        self.leave_to_later_ones(number, now, out);
         self.write(Write::Lift(number));
         self.begin_lift(request, BTreeSet::from([number]), None, by);
     }
@@ -137,6 +145,7 @@ impl Registry {
 
     fn lift_now(&mut self, number: Number, now: Now, out: &mut Effects) -> Option<Receipt> {
         let held = self.holdings.of(number);
+        self.leave_to_later_ones(number, now, out);
         self.drop_number(number, out);
         self.set_state(number, State::Lifted);
         self.write(Write::Forget(number));
@@ -166,5 +175,29 @@ impl Registry {
         let mut receipt = self.lifted_receipt(number, &[entry], now)?;
         receipt.notes.push("what the lock has ended stays ended; a fresh login is let in".into());
         Some(receipt)
+    }
+
+    /// What this revocation marked of a user is older than any later one of that user, which may not have been told:
+    /// ocserv may have deleted the cookie for this one, so that no list shows it any more.
+    fn leave_to_later_ones(&mut self, number: Number, now: Now, out: &mut Effects) {
+        let Some(revocation) = self.revocations.get(&number) else { return };
+        if !matches!(revocation.order.target, Target::User(_) | Target::Lock(_)) {
+            return;
+        }
+        let later: Vec<Number> = (self.busy.range(number + 1..))
+            .filter_map(|later| self.revocations.get(later))
+            .filter(|later| later.order.target == revocation.order.target)
+            .map(|later| later.number)
+            .collect();
+        let ids: Vec<SafeId> = revocation.safe_ids.keys().copied().collect();
+        for number in later {
+            for id in &ids {
+                let server = self.marks.get(id).and_then(|mark| mark.server.clone());
+                let its = |name| self.revocations.get(&number).is_some_and(|r| r.servers.contains_key(name));
+                if server.as_ref().is_some_and(its) {
+                    self.mark(*id, server, number, now, out);
+                }
+            }
+        }
     }
 }

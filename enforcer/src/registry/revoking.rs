@@ -189,9 +189,7 @@ impl Registry {
             Target::Session(id) => {
                 self.sessions.with_safe_id(*id).filter(|s| here(&s.server)).map(|s| s.key).collect()
             }
-            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Lock(_) | Target::Adopted => {
-                Vec::new()
-            }
+            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Adopted => Vec::new(),
         }
     }
 
@@ -398,8 +396,9 @@ impl Registry {
             // there to be refused whenever they come
             Target::Lock(_) => false,
             // it was marked before anybody was asked: nobody has it
-            Target::Session(_) => {
+            Target::Session(id) => {
                 revocation.sessions.is_empty()
+                    && !revocation.servers.keys().any(|name| self.was_deleted(name, id))
                     && revocation.safe_ids.values().all(|fate| fate.gone || fate.server.is_none())
             }
             _ => revocation.touched_nothing(),

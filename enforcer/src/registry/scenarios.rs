@@ -1,6 +1,6 @@
 //! Every race that was seen on a real ocserv, as a story of events. The names say the promise.
 
-mod disk;
+pub(crate) mod disk;
 mod durable;
 mod ending;
 mod harness;

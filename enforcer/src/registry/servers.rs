@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::session::{Cookie, CutoffKey, Entry, Process, SafeId, ServerName};
 
 use super::holdings::Want;
-use super::{Effect, Effects, Now, Order, Registry, Sighting, Target, Terminate};
+use super::{Effect, Effects, Now, Order, Registry, SessionKey, Sighting, Target, Terminate};
 
 /// ocserv's `disconnect_reason` for a disconnect that the server made (`REASON_SERVER_DISCONNECT`, `src/vpn.h`).
 const SERVER_DISCONNECT: u32 = 3;
@@ -30,6 +30,8 @@ pub struct Server {
     /// Its workers' processes are visible from here: then one that is not is gone.
     pub(super) sees_workers: bool,
     incomplete_since: Option<Duration>,
+    /// Cookies that it deleted for us: that a list lacks them says nothing against the list.
+    deleted: BTreeSet<SafeId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +140,9 @@ impl Registry {
             ServerState::Up | ServerState::Silent | ServerState::Gone => {}
         }
         server.state = if gone { ServerState::Gone } else { ServerState::Silent };
+        if gone {
+            server.deleted.clear();
+        }
         self.stock_disconnects.retain(|pending| pending.server != *name);
         if gone {
             // ocserv keeps its cookies in the memory of its sec-mod: they went with it. Cutoffs stay, for what a
@@ -292,9 +297,12 @@ impl Registry {
     /// A connected user whose cookie the list lacks: then the list is not complete.
     fn missing_from(&self, name: &ServerName, asked: Duration, cookies: &[Cookie]) -> Option<String> {
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        let deleted = &self.servers.get(name)?.deleted;
+        let lacks =
+            |id: SafeId| !listed.contains(&id) && !self.marks.contains_key(&id) && !deleted.contains(&id);
         (self.sessions.values())
             .filter(|s| s.server == *name && s.is_connected() && s.seen_first < asked)
-            .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id) && !self.marks.contains_key(&id)))
+            .filter(|s| s.safe_id().is_some_and(lacks))
             .map(|s| s.observed.user.escape_default().to_string())
             .next()
     }
@@ -320,6 +328,15 @@ impl Registry {
             let who = self.rules.realms.identity(name, &cookie.vhost, &cookie.user);
             theirs.entry(Entry::Cutoff(CutoffKey::of(name, &who))).or_default().push(cookie);
         }
+        let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
+        let cookieless: Vec<(SessionKey, Entry)> = (self.sessions.values())
+            .filter(|s| s.server == *name && s.seen_first < asked && !s.has_ended())
+            .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id)))
+            .map(|s| {
+                let who = self.rules.realms.identity(name, &s.observed.vhost, &s.observed.user);
+                (s.key, Entry::Cutoff(CutoffKey::of(name, &who)))
+            })
+            .collect();
         for (cutoff, up_to) in due {
             let numbers = self.holdings.numbers(&cutoff);
             // a list that was asked for before a revocation says nothing of what came between
@@ -333,6 +350,18 @@ impl Registry {
                         self.mark(cookie.safe_id, Some(name.clone()), *number, now, out);
                     }
                 }
+            }
+            // at the door with a cookie that was deleted meanwhile: most likely it is not a fresh one. Its session is
+            // refused, and dropped by its device; but its cookie is not marked, since nothing told that it is old
+            for (key, _) in cookieless.iter().filter(|(_, theirs)| *theirs == cutoff) {
+                let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
+                if under.is_superset(&numbers) {
+                    continue;
+                }
+                if let Some(session) = self.sessions.get_mut(*key) {
+                    session.named.extend(&numbers);
+                }
+                self.enforce(*key, out);
             }
             self.holdings.release_all(&cutoff, out);
         }
@@ -429,6 +458,11 @@ impl Registry {
         }
     }
 
+    /// This ocserv held that cookie, and deleted it for us.
+    pub(super) fn was_deleted(&self, name: &ServerName, id: SafeId) -> bool {
+        self.servers.get(name).is_some_and(|server| server.deleted.contains(&id))
+    }
+
     pub(super) fn terminated(
         &mut self,
         name: &ServerName,
@@ -438,6 +472,13 @@ impl Registry {
     ) {
         if let Some(mark) = self.marks.get_mut(&id) {
             mark.terminate = Terminate::Answered(mark.tries);
+        }
+        if let (Ok(true), Some(server)) = (&outcome, self.servers.get_mut(name)) {
+            // those of whom a session is left, of which there are no more than that, are needed to judge a list
+            if server.deleted.len() >= super::MAX_SESSIONS {
+                server.deleted.retain(|its| self.sessions.with_safe_id(*its).next().is_some());
+            }
+            server.deleted.insert(id);
         }
         if let Err(why) = outcome {
             out.push(Effect::Note { kind: "ocserv", text: format!("{name}: terminate session {id}: {why}") });

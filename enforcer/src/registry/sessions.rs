@@ -392,15 +392,13 @@ impl Registry {
         session.under.extend(&numbers);
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
-        let waits = session.ending == Ending::Failed && session.worker.is_none();
         if session.phase != Phase::Live
             || session.worker_gone
-            || waits
             || matches!(session.ending, Ending::Asked | Ending::Done)
         {
             return;
         }
-        session.ending = Ending::Asked;
+        let before = std::mem::replace(&mut session.ending, Ending::Asked);
         let disconnect = Effect::Disconnect { server: session.server.clone(), id: session.observed.id };
         match session.worker {
             Some(worker) => {
@@ -409,8 +407,11 @@ impl Registry {
                 out.push(Effect::End { key, worker });
             }
             None => {
-                out.push(disconnect);
                 session.ending = Ending::Failed;
+                // once for each look; but a revocation that comes meanwhile has to hear how it stands as well
+                if before != Ending::Failed {
+                    out.push(disconnect);
+                }
                 for number in &numbers {
                     if let Some(revocation) = self.revocations.get_mut(number) {
                         revocation.session_left(key, "its worker's process is not visible from here".into());

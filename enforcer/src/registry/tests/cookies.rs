@@ -337,3 +337,61 @@ fn r6_without_a_gate_a_cookie_that_is_left_is_called_open() {
     assert!(!receipt.is_complete());
     assert!(world.drops(&Entry::SafeId(cookie)));
 }
+
+#[test]
+fn r2_a_client_that_waits_at_the_door_with_a_cookie_that_was_deleted_meanwhile_is_refused() {
+    let mut world = World::new();
+    let cookie = world.login("alice");
+    world.vpn().lists_cookies = false;
+    world.revoke_user("alice");
+    let worker = world.worker(cookie);
+    let id = world.connect(worker);
+    assert!(matches!(world.look(id, false), Verdict::Refuse(_)));
+    world.pass_time(ms(1));
+    world.vpn().cookies.remove(&cookie);
+    world.vpn().lists_cookies = true;
+    assert!(matches!(world.look(id, true), Verdict::Refuse(_)));
+    // the cutoff is gone: if the daemon dies now, and the gate alone lets it in, its device is dropped all the same
+    assert!(!world.cuts_off("alice") && world.workers.contains_key(&id) && world.stopped(id));
+    world.exit(id);
+    world.pass(60 * SECOND);
+    assert_eq!(world.kernel.len(), 0);
+}
+
+#[test]
+fn r6_a_second_terminate_of_a_cookie_that_the_first_has_just_deleted_is_not_nothing() {
+    let mut world = World::newest_ocserv();
+    let cookie = world.login("alice");
+    assert!(world.receipt(Target::Session(cookie)).is_complete());
+    let receipt = world.receipt(Target::Session(cookie));
+    assert!(receipt.is_complete());
+    assert_eq!(layer(&receipt, Layer::Cookie).done, 1);
+    // also when the first is long settled and holds nothing any more
+    world.pass(60 * SECOND);
+    assert!(!world.refuses(cookie));
+    assert!(world.receipt(Target::Session(cookie)).is_complete());
+}
+
+#[test]
+fn r6_a_cookie_that_one_server_deleted_is_nothing_on_another() {
+    let mut world = World::with(&["vpn", "other"], Rules::default());
+    world.vpn().terminate = true;
+    world.servers_up();
+    let cookie = world.login("alice");
+    world.receipt(Target::Session(cookie));
+    let order = Order { server: Some(ServerName::new("other")), ..World::order(Target::Session(cookie)) };
+    let request = world.ask(order);
+    assert!(matches!(world.answered(request), Answer::Nothing(_)));
+}
+
+#[test]
+fn r6_a_cookie_whose_client_is_offline_and_that_terminate_took_is_called_done_and_not_nothing() {
+    let mut world = World::newest_ocserv();
+    let cookie = world.login("alice");
+    let receipt = world.receipt(Target::Session(cookie));
+    assert_eq!(layer(&receipt, Layer::Cookie).done, 1);
+    assert!(matches!(
+        world.revoke(Target::Session(crate::session::SafeId::from_bytes([9; 20]))),
+        Answer::Nothing(_)
+    ));
+}

@@ -185,3 +185,21 @@ fn r7_at_the_bound_a_revocation_is_refused_and_none_in_force_is_dropped_and_fini
     world.lift(number);
     assert!(world.receipt(Target::Flow(outer(60_000))).is_complete());
 }
+
+#[test]
+fn r4_a_session_that_lives_on_without_its_cookie_after_a_lift_keeps_nobodys_fresh_login_out() {
+    let mut world = World::newest_ocserv();
+    let (carols, _) = (world.login("carol"), world.login("bob"));
+    let worker = world.worker(carols);
+    let id = world.connect(worker);
+    let request = world.ask(World::order(Target::Session(carols)));
+    world.lift(1);
+    world.run();
+    assert!(world.answers.contains_key(&request) && !world.vpn().cookies.contains_key(&carols));
+    assert_eq!(world.look(id, true), Verdict::Admit);
+    world.come_up(id);
+    world.pass(SECOND);
+    assert!(world.revoke_user("bob").is_complete());
+    let fresh = world.login("bob");
+    assert!(world.is_let_in(fresh));
+}

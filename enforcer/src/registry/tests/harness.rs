@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::super::scenarios::disk::Disk;
 use super::super::*;
 use crate::session::{
     Cookie, CutoffKey, Device, Entry, Flow, Netns, Observed, Process, Protocol, SafeId, ServerName, Stands,
@@ -71,6 +72,14 @@ pub struct InKernel {
 pub struct Task {
     pub at: Duration,
     pub what: Effect,
+    /// What ocserv would have answered then.
+    pub stale: Option<Stale>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Stale {
+    List(Vec<Sighting>),
+    Cookies(Vec<Cookie>),
 }
 
 pub struct World {
@@ -95,12 +104,18 @@ pub struct World {
     pub full: bool,
     /// No write to the kernel's tables succeeds.
     pub broken: bool,
+    /// Addresses are not taken out of them.
+    pub sticky: bool,
     /// Workers' processes cannot be seen: ocserv runs in a container.
     pub blind: bool,
     /// Nothing is told at once: the end of a process or of a device is told when its task is carried out.
     pub late: bool,
     /// Workers that have ended.
     pub ended: Vec<Worker>,
+    pub disk: Disk,
+    /// What the disk has to tell, once the event at hand is done.
+    told: Vec<Event>,
+    depth: u32,
     next: u32,
 }
 
@@ -129,9 +144,13 @@ impl World {
             refusals: Vec::new(),
             full: false,
             broken: false,
+            sticky: false,
             blind: false,
             late: false,
             ended: Vec::new(),
+            disk: Disk::default(),
+            told: Vec::new(),
+            depth: 0,
             next: 100,
         };
         for (i, name) in names.into_iter().enumerate() {
@@ -170,6 +189,10 @@ impl World {
     // events and effects
 
     pub fn handle(&mut self, event: Event) {
+        if self.late {
+            // no two events in one nanosecond
+            self.now.mono += Duration::from_nanos(1);
+        }
         let effects = self.registry.handle(event, self.now);
         // R1: the kernel drops before anybody is told to go
         let acts = |e: &Effect| {
@@ -192,6 +215,12 @@ impl World {
         if self.registry.revocations.len() < 50 && self.registry.sessions.len() < 50 {
             self.registry.check();
         }
+        self.depth -= 1;
+        // the disk is slower than everything that follows at once
+        while self.depth == 0 && !self.told.is_empty() {
+            let told = self.told.remove(0);
+            self.handle(told);
+        }
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -204,6 +233,7 @@ impl World {
                     self.kernel.insert(entry, InKernel { number, stands, moment });
                 }
             }
+            Effect::Remove { entry: Entry::Address(..), .. } if self.sticky => {}
             Effect::Remove { entry, .. } => {
                 assert!(self.kernel.remove(&entry).is_some() || self.full, "{entry:?} was not there");
                 self.kernel_server.remove(&entry);
@@ -216,7 +246,7 @@ impl World {
             Effect::Watch { key, worker } => {
                 self.watched.insert(key, worker);
                 if self.worker_of(worker).is_none() {
-                    self.tasks.push_back(Task { at: self.now.mono, what: Effect::Watch { key, worker } });
+                    self.start(Effect::Watch { key, worker });
                 }
             }
             Effect::WatchDevice { device } => {
@@ -238,6 +268,10 @@ impl World {
                     self.handle(Event::Sighted { server, sighting });
                 }
             }
+            Effect::Save => {
+                let writes = self.registry.take_writes(self.now);
+                self.told.extend(self.disk.write(&writes));
+            }
             Effect::Confirm { number } => self.handle(Event::Confirmed { number }),
             Effect::GateAnswer { ask, verdict } => {
                 assert!(self.verdicts.insert(ask, verdict).is_none(), "a gate is answered twice");
@@ -250,8 +284,17 @@ impl World {
             | Effect::AskCookies { .. }
             | Effect::Terminate { .. }
             | Effect::Disconnect { .. }
-            | Effect::End { .. } => self.tasks.push_back(Task { at: self.now.mono, what: effect }),
+            | Effect::End { .. } => self.start(effect),
         }
+    }
+
+    fn start(&mut self, what: Effect) {
+        let stale = match &what {
+            Effect::AskList { server } => self.list(server).ok().map(Stale::List),
+            Effect::AskCookies { server } => self.list_cookies(server).ok().map(Stale::Cookies),
+            _ => None,
+        };
+        self.tasks.push_back(Task { at: self.now.mono, what, stale });
     }
 
     fn worker_of(&self, process: Process) -> Option<&Worker> {
@@ -282,7 +325,7 @@ impl World {
 
     /// Lets one thing happen that is under way.
     pub fn carry_out(&mut self, task: Task) {
-        let Task { at: asked, what } = task;
+        let Task { at: asked, what, .. } = task;
         match what {
             Effect::AskList { server } => {
                 let outcome = self.list(&server);
@@ -332,6 +375,19 @@ impl World {
             .up
             .then(|| workers.map(|w| self.sighting(w)).collect())
             .ok_or_else(|| "no answer".into())
+    }
+
+    /// A list from before, as the daemon reads it now: it looks the processes up by their pids.
+    pub fn read_late(&self, list: &mut [Sighting]) {
+        for sighting in list {
+            let worker = self.workers.get(&sighting.observed.id);
+            let same = worker.is_some_and(|w| sighting.worker == Some(w.process));
+            sighting.worker = worker.map(|w| w.process);
+            sighting.has_tun = worker.is_some_and(|w| w.tun);
+            if !same {
+                (sighting.device, sighting.netns) = (None, worker.map(|_| NETNS));
+            }
+        }
     }
 
     pub fn list_cookies(&self, server: &ServerName) -> Result<Vec<Cookie>, String> {
@@ -490,15 +546,18 @@ impl World {
             news.push(Effect::WatchDevice { device: worker.device });
         }
         for what in news {
-            let task = Task { at: self.now.mono, what };
-            if self.late { self.tasks.push_back(task) } else { self.carry_out(task) }
+            self.start(what);
+            if !self.late {
+                let task = self.tasks.pop_back().unwrap();
+                self.carry_out(task);
+            }
         }
     }
 
     // what administrators do
 
     pub fn order(target: Target) -> Order {
-        Order { target, server: None, stands: None, reason: "left".into(), by: "root".into() }
+        Order { target, server: None, stands: None, reason: "left".into(), by: "root".into(), bulk: false }
     }
 
     pub fn ask(&mut self, order: Order) -> Request {
@@ -575,6 +634,8 @@ impl World {
         self.tasks.clear();
         self.watched.clear();
         self.devices.clear();
+        self.told.clear();
+        self.depth = 0;
         let rules = Rules { first_number: self.registry.next_number(), ..self.rules.clone() };
         self.registry = Registry::new(self.ocservs.keys().cloned(), NETNS, rules);
     }
@@ -591,7 +652,8 @@ impl World {
                 moment: it.moment,
             })
             .collect();
-        self.handle(Event::Adopt { entries });
+        let left = self.disk.left(entries, false);
+        self.handle(Event::Adopt(Box::new(left)));
         // the daemon's sweep finds what is gone already
         let gone: Vec<Device> = (self.devices.iter())
             .filter(|device| !self.workers.values().any(|w| w.device == **device))

@@ -289,3 +289,53 @@ fn r6_a_worker_that_hangs_over_ocservs_end_is_still_ended_and_its_revocation_com
     let state = world.registry.revocations().find(|r| r.number == number).unwrap().state;
     assert_eq!(state, RevocationState::Settled);
 }
+
+#[test]
+fn r6_a_second_revocation_of_a_session_whose_worker_cannot_be_seen_hears_so_and_comes_to_rest() {
+    let mut world = World::new();
+    world.blind = true;
+    let cookie = world.login("alice");
+    let id = world.up(cookie);
+    world.pass_time(ms(1));
+    let requests =
+        [Target::Session(cookie), Target::User("alice".into())].map(|t| world.ask(World::order(t)));
+    // before anybody has looked again the worker is gone, of which a list tells
+    world.exit(id);
+    world.vpn().cookies.clear();
+    let asked = world.now.mono;
+    for request in requests {
+        let Answer::Receipt(receipt) = world.answered(request) else { panic!("no receipt") };
+        assert!(receipt.is_complete(), "{receipt:?}");
+    }
+    assert!(world.now.mono < asked + world.rules.answer_within, "it waits for nobody");
+    world.pass(60 * SECOND);
+    assert!(world.registry.revocations().all(|r| r.state == RevocationState::Settled));
+    assert_eq!(world.kernel.len(), 0);
+}
+
+#[test]
+fn r2_what_a_lifted_revocation_had_deleted_stays_under_a_later_one_of_the_same_user() {
+    let mut world = World::newest_ocserv();
+    let cookie = world.login("carol");
+    world.run();
+    let worker = world.worker(cookie);
+    let id = world.arrive(worker);
+    let carry_out = |world: &mut World, wanted: fn(&Effect) -> bool| {
+        let at = world.tasks.iter().position(|task| wanted(&task.what)).unwrap();
+        let task = world.tasks.remove(at).unwrap();
+        world.carry_out(task);
+        world.pass_time(ms(1));
+    };
+    world.ask(World::order(Target::User("carol".into())));
+    carry_out(&mut world, |what| matches!(what, Effect::AskCookies { .. }));
+    let later = world.ask(World::order(Target::User("carol".into())));
+    carry_out(&mut world, |what| matches!(what, Effect::Terminate { .. }));
+    // no list shows that cookie any more, and nobody has seen its worker, which is in its connect-script
+    world.lift(1);
+    carry_out(&mut world, |what| matches!(what, Effect::AskCookies { .. }));
+    assert!(matches!(world.look(id, true), Verdict::Refuse(_)));
+    world.exit(id);
+    assert!(matches!(world.answered(later), Answer::Receipt(_)));
+    world.pass(60 * SECOND);
+    assert_eq!(world.kernel.len(), 0);
+}
