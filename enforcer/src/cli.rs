@@ -124,9 +124,11 @@ pub enum Command {
                             connect-script = /usr/sbin/enforcer-gate\n  disconnect-script = /usr/sbin/enforcer-gate")]
     Gate,
     /// Is this host ready, is everything in force?
-    #[command(after_help = "With --repair: where the database in the state directory is broken, it is kept aside \
+    #[command(
+        after_help = "With --repair: where the database in the state directory is broken, it is kept aside \
                             under another name, and a new one is made of what can still be read of it; what is in \
-                            force in the kernel is written there by the daemon at its next start.")]
+                            force in the kernel is written there by the daemon at its next start."
+    )]
     Check {
         /// Keep a broken database aside and make a new one. The daemon must not be running
         #[arg(long)]

@@ -332,7 +332,10 @@ impl Config {
         }
         if let Some(name) = self.realms.keys().find(|name| !used.contains(name.as_str())) {
             let known: Vec<&str> = used.into_iter().collect();
-            return Err(format!("[realms.{name}]: no server is of that realm; there are: {}", known.join(", ")));
+            return Err(format!(
+                "[realms.{name}]: no server is of that realm; there are: {}",
+                known.join(", ")
+            ));
         }
         let mut names = BTreeSet::new();
         let mut sockets = BTreeSet::new();
@@ -471,7 +474,10 @@ mod tests {
         assert!(told.contains("staf") && told.contains("staff"), "{told}");
         let config = Config::parse("[realms.staff]\ncase = 'fold'\n[ocserv]\nrealm = 'staff'").unwrap();
         let name = ServerName::new("default");
-        assert_eq!(config.realms().identity(&name, "", "ALICE"), config.realms().identity(&name, "", "alice"));
+        assert_eq!(
+            config.realms().identity(&name, "", "ALICE"),
+            config.realms().identity(&name, "", "alice")
+        );
     }
 
     #[test]

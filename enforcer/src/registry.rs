@@ -212,7 +212,7 @@ impl Registry {
             Event::Terminated { server, safe_id, outcome } => {
                 self.terminated(&server, safe_id, outcome, &mut out)
             }
-            Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome),
+            Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome, now, &mut out),
             Event::InsertFailed { entry, number, error } => {
                 self.insert_failed(entry, number, error, &mut out)
             }
@@ -255,7 +255,7 @@ impl Registry {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_tick(&self, now: Now) -> Duration {
-        let idle = if !self.busy.is_empty() || !self.waiting.is_empty() {
+        let idle = if !(self.busy.is_empty() && self.writing.is_empty() && self.waiting.is_empty()) {
             self.rules.look_every.min(Duration::from_millis(50))
         } else {
             Duration::from_secs(1)

@@ -1,8 +1,8 @@
 //! The server's end: each call becomes a [`Call`] for the daemon's loop.
 
+use futures::StreamExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use futures::StreamExt as _;
 use tonic::{Request as Rpc, Response, Status, Streaming};
 
 use super::api;

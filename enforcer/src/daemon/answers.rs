@@ -495,7 +495,8 @@ impl Daemon {
             let mut any = false;
             for user in &mut users {
                 // a name may be several people's, and then the lock is told of each
-                let is = lock.identity.as_ref().is_some_and(|who| realms.person(&who.realm, &user.user) == *who);
+                let is =
+                    lock.identity.as_ref().is_some_and(|who| realms.person(&who.realm, &user.user) == *who);
                 if is {
                     any = true;
                     (user.lock, user.locked_until) = (lock.number, until);
@@ -507,7 +508,13 @@ impl Daemon {
                     Some(who) => (who.name, who.realm),
                     None => ("(found in the kernel)".to_owned(), String::new()),
                 };
-                users.push(api::User { user, lock: lock.number, locked_until: until, realm, ..api::User::default() });
+                users.push(api::User {
+                    user,
+                    lock: lock.number,
+                    locked_until: until,
+                    realm,
+                    ..api::User::default()
+                });
             }
         }
         users.sort_by(|a, b| a.user.cmp(&b.user));

@@ -226,7 +226,9 @@ pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api
                 )
             });
             findings.push(match crate::store::check(&super::state::settings(&config)) {
-                Ok(None) => finding("warning", "there is no database yet", "the daemon makes it when it starts"),
+                Ok(None) => {
+                    finding("warning", "there is no database yet", "the daemon makes it when it starts")
+                }
                 Ok(Some(count)) => {
                     finding("ok", format!("the database is sound: {count} revocations and locks"), "")
                 }

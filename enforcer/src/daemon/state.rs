@@ -88,10 +88,16 @@ impl Daemon {
         for SessionRecord { server, observed, worker, .. } in sessions {
             let Some(worker) = worker.filter(|worker| process::is_alive(*worker)) else { continue };
             let Ok((netns, _)) = process::netns_of(worker.pid) else { continue };
-            let tun = process::Worker::open(worker).ok().and_then(|worker| process::tun_of(&worker).ok().flatten());
+            let tun =
+                process::Worker::open(worker).ok().and_then(|worker| process::tun_of(&worker).ok().flatten());
             let device = tun.as_deref().and_then(|tun| self.namespaces.index_of(netns, tun));
-            let sighting =
-                Sighting { observed, worker: Some(worker), device, netns: Some(netns), has_tun: tun.is_some() };
+            let sighting = Sighting {
+                observed,
+                worker: Some(worker),
+                device,
+                netns: Some(netns),
+                has_tun: tun.is_some(),
+            };
             self.handle(Event::Sighted { server, sighting });
         }
     }
@@ -114,7 +120,9 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
         Ok((_, loaded)) => {
             let text = format!("the database is sound: {} revocations and locks", loaded.records.len());
             let mut findings = vec![finding("ok", text, "")];
-            findings.extend(loaded.unwritable.map(|why| finding("error", why, "make it writable, then start the daemon")));
+            findings.extend(
+                loaded.unwritable.map(|why| finding("error", why, "make it writable, then start the daemon")),
+            );
             return Ok(api::Findings { findings });
         }
         Err(error) if !error.is_repairable() => return Err(error.into()),

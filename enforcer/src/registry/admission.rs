@@ -44,8 +44,7 @@ impl Registry {
         let vhost = sighting.observed.vhost.clone();
         let Some(key) = self.sight(name, sighting, now.mono, true, now, out) else {
             // what is refused is refused also where no session can be remembered
-            let revoked =
-                safe_id.is_some_and(|id| self.marks.contains_key(&id))
+            let revoked = safe_id.is_some_and(|id| self.marks.contains_key(&id))
                 || self.is_cut_off(name, &vhost, &user)
                 || !self.locks_of(name, &vhost, &user).is_empty();
             let why = "the table of sessions is full".to_owned();

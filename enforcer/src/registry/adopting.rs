@@ -45,7 +45,8 @@ impl Registry {
         }
         if kept + found > 0 {
             self.adopted_at = Some(now.mono);
-            let text = format!("{found} entries in the kernel and {kept} records on the disk were taken over");
+            let text =
+                format!("{found} entries in the kernel and {kept} records on the disk were taken over");
             out.push(Effect::Note { kind: "adopted", text });
         }
         out.push(Effect::Numbered { next: self.next_number });
@@ -116,7 +117,9 @@ impl Registry {
     ) {
         let mark = self.marks.entry(id).or_insert_with(|| Mark::new(now.mono));
         mark.adopted = true;
-        mark.server = mark.server.take().or_else(|| server.cloned());
+        // of a server that is not configured any more nobody tells
+        let known = server.filter(|name| self.servers.contains_key(*name));
+        mark.server = mark.server.take().or_else(|| known.cloned());
         mark.numbers.insert(number);
     }
 

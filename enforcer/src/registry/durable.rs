@@ -139,8 +139,8 @@ impl Registry {
         out: &mut Effects,
     ) {
         self.durable.told(&outcome, out);
-        let later = self.durable.on_its_way.split_off(&tickets.end().saturating_add(1));
-        let told = std::mem::replace(&mut self.durable.on_its_way, later);
+        let mut told = self.durable.on_its_way.split_off(tickets.start());
+        self.durable.on_its_way.append(&mut told.split_off(&tickets.end().saturating_add(1)));
         for (ticket, of) in told {
             match of {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
@@ -172,7 +172,7 @@ impl Registry {
                 Err(why) => Disk::Failed(why.as_str().into()),
             };
         }
-        if self.writing.remove(&number) {
+        if self.writing.contains(&number) {
             self.advance_one(number, now, out);
         }
     }
@@ -204,8 +204,11 @@ impl Registry {
 
     /// What is in force and would be lost at a reboot, and why, if a write failed.
     pub fn unwritten(&self) -> (usize, Option<&str>) {
-        let on_their_way =
-            self.durable.on_its_way.values().filter(|of| matches!(of, Of::Record(n) if !self.durable.unsaved.contains(n)));
+        let on_their_way = self
+            .durable
+            .on_its_way
+            .values()
+            .filter(|of| matches!(of, Of::Record(n) if !self.durable.unsaved.contains(n)));
         (self.durable.unsaved.len() + on_their_way.count(), self.durable.error.as_deref())
     }
 

@@ -21,14 +21,7 @@ pub(super) struct Lift {
 }
 
 impl Registry {
-    pub(super) fn lift(
-        &mut self,
-        request: Request,
-        number: Number,
-        by: String,
-        now: Now,
-        out: &mut Effects,
-    ) {
+    pub(super) fn lift(&mut self, request: Request, number: Number, by: String, now: Now, out: &mut Effects) {
         let refused = match self.revocations.get(&number).map(|r| r.state) {
             None => Some(Answer::Nothing(format!(
                 "there is no revocation {number} (show revocations lists them)"

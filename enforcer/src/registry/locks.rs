@@ -58,9 +58,10 @@ impl Registry {
             .filter(|session| !self.numbers_of(session).contains(&number))
             .map(|s| {
                 let addresses = s.observed.addresses.iter();
-                let entries = s.netns.iter().flat_map(|netns| {
-                    addresses.clone().map(|address| Entry::Address(*netns, *address))
-                });
+                let entries = s
+                    .netns
+                    .iter()
+                    .flat_map(|netns| addresses.clone().map(|address| Entry::Address(*netns, *address)));
                 (s.device, entries.collect())
             })
             .collect();

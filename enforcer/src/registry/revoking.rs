@@ -269,9 +269,18 @@ impl Registry {
         }
     }
 
-    pub(super) fn flow_destroyed(&mut self, number: Number, outcome: Result<u64, String>) {
+    pub(super) fn flow_destroyed(
+        &mut self,
+        number: Number,
+        outcome: Result<u64, String>,
+        now: Now,
+        out: &mut Effects,
+    ) {
         if let Some(revocation) = self.revocations.get_mut(&number) {
             revocation.flow_sockets = Some(outcome);
+        }
+        if self.writing.contains(&number) {
+            self.advance_one(number, now, out);
         }
     }
 
@@ -418,13 +427,13 @@ impl Registry {
     /// Those of whom the disk has not told in time.
     fn answer_late(&mut self, now: Now, out: &mut Effects) {
         // in the order in which they came
-        while let Some(number) = self.writing.first().copied() {
-            let late = (self.revocations.get(&number))
-                .is_none_or(|r| now.mono >= r.at.mono + self.rules.answer_within);
-            if !late {
-                break;
-            }
-            self.writing.remove(&number);
+        let late: Vec<Number> = (self.writing.iter().copied())
+            .take_while(|number| {
+                let at = self.revocations.get(number).map(|r| r.at.mono);
+                at.is_none_or(|at| now.mono >= at + self.rules.answer_within)
+            })
+            .collect();
+        for number in late {
             self.advance_one(number, now, out);
         }
     }

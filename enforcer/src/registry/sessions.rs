@@ -321,14 +321,7 @@ impl Registry {
             return;
         }
         let (server, gone) = (mark.server.clone(), mark.gone);
-        self.holdings.hold_for_gate(
-            Entry::SafeId(id),
-            number,
-            Want::Forever,
-            server.clone(),
-            now.wall,
-            out,
-        );
+        self.holdings.hold_for_gate(Entry::SafeId(id), number, Want::Forever, server.clone(), now.wall, out);
         if let Some(revocation) = self.revocations.get_mut(&number) {
             revocation.safe_ids.insert(id, super::revocation::Fate { server, gone });
         }

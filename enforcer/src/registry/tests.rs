@@ -22,7 +22,7 @@ impl Registry {
         self.sessions.check();
         self.holdings.check();
         let busy: BTreeSet<_> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
-        assert_eq!(self.busy, busy);
+        assert_eq!(self.busy.union(&self.writing).copied().collect::<BTreeSet<_>>(), busy);
         for (id, mark) in &self.marks {
             assert!(!mark.numbers.is_empty(), "{id} is refused for nobody");
             for revocation in mark.numbers.iter().filter_map(|n| self.revocations.get(n)) {

@@ -59,7 +59,9 @@ impl Realms {
     /// Everybody who may be meant by that name on that server: one for each of its realms.
     pub fn everybody_called(&self, server: &ServerName, user: &str) -> Vec<Identity> {
         let mut realms = vec![self.realm(server, "")];
-        realms.extend(self.vhosts.iter().filter(|((its, _), _)| its == server).map(|(_, realm)| realm.as_str()));
+        realms.extend(
+            self.vhosts.iter().filter(|((its, _), _)| its == server).map(|(_, realm)| realm.as_str()),
+        );
         realms.sort_unstable();
         realms.dedup();
         realms.into_iter().map(|realm| self.person(realm, user)).collect()

@@ -15,20 +15,23 @@ pub struct Disk {
     pub full: bool,
     /// It says nothing for now.
     pub hangs: bool,
+    waiting: Vec<(Ticket, Write)>,
 }
 
 impl Disk {
     /// What becomes of these writes; `None`: nothing is told yet.
     pub fn write(&mut self, writes: &[(Ticket, Write)]) -> Option<Event> {
-        let (Some((first, _)), Some((last, _))) = (writes.first(), writes.last()) else { return None };
-        let tickets = *first..=*last;
+        self.waiting.extend_from_slice(writes);
         if self.hangs {
             return None;
         }
+        let writes = std::mem::take(&mut self.waiting);
+        let (Some((first, _)), Some((last, _))) = (writes.first(), writes.last()) else { return None };
+        let tickets = *first..=*last;
         if self.full {
             return Some(Event::Stored { tickets, outcome: Err("the disk is full".into()) });
         }
-        for (_, write) in writes {
+        for (_, write) in &writes {
             self.take(write);
         }
         Some(Event::Stored { tickets, outcome: Ok(()) })
@@ -54,6 +57,11 @@ impl Disk {
             Write::Clock { wall, .. } => self.wall = *wall,
             Write::Session(_) | Write::SessionGone(_) => {}
         }
+    }
+
+    /// The daemon dies: what was not written is lost.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
     }
 
     pub fn left(&self, entries: Vec<Adopted>, rebooted: bool) -> Left {

@@ -145,6 +145,7 @@ impl World {
     fn start(&mut self, entries: Vec<Adopted>, rebooted: bool) {
         self.registry = Registry::new([server()], NETNS, Rules::default());
         self.told.clear();
+        self.disk.forget();
         self.depth = 0;
         let left = self.disk.left(entries, rebooted);
         self.give(Event::Adopt(Box::new(left)));

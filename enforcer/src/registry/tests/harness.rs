@@ -189,6 +189,7 @@ impl World {
     // events and effects
 
     pub fn handle(&mut self, event: Event) {
+        self.depth += 1;
         if self.late {
             // no two events in one nanosecond
             self.now.mono += Duration::from_nanos(1);
@@ -635,6 +636,7 @@ impl World {
         self.watched.clear();
         self.devices.clear();
         self.told.clear();
+        self.disk.forget();
         self.depth = 0;
         let rules = Rules { first_number: self.registry.next_number(), ..self.rules.clone() };
         self.registry = Registry::new(self.ocservs.keys().cloned(), NETNS, rules);

@@ -62,7 +62,9 @@ fn ops() -> impl Strategy<Value = Op> {
 fn apply(holdings: &mut Holdings, op: Op, out: &mut Vec<Effect>) {
     match op {
         Op::Hold(entry, number, want) => holdings.hold(entry, number, want, out),
-        Op::Gate(entry, number, moment) => holdings.hold_for_gate(entry, number, Want::Forever, Some(vpn()), moment, out),
+        Op::Gate(entry, number, moment) => {
+            holdings.hold_for_gate(entry, number, Want::Forever, Some(vpn()), moment, out)
+        }
         Op::Adopt(entry, number, stands) => {
             holdings.adopt(&entry, number, stands, None, 0);
             // an adopted entry is in the kernel by definition

@@ -448,6 +448,7 @@ impl Machine {
         self.alive = true;
         if self.fault == Fault::ForgetsTheGate {
             self.world.kernel.retain(|entry, _| !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_)));
+            self.world.disk.records.values_mut().for_each(|record| record.guards.clear());
         }
         self.remember_what_the_kernel_does();
         self.world.adopt_kernel(leases);

@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::harness::*;
-use crate::session::{Device, Entry, Netns, Stands};
+use crate::session::{Device, Entry, Netns, ServerName, Stands};
 
 #[test]
 fn r2_a_revoked_cookie_is_refused_after_a_restart_and_another_is_not() {
@@ -148,6 +148,9 @@ fn r2_a_safe_id_of_a_server_that_is_not_configured_any_more_stays_refused() {
     let cookie = world.login("alice");
     world.receipt(Target::Session(cookie));
     world.kernel_server.insert(Entry::SafeId(cookie), None);
+    for guard in world.disk.records.values_mut().flat_map(|record| &mut record.guards) {
+        guard.server = Some(ServerName::new("another"));
+    }
     world.vpn().cookies.clear();
     world.restart_daemon();
     world.pass(120 * SECOND);
