@@ -236,9 +236,7 @@ impl Daemon {
         let wall = if loaded.fresh { 0 } else { loaded.wall };
         let left = Left { entries, records: loaded.records, lifted: loaded.lifted, wall, rebooted };
         daemon.handle(Event::Adopt(Box::new(left)));
-        if !rebooted {
-            daemon.remember_sessions(loaded.sessions);
-        }
+        daemon.remember_sessions(if rebooted { Vec::new() } else { loaded.sessions });
         daemon.write_clock();
         Ok(daemon)
     }
@@ -274,6 +272,7 @@ impl Daemon {
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut clock = tokio::time::interval(state::CLOCK_EVERY);
+        let mut sessions = tokio::time::interval(state::SESSIONS_EVERY);
         let mut ticked = tokio::time::Instant::now();
         let mut tick_at = ticked;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -291,6 +290,7 @@ impl Daemon {
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
                 _ = clock.tick() => self.write_clock(),
+                _ = sessions.tick() => self.write_sessions(),
                 _ = sweep.tick() => self.sweep(),
                 _ = tokio::time::sleep_until(tick_at) => {
                     self.handle(Event::Tick);

@@ -143,7 +143,7 @@ async fn decide(
             Decision::Admit { server: Some(verdict.server).filter(|name| !name.is_empty()) }
         }
         Ok(verdict) => Decision::Refuse(verdict.text),
-        Err(why) => alone::decide(config, login.id, &login.user, &why).await,
+        Err(why) => alone::decide(config, login, &why).await,
     };
     match decision {
         Decision::Admit { server } => Ok(server),

@@ -1,6 +1,6 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`) <- `daemon` <- `main`.
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
 pub mod cli;

@@ -225,7 +225,7 @@ pub fn check_without_daemon(config: Option<&Path>, error: &anyhow::Error) -> api
                     "start the daemon",
                 )
             });
-            findings.push(match crate::store::check(&super::state::settings(&config)) {
+            findings.push(match super::state::look(&config) {
                 Ok(None) => {
                     finding("warning", "there is no database yet", "the daemon makes it when it starts")
                 }

@@ -1,6 +1,7 @@
 //! The durable state, into the loop and out of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::control::api;
 use crate::process;
-use crate::registry::{Event, Sighting};
+use crate::registry::{Event, Session, SessionKey, Sighting};
 use crate::session::{Audit, SessionRecord, Write};
 use crate::store::{self, Loaded, Outcome, Writer};
 
@@ -19,6 +20,10 @@ use super::{Daemon, Input, now};
 /// How often the clock is written down.
 pub(super) const CLOCK_EVERY: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// How often it is looked which sessions have changed: they are a help after a restart, and nothing is promised of
+/// them.
+pub(super) const SESSIONS_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The disk, and where what it says goes.
 pub(super) struct State {
     pub directory: PathBuf,
@@ -26,6 +31,8 @@ pub(super) struct State {
     pub gateway: String,
     boot_id: String,
     writer: Writer,
+    /// Sessions as they were last written.
+    sessions: BTreeMap<SessionKey, u64>,
 }
 
 pub(super) fn settings(config: &Config) -> store::Settings {
@@ -47,8 +54,12 @@ pub(super) fn open(config: &Config, inputs: mpsc::Sender<Input>) -> anyhow::Resu
         // the loop has stopped: nobody is left to be told
         let _ = inputs.blocking_send(Input::Event(Event::Stored { tickets, outcome: result }));
     });
+    let writer = writer.context("the thread that writes cannot be started")?;
     let directory = config.state.directory.clone();
-    Ok((State { directory, gateway: loaded.gateway.clone(), boot_id, writer }, loaded))
+    Ok((
+        State { directory, gateway: loaded.gateway.clone(), boot_id, writer, sessions: BTreeMap::new() },
+        loaded,
+    ))
 }
 
 impl State {
@@ -58,7 +69,9 @@ impl State {
 
     /// Writes what is still waiting.
     pub(super) fn stop(self) {
-        self.writer.stop();
+        if let Err(error) = self.writer.stop() {
+            tracing::warn!("what was left to write: {error}");
+        }
     }
 }
 
@@ -83,8 +96,34 @@ impl Daemon {
         self.save();
     }
 
+    /// Sessions as they are now, of those that have changed.
+    pub(super) fn write_sessions(&mut self) {
+        let mut gone: BTreeSet<SessionKey> = self.state.sessions.keys().copied().collect();
+        let mut writes = Vec::new();
+        for session in self.registry.sessions().filter(|session| session.worker.is_some()) {
+            gone.remove(&session.key);
+            let seen = fingerprint(session);
+            if self.state.sessions.insert(session.key, seen) != Some(seen) {
+                writes.push(Write::Session(SessionRecord {
+                    key: session.key,
+                    server: session.server.clone(),
+                    observed: session.observed.clone(),
+                    worker: session.worker,
+                }));
+            }
+        }
+        for key in gone {
+            self.state.sessions.remove(&key);
+            writes.push(Write::SessionGone(key));
+        }
+        writes.into_iter().for_each(|write| self.registry.write(write));
+        self.save();
+    }
+
     /// Sessions of an earlier run whose workers are still there: they can be acted on before ocserv answers.
     pub(super) fn remember_sessions(&mut self, sessions: Vec<SessionRecord>) {
+        // their numbers are this run's own
+        self.registry.write(Write::NoSessions);
         for SessionRecord { server, observed, worker, .. } in sessions {
             let Some(worker) = worker.filter(|worker| process::is_alive(*worker)) else { continue };
             let Ok((netns, _)) = process::netns_of(worker.pid) else { continue };
@@ -113,6 +152,24 @@ impl Daemon {
     }
 }
 
+/// Two states of a session that differ in what is written of it have different ones.
+fn fingerprint(session: &Session) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let seen = &session.observed;
+    (seen.id, &seen.user, &seen.vhost, &seen.group, &seen.device, &seen.addresses).hash(&mut hasher);
+    (&seen.client, seen.safe_id, seen.since, session.worker).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Looks at the database while no daemon runs: how many records there are; `None`: there is no database.
+pub(super) fn look(config: &Config) -> Result<Option<usize>, store::OpenError> {
+    let settings = settings(config);
+    if store::Reader::open(&settings.directory)?.is_none() {
+        return Ok(None);
+    }
+    store::open(&settings).map(|(_, loaded)| Some(loaded.records.len()))
+}
+
 /// Keeps a broken database aside, and makes a new one of what can be read of it. The daemon is not running.
 pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
     let settings = settings(config);
@@ -126,30 +183,35 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
             return Ok(api::Findings { findings });
         }
         Err(error) if !error.is_repairable() => return Err(error.into()),
-        Err(error) => error,
+        Err(error) => error.to_string(),
     };
     let aside = store::put_aside(&settings.directory)?;
-    let salvaged = store::salvage(&aside);
+    let (salvaged, unreadable) = match store::salvage(&aside) {
+        Ok(salvaged) => (salvaged, None),
+        Err(error) => (store::Salvaged::default(), Some(error)),
+    };
     let (store, _) = store::open(&settings)?;
     let (told, outcomes) = std::sync::mpsc::channel();
     let writer = store.start(move |outcome| {
         let _ = told.send(outcome);
-    });
-    let mut unwritten = BTreeMap::new();
+    })?;
     let count = salvaged.records.len();
-    for (ticket, record) in (1..).zip(salvaged.records) {
-        let number = record.number;
-        unwritten.insert(ticket, number);
-        while let Err(error) = writer.write(ticket, Write::Keep(record.clone())) {
-            tracing::debug!(%error, "waiting for the disk");
+    let writes = (salvaged.records.into_iter().map(Write::Keep))
+        .chain(salvaged.lifted.into_iter().map(Write::Lift))
+        .chain([Write::NextNumber(salvaged.next_number)]);
+    let mut unwritten = BTreeSet::new();
+    for (ticket, write) in (1..).zip(writes) {
+        unwritten.insert(ticket);
+        // the queue is bounded, and the disk slower than we are
+        while writer.write(ticket, write.clone()).is_err() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
-    writer.stop();
-    let mut why = None;
+    let stopped = writer.stop();
+    let mut why = stopped.err().map(|error| error.to_string());
     for outcome in outcomes {
         match outcome.result {
-            Ok(()) => unwritten.retain(|ticket, _| !outcome.tickets.contains(ticket)),
+            Ok(()) => unwritten.retain(|ticket| !outcome.tickets.contains(ticket)),
             Err(error) => why = Some(error),
         }
     }
@@ -157,11 +219,16 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
         finding("warning", format!("the database was broken: {broken}"), ""),
         finding("ok", format!("it is kept as {}", aside.display()), "look at it, then remove it"),
         finding(
-            if salvaged.lost == 0 { "ok" } else { "warning" },
-            format!("{count} revocations and locks were read from it, {} could not be", salvaged.lost),
+            if salvaged.skipped == 0 && unreadable.is_none() { "ok" } else { "warning" },
+            format!(
+                "{count} revocations and locks were read from it, {} rows or places could not be",
+                salvaged.skipped
+            ),
             "start the daemon: what stands in the kernel, and what ocserv lists, is written down again then",
         ),
     ];
+    findings.extend(unreadable.map(|error| finding("warning", error.to_string(), "")));
+    findings.extend(salvaged.notes.into_iter().map(|note| finding("warning", note, "")));
     if let Some(why) = why {
         let text = format!("{} of them could not be written: {why}", unwritten.len());
         findings.push(finding("error", text, "make the state directory writable"));

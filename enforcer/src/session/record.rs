@@ -136,7 +136,12 @@ pub enum Write {
     Forget(u64),
     Session(SessionRecord),
     SessionGone(u64),
+    /// All sessions are gone: those of an earlier run, whose keys mean nothing any more.
+    NoSessions,
+    /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
+    /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.
+    NextNumber(u64),
     /// What the wall clock shows, and the boot in which it shows it.
     Clock {
         wall: u64,

@@ -1,0 +1,183 @@
+//! Opening: make it where there is none, migrate, check, load.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use super::folder::{self, FILE, Lock, WAL};
+use super::load::{self, Everything, Meta};
+use super::trouble::{Kind, host, kind, reading};
+use super::{Loaded, OpenError, Outcome, Settings, Writer, connect, row, schema, tables, wal, writer};
+
+/// The state, opened for writing. Until it is dropped, or its writer has ended, nobody else can open it.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) path: PathBuf,
+    pub(super) meta: Meta,
+    /// `None`: it could not be written when it was opened.
+    pub(super) db: Option<Connection>,
+    pub(super) settings: Settings,
+    /// Dropped last: the connection has to be closed before somebody else may write.
+    pub(super) lock: Lock,
+}
+
+impl Store {
+    /// Starts the thread that writes. `done` is called from it, for every write once and in their order.
+    pub fn start(self, done: impl Fn(Outcome) + Send + 'static) -> std::io::Result<Writer> {
+        writer::start(self, done)
+    }
+}
+
+/// Opens the state, or makes it where there is none at all, brings it up to date, checks it and reads everything.
+///
+/// What can be read but not written (a full disk, a read-only file or file system) is opened all the same:
+/// [`Loaded::unwritable`] says why.
+pub fn open(settings: &Settings) -> Result<(Store, Loaded), OpenError> {
+    open_as(settings, schema::STEPS)
+}
+
+/// As a program that knows these steps. Apart from tests: ours.
+fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenError> {
+    let directory = folder::prepare(&settings.directory)?;
+    let lock = folder::lock(&directory)?;
+    let path = directory.join(FILE);
+    let fresh = !folder::exists(&directory)?;
+    if fresh {
+        folder::make(&directory, |new| fill(new, steps))?;
+    }
+    head(&path)?;
+    let log = directory.join(WAL);
+    if let Some(what) =
+        wal::damage(&log).map_err(|error| OpenError::CannotRead { path: log, why: error.to_string() })?
+    {
+        return Err(OpenError::Corrupt { path, what });
+    }
+    let (db, everything, unwritable) = read(&path, steps)?;
+    let Everything { meta, records, lifted, sessions } = everything;
+    let loaded = Loaded {
+        gateway: meta.gateway.clone(),
+        boot_id: meta.boot_id.clone(),
+        wall: meta.wall,
+        next_number: meta.next_number,
+        records,
+        lifted,
+        sessions,
+        unwritable,
+        fresh,
+    };
+    Ok((Store { path, meta, db, settings: settings.clone(), lock }, loaded))
+}
+
+/// A new database: its tables, its gateway's id, and the mode that lets others read while one writes.
+fn fill(path: &Path, steps: &[&str]) -> Result<(), OpenError> {
+    let mut id = [0; 16];
+    std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id)).map_err(
+        |error| OpenError::CannotMake { path: path.to_owned(), why: format!("/dev/urandom: {error}") },
+    )?;
+    let make = || {
+        let db = connect::writer(path)?;
+        schema::migrate(&db, steps)?;
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        for (key, value) in
+            [("gateway", row::hex(&id).as_str()), ("generation", "0"), ("next_number", "1"), ("wall", "0")]
+        {
+            tables::set_meta(&db, key, value)?;
+        }
+        db.execute_batch("COMMIT")?;
+        // all of it into the one file that is renamed
+        db.close().map_err(|(_, error)| error)
+    };
+    make().map_err(|error| match kind(&error) {
+        Kind::Host => OpenError::CannotMake { path: path.to_owned(), why: host(&error) },
+        _ => OpenError::CannotMake { path: path.to_owned(), why: error.to_string() },
+    })
+}
+
+/// The first bytes: an empty file would be taken for a new database by SQLite.
+pub(super) fn head(path: &Path) -> Result<(), OpenError> {
+    const MAGIC: &[u8] = b"SQLite format 3\0";
+    let cannot =
+        |error: std::io::Error| OpenError::CannotRead { path: path.to_owned(), why: error.to_string() };
+    let mut head = Vec::new();
+    std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(cannot)?;
+    if head.len() < 100 && MAGIC.starts_with(head.get(..MAGIC.len()).unwrap_or(&head)) {
+        let what = format!("it is cut off after {} bytes", head.len());
+        return Err(OpenError::Corrupt { path: path.to_owned(), what });
+    }
+    if !head.starts_with(MAGIC) {
+        return Err(OpenError::NotADatabase { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Reads everything: to go on with if it can be written, otherwise without touching anything.
+fn read(path: &Path, steps: &[&str]) -> Result<(Option<Connection>, Everything, Option<String>), OpenError> {
+    let why = match writable(path, steps) {
+        Ok((db, everything, None)) => return Ok((Some(db), everything, None)),
+        Ok((_, everything, why)) => return Ok((None, everything, why)),
+        // perhaps only what SQLite needs to write for reading
+        Err(OpenError::CannotRead { why, .. }) => why,
+        Err(error) => return Err(error),
+    };
+    let cannot_read = |error| match error {
+        OpenError::CannotRead { path, why: also } if also != why => {
+            OpenError::CannotRead { path, why: format!("{why}; without writing: {also}") }
+        }
+        error => error,
+    };
+    let db = connect::sealed(path).map_err(|error| cannot_read(reading(path, &error)))?;
+    let found = whose(&db, path, schema::version_of(steps)).map_err(cannot_read)?;
+    if found < schema::version_of(steps) {
+        return Err(OpenError::CannotMigrate { path: path.to_owned(), found, why });
+    }
+    let everything = checked(&db, path, steps).map_err(cannot_read)?;
+    Ok((None, everything, Some(why)))
+}
+
+/// The usual way. Migrates; then reads; then tries a write that changes nothing, and tells why it failed.
+fn writable(path: &Path, steps: &[&str]) -> Result<(Connection, Everything, Option<String>), OpenError> {
+    let failed = |error: rusqlite::Error| reading(path, &error);
+    let db = connect::writer(path).map_err(failed)?;
+    let found = whose(&db, path, schema::version_of(steps))?;
+    if found < schema::version_of(steps) {
+        schema::migrate(&db, steps).map_err(|error| {
+            let why = if kind(&error) == Kind::Host { host(&error) } else { error.to_string() };
+            OpenError::CannotMigrate { path: path.to_owned(), found, why }
+        })?;
+    }
+    let everything = checked(&db, path, steps)?;
+    let probe = || {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        // a row that is written anew is a page that is written, also if nothing in it changed
+        tables::set_meta(&db, "gateway", &everything.meta.gateway)?;
+        db.execute_batch("COMMIT")
+    };
+    let unwritable = probe().err().map(|error| host(&error));
+    Ok((db, everything, unwritable))
+}
+
+/// Whose file it is; its version, which is none that we do not know.
+pub(super) fn whose(db: &Connection, path: &Path, known: i64) -> Result<i64, OpenError> {
+    let failed = |error: rusqlite::Error| reading(path, &error);
+    let path = path.to_owned();
+    let application = schema::application(db).map_err(failed)?;
+    if application != schema::APPLICATION_ID {
+        return Err(OpenError::OtherApplication { path, found: application });
+    }
+    let found = schema::version(db).map_err(failed)?;
+    match found {
+        found if found > known => Err(OpenError::Newer { path, found, known }),
+        found if found < 1 => Err(OpenError::Corrupt { path, what: format!("it tells version {found}") }),
+        found => Ok(found),
+    }
+}
+
+/// Everything, after every check.
+fn checked(db: &Connection, path: &Path, steps: &[&str]) -> Result<Everything, OpenError> {
+    if let Some(what) = schema::compare(db, steps)? {
+        return Err(OpenError::Corrupt { path: path.to_owned(), what });
+    }
+    load::examine(db, path)?;
+    load::everything(db, path)
+}

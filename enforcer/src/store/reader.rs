@@ -1,0 +1,114 @@
+//! Reading what is in force without the daemon: for the gate when the pinned maps are missing, and for `check`.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::folder::{self, FILE, Lock};
+use super::row::{hex, natural};
+use super::trouble::{bad_row, reading};
+use super::{ReadError, connect, open, schema, tables};
+use crate::session::{CutoffKey, LockKey, SafeId};
+
+/// A look at the state, beside a writer or without one. It waits up to a second for a lock of SQLite's.
+///
+/// It reads what a daemon that crashed left in the log. Where SQLite's shared index cannot be made (a full disk, a
+/// read-only file system) the log is read by another way, if the file system is read-only or no enforcer runs;
+/// otherwise it is an error.
+#[derive(Debug)]
+pub struct Reader {
+    db: Connection,
+    path: PathBuf,
+    /// Held where SQLite's own locks could not be used.
+    _still: Option<Lock>,
+}
+
+impl Reader {
+    /// Opens the state in that directory for reading; `None`: there is none at all. Changes nothing.
+    pub fn open(directory: &Path) -> Result<Option<Self>, ReadError> {
+        match std::fs::symlink_metadata(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
+        let directory = folder::examine(directory)?;
+        if !folder::exists(&directory)? {
+            return Ok(None);
+        }
+        let path = directory.join(FILE);
+        open::head(&path)?;
+        let failed = |error: rusqlite::Error| reading(&path, &error);
+        let usual = connect::reader(&path).map_err(failed).and_then(|db| known(&db, &path).map(|()| db));
+        let (db, still) = match usual {
+            Ok(db) => (db, None),
+            Err(error @ ReadError::CannotRead { .. }) => {
+                let still = folder::hold_still(&directory)?;
+                if still.is_none() && !folder::read_only(&directory) {
+                    return Err(error);
+                }
+                let db = connect::sealed(&path).map_err(failed)?;
+                known(&db, &path)?;
+                (db, still)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Self { db, path, _still: still }))
+    }
+
+    /// The revocation that refuses this cookie.
+    pub fn safe_id(&self, id: &SafeId) -> Result<Option<u64>, ReadError> {
+        Ok(self.guard("safe_id", &id.to_string())?.map(|(number, _)| number))
+    }
+
+    /// The revocation that refuses cookies of this (server, user), and up to which moment of their creation (unix
+    /// seconds); of several the one that refuses most.
+    pub fn cutoff(&self, key: &CutoffKey) -> Result<Option<(u64, u64)>, ReadError> {
+        self.guard("cutoff", &hex(key.as_bytes()))
+    }
+
+    /// The lock with that key that stands at that moment (unix seconds).
+    pub fn lock(&self, key: &LockKey, now: u64) -> Result<Option<u64>, ReadError> {
+        let failed = |error: rusqlite::Error| reading(&self.path, &error);
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let mut locks = self
+            .db
+            .prepare_cached(
+                "SELECT number FROM guard JOIN revocation USING (number)
+                 WHERE guard.kind = 'lock' AND id = ?1 AND (until IS NULL OR until > ?2)
+                 ORDER BY number LIMIT 1",
+            )
+            .map_err(failed)?;
+        let number: Option<i64> = locks
+            .query_row(params![hex(key.as_bytes()), now], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        number
+            .map(|number| natural("number", number).map_err(|why| bad_row(&self.path, "guard", number, &why)))
+            .transpose()
+    }
+
+    /// Number and moment of the strongest guard.
+    fn guard(&self, kind: &str, id: &str) -> Result<Option<(u64, u64)>, ReadError> {
+        let failed = |error: rusqlite::Error| reading(&self.path, &error);
+        let sql =
+            format!("{} WHERE kind = ?1 AND id = ?2 ORDER BY moment DESC, number LIMIT 1", tables::GUARDS);
+        let mut guards = self.db.prepare_cached(&sql).map_err(failed)?;
+        let mut rows = guards.query([kind, id]).map_err(failed)?;
+        let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
+        let row = tables::guard(row).map_err(failed)?;
+        let place = format!("{}/{}", row.number, row.position);
+        let bad = |why| bad_row(&self.path, "guard", &place, &why);
+        let guard = row.guard().map_err(bad)?;
+        Ok(Some((natural("number", row.number).map_err(bad)?, guard.moment)))
+    }
+}
+
+/// Whether it is a state of ours, of the version that these questions are made for.
+fn known(db: &Connection, path: &Path) -> Result<(), ReadError> {
+    let known = schema::version_of(schema::STEPS);
+    let found = open::whose(db, path, known)?;
+    if found < known {
+        return Err(ReadError::Older { path: path.to_owned(), found, known });
+    }
+    // also the log has to be readable, which is not asked for by the header alone
+    db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(|error| reading(path, &error))
+}

@@ -1,0 +1,147 @@
+//! R5: kill -9 of a writing process at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use enforcer::session::Record;
+use enforcer::store::{self, Write};
+
+use crate::world::{Dice, Folder, line, load, sample, session, settings};
+
+/// Tells the child where to write.
+const DIRECTORY: &str = "ENFORCER_STORE_TEST_CHILD";
+/// How many times to kill; the test alone does 50.
+const KILLS: &str = "ENFORCER_STORE_KILLS";
+
+/// What is done with ticket T, always the same: kept and changed, over, lifted; with lazy writes between.
+fn write_of(ticket: u64) -> Write {
+    let number = ticket / 8 + 1;
+    match ticket % 8 {
+        0 | 1 => Write::Keep(sample(2 * number + ticket % 8)),
+        2 => Write::Session(session(number % 50)),
+        3 => Write::Keep(changed(2 * number)),
+        4 => Write::Audit(line(number, "something")),
+        5 if number.is_multiple_of(2) => Write::Lift(2 * number - 2),
+        5 => Write::Over(2 * number - 2),
+        6 => Write::SessionGone(number % 50),
+        _ => Write::Clock { wall: number, boot_id: number.to_string() },
+    }
+}
+
+fn changed(number: u64) -> Record {
+    let mut record = sample(number);
+    record.reason = "changed".to_owned();
+    record.guards.extend(sample(number + 1).guards);
+    record
+}
+
+/// The state after all tickets below this one.
+#[derive(Default)]
+struct Model {
+    records: BTreeMap<u64, Record>,
+    lifted: BTreeSet<u64>,
+}
+
+impl Model {
+    fn apply(&mut self, write: Write) {
+        match write {
+            Write::Keep(record) if !self.lifted.contains(&record.number) => {
+                self.records.insert(record.number, record);
+            }
+            Write::Over(number) => drop(self.records.remove(&number)),
+            Write::Lift(number) => {
+                self.records.remove(&number);
+                self.lifted.insert(number);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Not a test by itself: the process that is killed. It writes from the ticket that its variable names, without
+/// end, and prints each ticket that was acknowledged.
+#[test]
+fn child_that_is_killed() {
+    let Ok(work) = std::env::var(DIRECTORY) else { return };
+    let (first, directory) = work.split_once(' ').unwrap();
+    let (store, _) = store::open(&settings(Path::new(directory))).unwrap();
+    let out = Mutex::new(std::io::stdout());
+    let writer = store
+        .start(move |outcome| {
+            outcome.result.unwrap();
+            let mut out = out.lock().unwrap();
+            writeln!(out, "\nacknowledged {}", outcome.tickets.end()).unwrap();
+            out.flush().unwrap();
+        })
+        .unwrap();
+    let first: u64 = first.parse().unwrap();
+    for ticket in first.. {
+        while writer.write(ticket, write_of(ticket)).is_err() || writer.waiting() > 40 + ticket as usize % 200
+        {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn r5_kill_9_loses_no_acknowledged_write_and_tears_none() {
+    let kills: u64 = std::env::var(KILLS).map_or(50, |many| many.parse().unwrap());
+    let seed = u64::from(std::process::id()) << 20 | 0x5eed;
+    println!("{kills} kills, seed {seed}");
+    let mut dice = Dice::new(seed);
+    let folder = Folder::new();
+    folder.open().0.stop();
+    let (mut model, mut next) = (Model::default(), 0_u64);
+    let mut unacknowledged = 0;
+    for round in 0..kills {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "killed::child_that_is_killed", "--nocapture"])
+            .env(DIRECTORY, format!("{next} {}", folder.path().display()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // after so many answers, and then at any instruction of whatever it does
+        let answers = dice.roll(12);
+        let spin = dice.roll(200_000);
+        let mut acknowledged = None;
+        let mut seen = 0;
+        let mut killed = false;
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        while let Some(Ok(text)) = out.next() {
+            if let Some(ticket) = text.strip_prefix("acknowledged ") {
+                acknowledged = Some(ticket.parse::<u64>().unwrap());
+                seen += 1;
+            }
+            if seen >= answers && !killed {
+                (0..spin).for_each(|_| std::hint::spin_loop());
+                child.kill().unwrap();
+                killed = true;
+            }
+        }
+        child.wait().unwrap();
+        assert!(killed, "round {round}: the child ended by itself");
+
+        // all that was acknowledged, and of what came after it the first so many: whole, or not at all
+        let loaded = load(&folder.path());
+        let sure = acknowledged.map_or(next, |last| last + 1);
+        while next < sure {
+            model.apply(write_of(next));
+            next += 1;
+        }
+        let found: BTreeMap<_, _> =
+            loaded.records.into_iter().map(|record| (record.number, record)).collect();
+        let lifted: BTreeSet<_> = loaded.lifted.into_iter().collect();
+        let limit = next + 100_000;
+        while model.records != found || model.lifted != lifted {
+            assert!(next < limit, "round {round}: no state after ticket {sure} is like what was found");
+            model.apply(write_of(next));
+            next += 1;
+            unacknowledged += 1;
+        }
+    }
+    println!("{next} writes, {unacknowledged} of them stored and not acknowledged");
+}

@@ -1,0 +1,11 @@
+//! The durable state, with real files. Where a disk has to be full or read-only, a thread gets a mount namespace of
+//! its own: nothing of it is seen outside, and nothing is left behind.
+
+mod basics;
+mod damage;
+mod disks;
+mod killed;
+mod names;
+mod reading;
+mod refusals;
+mod world;

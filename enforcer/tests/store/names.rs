@@ -1,0 +1,220 @@
+//! A record of any names and numbers is the same after it was a row, and after it was in a file.
+
+use std::net::{IpAddr, SocketAddr};
+
+use enforcer::session::{
+    CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId, ServerName,
+    SessionRecord, Target, Token, TokenKind,
+};
+use enforcer::store::Write;
+use enforcer::store::row::{self, BadRow};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::world::Folder;
+
+/// SQLite's integers are signed.
+const TOP: u64 = i64::MAX as u64 - 1;
+
+fn name() -> impl Strategy<Value = String> {
+    // any characters, with what is special to SQL, to C and to our own lists more often
+    prop_oneof![
+        any::<String>(),
+        "[ '\"\\\\;\u{0}\n,:%_-]{0,12}",
+        Just(String::new()),
+        Just("NULL".to_owned()),
+        Just("ﬀ İ ß \u{feff}\u{202e}".to_owned())
+    ]
+}
+
+fn server() -> impl Strategy<Value = ServerName> {
+    name().prop_map(|name| ServerName::new(&name))
+}
+
+fn safe_id() -> impl Strategy<Value = SafeId> {
+    any::<[u8; 20]>().prop_map(SafeId::from_bytes)
+}
+
+fn flow() -> impl Strategy<Value = Flow> {
+    (any::<bool>(), any::<SocketAddr>(), any::<SocketAddr>())
+        .prop_filter_map("no flow", |(tcp, client, local)| {
+            Flow::new(if tcp { Protocol::Tcp } else { Protocol::Udp }, client, local).ok()
+        })
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![
+        name().prop_map(Target::User),
+        any::<i32>().prop_map(Target::Id),
+        safe_id().prop_map(Target::Session),
+        any::<IpAddr>().prop_map(Target::Address),
+        flow().prop_map(Target::Flow),
+        vec(any::<u8>(), 1..=32).prop_map(|id| Target::Token(Token::new(TokenKind::Dtls, id).unwrap())),
+        (name(), name()).prop_map(|(realm, name)| Target::Lock(Identity { realm, name })),
+        Just(Target::Adopted),
+    ]
+}
+
+fn guard() -> impl Strategy<Value = Guard> {
+    let what = prop_oneof![
+        safe_id().prop_map(Guarded::SafeId),
+        any::<[u8; 20]>().prop_map(|key| Guarded::Cutoff(CutoffKey::from_bytes(key))),
+    ];
+    (what, option::of(server()), 0..=TOP).prop_map(|(what, server, moment)| Guard { what, server, moment })
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let times = (0..=TOP, option::of(0..=TOP), option::of(0..=TOP));
+    (0..=TOP, target(), option::of(server()), name(), name(), times, vec(guard(), 0..5)).prop_map(
+        |(number, target, server, reason, by, (at, lasts, until), guards)| Record {
+            number,
+            target,
+            server,
+            reason,
+            by,
+            at,
+            lasts,
+            until,
+            guards,
+        },
+    )
+}
+
+fn session() -> impl Strategy<Value = SessionRecord> {
+    let observed =
+        (
+            any::<i32>(),
+            (name(), name(), name(), name()),
+            option::of(name()),
+            vec(any::<IpAddr>(), 0..4),
+            option::of(safe_id()),
+            0..=TOP,
+        )
+            .prop_map(|(id, (user, group, vhost, client), device, addresses, safe_id, since)| {
+                Observed { id, user, group, vhost, device, addresses, client, safe_id, since }
+            });
+    let worker = option::of((any::<i32>(), 0..=TOP).prop_map(|(pid, start)| Process { pid, start }));
+    (0..=TOP, server(), observed, worker).prop_map(|(key, server, observed, worker)| SessionRecord {
+        key,
+        server,
+        observed,
+        worker,
+    })
+}
+
+proptest! {
+    #[test]
+    fn r5_any_record_survives_being_rows(record in record(), generation in 0..=TOP) {
+        let (row, guards) = row::rows_of(&record, "a gateway", generation).unwrap();
+        let guards = guards.iter().map(row::GuardRow::guard).collect::<Result<Vec<_>, _>>().unwrap();
+        prop_assert_eq!(row::record_of(&row, guards).unwrap(), record);
+    }
+
+    #[test]
+    fn any_session_survives_being_a_row(session in session()) {
+        prop_assert_eq!(row::session_of(&row::session_row_of(&session, 3).unwrap()).unwrap(), session);
+    }
+
+    /// A checksum for each column: none can change, none can move into its neighbour.
+    #[test]
+    fn r5_a_row_that_changed_anywhere_is_no_record(record in record(), which in 0..12_usize, with in name()) {
+        let (mut row, _) = row::rows_of(&record, "a gateway", 1).unwrap();
+        let before = row.clone();
+        match which {
+            0 => row.number += 1,
+            1 => row.gateway = with.into(),
+            2 => row.generation ^= 1 << 40,
+            3 => row.kind = "adopted".into(),
+            4 => row.subject = with.into(),
+            5 => row.realm = Some(with.into()),
+            6 => row.server = if row.server.is_some() { None } else { Some(with.into()) },
+            7 => (row.reason, row.asked_by) = (row.asked_by, row.reason),
+            8 => row.at += 1,
+            9 => (row.lasts, row.until) = (row.until, row.lasts),
+            10 => row.until = if row.until.is_some() { None } else { Some(0) },
+            _ => row.sum ^= 1,
+        }
+        prop_assume!(row != before);
+        prop_assert_eq!(row::record_of(&row, record.guards.clone()), Err(BadRow::Sum));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn r5_any_records_survive_the_file(
+        records in vec(record(), 1..40),
+        sessions in vec(session(), 0..10),
+    ) {
+        let folder = Folder::new();
+        let (mut run, _) = folder.open();
+        run.done(records.iter().cloned().map(Write::Keep));
+        run.done(sessions.iter().cloned().map(Write::Session));
+        run.stop();
+        let loaded = folder.load();
+        // of one number the last one counts
+        let last: std::collections::BTreeMap<_, _> = records.into_iter().map(|one| (one.number, one)).collect();
+        prop_assert_eq!(loaded.records, last.into_values().collect::<Vec<_>>());
+        let last: std::collections::BTreeMap<_, _> = sessions.into_iter().map(|one| (one.key, one)).collect();
+        prop_assert_eq!(loaded.sessions, last.into_values().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn r7_what_has_no_room_in_a_row_is_refused_and_said() {
+    let with = |change: fn(&mut Record)| {
+        let mut record = crate::world::sample(3);
+        change(&mut record);
+        row::rows_of(&record, "a gateway", 1).map(drop)
+    };
+    assert_eq!(with(|_| {}), Ok(()));
+    assert_eq!(with(|record| record.reason = "x".repeat(row::MAX_TEXT)), Ok(()));
+    assert_eq!(
+        with(|record| record.reason = "x".repeat(row::MAX_TEXT + 1)),
+        Err(BadRow::TooLong { column: "reason", found: 65_537 })
+    );
+    assert_eq!(
+        with(|record| record.until = Some(1 << 63)),
+        Err(BadRow::TooLarge { column: "until", found: 1 << 63 })
+    );
+    assert_eq!(
+        with(|record| record.guards = vec![record.guards[0].clone(); row::MAX_GUARDS + 1]),
+        Err(BadRow::TooManyGuards(row::MAX_GUARDS + 1))
+    );
+}
+
+#[test]
+fn r5_a_row_is_read_only_as_it_would_have_been_written() {
+    let sample = crate::world::record(1, Target::Adopted);
+    let with = |kind: &'static str, subject: &'static str, realm: Option<&'static str>| {
+        let (mut row, _) = row::rows_of(&sample, "a gateway", 1).unwrap();
+        (row.kind, row.subject, row.realm) = (kind.into(), subject.into(), realm.map(Into::into));
+        row.sum = row.right_sum();
+        row::record_of(&row, Vec::new()).map(|record| record.target)
+    };
+    assert_eq!(with("id", "-5", None), Ok(Target::Id(-5)));
+    assert_eq!(with("user", "", None), Ok(Target::User(String::new())));
+    for (kind, subject, realm) in [
+        ("id", "+5", None),
+        ("id", "05", None),
+        ("id", "", None),
+        ("address", "2001:DB8::1", None),
+        ("address", "10.0.0.1 ", None),
+        ("flow", "TCP 192.0.2.1:1 198.51.100.1:443", None),
+        ("flow", "tcp 192.0.2.1:1  198.51.100.1:443", None),
+        ("flow", "tcp [::ffff:192.0.2.1]:1 198.51.100.1:443", None),
+        ("flow", "tcp 192.0.2.1:1 198.51.100.1:443 ", None),
+        ("token", "dtls 0A", None),
+        ("token", "dtls 0a0", None),
+        ("token", "dtls ", None),
+        ("session", "AAAA", None),
+        ("lock", "alice", None),
+        ("user", "alice", Some("default")),
+        ("adopted", "x", None),
+        ("User", "alice", None),
+    ] {
+        assert!(matches!(with(kind, subject, realm), Err(BadRow::Meaning { .. })), "{kind} {subject:?}");
+    }
+}
