@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use super::output;
 use super::{Change, Cli, Command, Common, Disconnect, From, Lock, Revoke, Show, Terminate, Unlock};
 use crate::config::Config;
-use crate::control::{ControlClient, api, connect_control};
+use crate::control::{ControlClient, MAX_BATCH, api, connect_control};
 use crate::exit::Code;
 
 pub(super) fn run(cli: Cli) -> ExitCode {
@@ -36,7 +37,14 @@ fn explain(error: &anyhow::Error) -> (Code, String) {
                 tonic::Code::InvalidArgument => Code::Usage,
                 _ => Code::Error,
             };
-            (code, status.message().to_owned())
+            // what lies below says more than "transport error"
+            let mut text = status.message().to_owned();
+            let mut source = std::error::Error::source(status);
+            while let Some(error) = source {
+                text = format!("{text}: {error}");
+                source = error.source();
+            }
+            (code, text)
         }
         None => (Code::Error, format!("{error:#}")),
     }
@@ -219,7 +227,7 @@ async fn bulk(
     from: From,
 ) -> anyhow::Result<Code> {
     let lines = super::bulk::orders(&file, &from)?;
-    let (send, receive) = tokio::sync::mpsc::channel(256);
+    let (send, receive) = tokio::sync::mpsc::channel(4 * MAX_BATCH);
     // reading a file or a terminal blocks, and must not hold the stream up
     let reader = tokio::task::spawn_blocking(move || {
         let mut bad = Vec::new();
@@ -241,8 +249,11 @@ async fn bulk(
         }
         bad
     });
-    let mut receipt =
-        client.revoke_many(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+    // full messages, or what has come within a moment
+    let batches = tokio_stream::wrappers::ReceiverStream::new(receive)
+        .chunks_timeout(MAX_BATCH / 2, std::time::Duration::from_millis(20))
+        .map(|requests| api::RevokeBatch { requests });
+    let mut receipt = client.revoke_many(batches).await?.into_inner();
     let bad = reader.await.context("the reader of the lines broke")?;
     receipt.failed += bad.len() as u64;
     receipt.errors.extend(bad.into_iter().take(100));

@@ -8,9 +8,9 @@ use tonic::{Request as Rpc, Response, Status, Streaming};
 use super::api;
 use super::incoming::{Caller, incoming};
 
-/// How many revocations of a stream go to the daemon at once, and how many such parts may be on their way.
-const PART: usize = 256;
-const PARTS: usize = 16;
+/// How many revocations one message of a stream may hold, and how many such messages may be on their way.
+pub const MAX_BATCH: usize = 1_024;
+const BATCHES: usize = 16;
 /// How many errors of a stream are told.
 pub const MAX_ERRORS: usize = 100;
 
@@ -19,7 +19,7 @@ pub const MAX_ERRORS: usize = 100;
 pub enum Request {
     Disconnect(api::DisconnectRequest),
     Revoke(api::RevokeRequest),
-    /// A part of a stream of revocations.
+    /// One message of a stream of revocations.
     RevokeMany(Vec<api::RevokeRequest>),
     Lift(api::LiftRequest),
     Lock(api::LockRequest),
@@ -149,17 +149,20 @@ service! {
     check(api::ShowRequest) as Request::Check => Findings(api::Findings);
 
     {
-    async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeRequest>>) -> Result<Response<api::BulkReceipt>, Status> {
+    async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeBatch>>) -> Result<Response<api::BulkReceipt>, Status> {
         let caller = caller(&rpc);
-        // several parts at once, so that those that wait for the disk share one commit
+        // several at once, so that those that wait for the disk share one commit
         let mut replies = rpc
             .into_inner()
-            .ready_chunks(PART)
-            .map(|part| async {
-                let orders = part.into_iter().collect::<Result<Vec<_>, Status>>()?;
-                self.call(caller, Request::RevokeMany(orders)).await
+            .map(|batch| async {
+                let api::RevokeBatch { requests } = batch?;
+                if requests.len() > MAX_BATCH {
+                    let text = format!("{} revocations in one message: send at most {MAX_BATCH}", requests.len());
+                    return Err(Status::invalid_argument(text));
+                }
+                self.call(caller, Request::RevokeMany(requests)).await
             })
-            .buffered(PARTS);
+            .buffered(BATCHES);
         let mut bulk = api::BulkReceipt::default();
         while let Some(reply) = replies.next().await {
             let Reply::Bulk(part) = reply? else { return Err(mixed_up()) };

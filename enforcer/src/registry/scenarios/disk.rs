@@ -55,7 +55,7 @@ impl Disk {
             }
             Write::Audit(audit) => self.audit.push(audit.clone()),
             Write::Clock { wall, .. } => self.wall = *wall,
-            Write::Session(_) | Write::SessionGone(_) => {}
+            Write::Session(_) | Write::SessionGone(_) | Write::NoSessions | Write::NextNumber(_) => {}
         }
     }
 
