@@ -25,7 +25,10 @@ fn r5_every_kind_of_record_is_there_after_opening_again() {
     assert_eq!(again.records, (1..=64).map(sample).collect::<Vec<_>>());
     assert_eq!(again.sessions, (1..=6).map(session).collect::<Vec<_>>());
     assert_eq!(again.gateway, loaded.gateway);
-    assert_eq!((again.wall, again.boot_id.as_deref(), again.next_number), (1_700_000_123, Some("a-boot"), 1_000));
+    assert_eq!(
+        (again.wall, again.boot_id.as_deref(), again.next_number),
+        (1_700_000_123, Some("a-boot"), 1_000)
+    );
 }
 
 #[test]
@@ -137,12 +140,12 @@ fn stopping_writes_what_is_queued_lazy_or_not_and_leaves_one_file() {
     let (mut run, _) = folder.open();
     let tickets = run.give([Write::Session(session(1)), Write::Audit(line(5, "last words"))]);
 
-
     let results = run.results(tickets);
     assert!(results.iter().all(Result::is_ok));
     run.give((1..=5_000).map(keep));
     run.stop();
-    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!(names, [store::FILE]);
     assert_eq!(folder.load().records.len(), 5_000);
 }
@@ -173,7 +176,10 @@ fn an_administrator_looks_with_sqlite3_while_the_daemon_runs() {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     assert_eq!(sqlite3("SELECT number, realm, name FROM lock"), "2|staff|O'Neil");
-    assert_eq!(sqlite3("SELECT gateway, generation FROM revocation WHERE number = 1"), format!("{}|1", loaded.gateway));
+    assert_eq!(
+        sqlite3("SELECT gateway, generation FROM revocation WHERE number = 1"),
+        format!("{}|1", loaded.gateway)
+    );
     run.done([Write::Lift(2), keep(1)]);
     assert_eq!(sqlite3("SELECT generation FROM lifted WHERE number = 2"), "3");
     assert_eq!(sqlite3("SELECT generation FROM revocation WHERE number = 1"), "4");
@@ -231,7 +237,10 @@ fn the_rate_of_durable_revocations_is_printed() {
         run.done([Write::Over(number)]);
     }
     let one = start.elapsed() / single as u32;
-    println!("{:.0} durable revocations a second in bulk; one alone: {one:?}", many as f64 / all.as_secs_f64());
+    println!(
+        "{:.0} durable revocations a second in bulk; one alone: {one:?}",
+        many as f64 / all.as_secs_f64()
+    );
     run.stop();
     assert_eq!(folder.load().records.len() as u64, many - single);
 }

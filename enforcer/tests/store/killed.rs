@@ -79,7 +79,8 @@ fn child_that_is_killed() {
         .unwrap();
     let first: u64 = first.parse().unwrap();
     for ticket in first.. {
-        while writer.write(ticket, write_of(ticket)).is_err() || writer.waiting() > 40 + ticket as usize % 200 {
+        while writer.write(ticket, write_of(ticket)).is_err() || writer.waiting() > 40 + ticket as usize % 200
+        {
             std::thread::yield_now();
         }
     }
@@ -131,7 +132,8 @@ fn r5_kill_9_loses_no_acknowledged_write_and_tears_none() {
             model.apply(write_of(next));
             next += 1;
         }
-        let found: BTreeMap<_, _> = loaded.records.into_iter().map(|record| (record.number, record)).collect();
+        let found: BTreeMap<_, _> =
+            loaded.records.into_iter().map(|record| (record.number, record)).collect();
         let lifted: BTreeSet<_> = loaded.lifted.into_iter().collect();
         let limit = next + 100_000;
         while model.records != found || model.lifted != lifted {

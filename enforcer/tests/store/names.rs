@@ -37,9 +37,10 @@ fn safe_id() -> impl Strategy<Value = SafeId> {
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
-    (any::<bool>(), any::<SocketAddr>(), any::<SocketAddr>()).prop_filter_map("no flow", |(tcp, client, local)| {
-        Flow::new(if tcp { Protocol::Tcp } else { Protocol::Udp }, client, local).ok()
-    })
+    (any::<bool>(), any::<SocketAddr>(), any::<SocketAddr>())
+        .prop_filter_map("no flow", |(tcp, client, local)| {
+            Flow::new(if tcp { Protocol::Tcp } else { Protocol::Udp }, client, local).ok()
+        })
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -81,25 +82,18 @@ fn record() -> impl Strategy<Value = Record> {
 }
 
 fn session() -> impl Strategy<Value = SessionRecord> {
-    let observed = (
-        any::<i32>(),
-        (name(), name(), name(), name()),
-        option::of(name()),
-        vec(any::<IpAddr>(), 0..4),
-        option::of(safe_id()),
-        0..=TOP,
-    )
-        .prop_map(|(id, (user, group, vhost, client), device, addresses, safe_id, since)| Observed {
-            id,
-            user,
-            group,
-            vhost,
-            device,
-            addresses,
-            client,
-            safe_id,
-            since,
-        });
+    let observed =
+        (
+            any::<i32>(),
+            (name(), name(), name(), name()),
+            option::of(name()),
+            vec(any::<IpAddr>(), 0..4),
+            option::of(safe_id()),
+            0..=TOP,
+        )
+            .prop_map(|(id, (user, group, vhost, client), device, addresses, safe_id, since)| {
+                Observed { id, user, group, vhost, device, addresses, client, safe_id, since }
+            });
     let worker = option::of((any::<i32>(), 0..=TOP).prop_map(|(pid, start)| Process { pid, start }));
     (0..=TOP, server(), observed, worker).prop_map(|(key, server, observed, worker)| SessionRecord {
         key,

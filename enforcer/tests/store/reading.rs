@@ -66,7 +66,10 @@ fn r2_the_gate_reads_beside_the_daemon_and_sees_each_answered_write() {
     let mut run = fill(&folder);
     let reader = Reader::open(&folder.path()).unwrap().unwrap();
     check(&reader);
-    run.done([Write::Lift(6), guarded(7, vec![Guard { what: Guarded::SafeId(safe_id(7)), server: None, moment: 1 }])]);
+    run.done([
+        Write::Lift(6),
+        guarded(7, vec![Guard { what: Guarded::SafeId(safe_id(7)), server: None, moment: 1 }]),
+    ]);
     assert_eq!(reader.safe_id(&safe_id(6)).unwrap(), None);
     assert_eq!(reader.safe_id(&safe_id(7)).unwrap(), Some(7));
     run.done([Write::Over(4)]);
@@ -111,7 +114,8 @@ fn the_gates_questions_use_an_index() {
     let folder = Folder::new();
     fill(&folder).stop();
     let plan = |sql: &str| {
-        let output = Command::new("sqlite3").arg(folder.file()).arg(format!("EXPLAIN QUERY PLAN {sql}")).output();
+        let output =
+            Command::new("sqlite3").arg(folder.file()).arg(format!("EXPLAIN QUERY PLAN {sql}")).output();
         String::from_utf8(output.unwrap().stdout).unwrap()
     };
     let guard = plan("SELECT * FROM guard WHERE kind = 'safe_id' AND id = 'x' ORDER BY moment DESC");

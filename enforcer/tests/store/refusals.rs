@@ -38,7 +38,10 @@ fn refused(folder: &Folder, words: &[&str]) -> OpenError {
 fn r5_another_programs_database_is_refused() {
     let folder = filled();
     change(&folder, "PRAGMA application_id = 7");
-    assert!(matches!(refused(&folder, &["another program", "0x7"]), OpenError::OtherApplication { found: 7, .. }));
+    assert!(matches!(
+        refused(&folder, &["another program", "0x7"]),
+        OpenError::OtherApplication { found: 7, .. }
+    ));
     assert!(matches!(Reader::open(&folder.path()), Err(OpenError::OtherApplication { .. })));
     // also one that tells nothing of itself
     let folder = Folder::new();
@@ -100,20 +103,35 @@ fn r5_a_row_that_is_no_record_is_named() {
     for (sql, words) in [
         ("UPDATE revocation SET reason = 'edited' WHERE number = 7", ["table revocation, row 7", "checksum"]),
         ("DELETE FROM guard WHERE number = 7 AND position = 2", ["table revocation, row 7", "2 guards"]),
-        ("UPDATE guard SET moment = 1 WHERE number = 7 AND position = 1", ["table guard, row 7/1", "checksum"]),
+        (
+            "UPDATE guard SET moment = 1 WHERE number = 7 AND position = 1",
+            ["table guard, row 7/1", "checksum"],
+        ),
         ("UPDATE meta SET value = '1' WHERE key = 'next_number'", ["table meta", "checksum"]),
         ("DELETE FROM meta WHERE key = 'gateway'", ["table meta", "no row \"gateway\""]),
-        ("PRAGMA foreign_keys = OFF; DELETE FROM revocation WHERE number = 7", ["table guard", "of revocation 7"]),
-        ("PRAGMA ignore_check_constraints = ON; UPDATE revocation SET kind = 'x' WHERE number = 7", ["damaged", ""]),
+        (
+            "PRAGMA foreign_keys = OFF; DELETE FROM revocation WHERE number = 7",
+            ["table guard", "of revocation 7"],
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON; UPDATE revocation SET kind = 'x' WHERE number = 7",
+            ["damaged", ""],
+        ),
         ("INSERT INTO lifted VALUES (50, 'x', 1, 1, 1)", ["table lifted, row 50", "checksum"]),
-        ("INSERT INTO session VALUES (5, 1, 's', 1, 'u', 'g', 'v', NULL, '', 'c', NULL, 1, NULL, NULL, 9)", [
-            "table session, row 5",
-            "checksum",
-        ]),
-        ("UPDATE revocation SET subject = CAST(x'ff' AS TEXT) WHERE number = 8", ["table revocation, row 8", ""]),
+        (
+            "INSERT INTO session VALUES (5, 1, 's', 1, 'u', 'g', 'v', NULL, '', 'c', NULL, 1, NULL, NULL, 9)",
+            ["table session, row 5", "checksum"],
+        ),
+        (
+            "UPDATE revocation SET subject = CAST(x'ff' AS TEXT) WHERE number = 8",
+            ["table revocation, row 8", ""],
+        ),
         ("DROP VIEW lock", ["view lock", "missing"]),
         ("DROP INDEX guard_number", ["index guard_number", "missing"]),
-        ("CREATE TRIGGER t AFTER INSERT ON revocation BEGIN DELETE FROM revocation; END", ["trigger", "\"t\""]),
+        (
+            "CREATE TRIGGER t AFTER INSERT ON revocation BEGIN DELETE FROM revocation; END",
+            ["trigger", "\"t\""],
+        ),
     ] {
         let folder = filled();
         change(&folder, sql);

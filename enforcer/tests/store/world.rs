@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use enforcer::session::{
-    Audit, CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId, ServerName,
-    SessionRecord, Target, Token, TokenKind,
+    Audit, CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId,
+    ServerName, SessionRecord, Target, Token, TokenKind,
 };
 use enforcer::store::{self, Loaded, OpenError, Outcome, Settings, Write, Writer};
 
