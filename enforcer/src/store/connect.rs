@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 
 /// How long a statement waits for somebody else's lock: a checkpoint takes milliseconds. An administrator's open
 /// transaction in sqlite3 must not stop the writer for longer than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The log is brought into the database by the writer between two batches; this is the bound should that not
 /// come to it, in pages.

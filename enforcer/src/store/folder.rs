@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -68,15 +68,69 @@ pub(super) fn examine(directory: &Path) -> Result<PathBuf, OpenError> {
     fs::canonicalize(directory).map_err(cannot)
 }
 
-/// Takes the right to write, or says that another process has it.
+/// Takes the right to write, or says that another process has it. Waits up to a second: a reader on a full disk
+/// holds it for the moment of a question.
 pub(super) fn lock(directory: &Path) -> Result<Lock, OpenError> {
-    take(directory, FlockArg::LockExclusiveNonblock)?
-        .ok_or_else(|| OpenError::InUse { path: directory.to_owned() })
+    let start = Instant::now();
+    loop {
+        if let Some(lock) = take(directory, FlockArg::LockExclusiveNonblock)? {
+            return Ok(lock);
+        }
+        if start.elapsed() > Duration::from_secs(1) {
+            return Err(OpenError::InUse { path: directory.to_owned() });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
-/// Makes sure that nobody writes there as long as the answer is held; `None`: somebody does.
-pub(super) fn hold_still(directory: &Path) -> Result<Option<Lock>, OpenError> {
-    take(directory, FlockArg::LockSharedNonblock)
+/// A state that is read past SQLite's own locks: nobody may write while that is done, and nobody may have written
+/// since it was opened.
+#[derive(Debug)]
+pub(super) struct Still {
+    directory: PathBuf,
+    seen: [Option<Seen>; 2],
+}
+
+/// Device, inode, length and time of change (seconds, nanoseconds) of a file.
+type Seen = (u64, u64, u64, i64, i64);
+
+impl Still {
+    /// Before the state is opened.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), seen: seen(directory) }
+    }
+
+    /// Keeps an enforcer from starting to write as long as the answer is held. `None`: one runs, but where it is
+    /// read-only for us. Whether it wrote is told by [`Still::unchanged`].
+    pub(super) fn hold(&self) -> Result<Option<Lock>, OpenError> {
+        let lock = take(&self.directory, FlockArg::LockSharedNonblock)?;
+        let read_only = || {
+            nix::sys::statvfs::statvfs(&self.directory)
+                .is_ok_and(|about| about.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+        };
+        if lock.is_none() && !read_only() {
+            return Err(self.changed());
+        }
+        Ok(lock)
+    }
+
+    /// After everything was read: that it was all of one state.
+    pub(super) fn unchanged(&self) -> Result<(), OpenError> {
+        if seen(&self.directory) == self.seen { Ok(()) } else { Err(self.changed()) }
+    }
+
+    fn changed(&self) -> OpenError {
+        let why = "there is no room for SQLite's shared index, and an enforcer writes there at this time: ask it, or \
+                   try again";
+        OpenError::CannotRead { path: self.directory.join(FILE), why: why.to_owned() }
+    }
+}
+
+fn seen(directory: &Path) -> [Option<Seen>; 2] {
+    [FILE, WAL].map(|name| {
+        let about = fs::metadata(directory.join(name)).ok()?;
+        Some((about.dev(), about.ino(), about.len(), about.mtime(), about.mtime_nsec()))
+    })
 }
 
 fn take(directory: &Path, how: FlockArg) -> Result<Option<Lock>, OpenError> {
@@ -146,12 +200,6 @@ pub(super) fn make(
         let _ = clear();
     }
     made
-}
-
-/// Whether nobody at all can write there.
-pub(super) fn read_only(directory: &Path) -> bool {
-    nix::sys::statvfs::statvfs(directory)
-        .is_ok_and(|about| about.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
 fn sync(path: &Path) -> io::Result<()> {

@@ -94,19 +94,38 @@ fn fill(path: &Path, steps: &[&str]) -> Result<(), OpenError> {
     })
 }
 
-/// The first bytes: an empty file would be taken for a new database by SQLite.
+/// The first bytes and the length, as SQLite does not look at them: it takes an empty file for a new database, an
+/// unknown format for one that it may only read, and fills up the last page.
 pub(super) fn head(path: &Path) -> Result<(), OpenError> {
     const MAGIC: &[u8] = b"SQLite format 3\0";
     let cannot =
         |error: std::io::Error| OpenError::CannotRead { path: path.to_owned(), why: error.to_string() };
+    let corrupt = |what: String| Err(OpenError::Corrupt { path: path.to_owned(), what });
     let mut head = Vec::new();
-    std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(cannot)?;
-    if head.len() < 100 && MAGIC.starts_with(head.get(..MAGIC.len()).unwrap_or(&head)) {
-        let what = format!("it is cut off after {} bytes", head.len());
-        return Err(OpenError::Corrupt { path: path.to_owned(), what });
-    }
-    if !head.starts_with(MAGIC) {
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    let length = file.metadata().map_err(cannot)?.len();
+    file.take(100).read_to_end(&mut head).map_err(cannot)?;
+    let Some((magic, rest)) = head.split_at_checked(MAGIC.len()).filter(|_| head.len() == 100) else {
+        if MAGIC.starts_with(head.get(..MAGIC.len()).unwrap_or(&head)) {
+            return corrupt(format!("it is cut off after {} bytes", head.len()));
+        }
         return Err(OpenError::NotADatabase { path: path.to_owned() });
+    };
+    if magic != MAGIC {
+        return Err(OpenError::NotADatabase { path: path.to_owned() });
+    }
+    // <https://www.sqlite.org/fileformat2.html#the_database_header>: page size, write version, read version
+    let page = match u64::from(u16::from_be_bytes([rest[0], rest[1]])) {
+        1 => 65_536,
+        size => size,
+    };
+    if rest[2] > 2 || rest[3] > 2 {
+        return corrupt(format!("its header tells of format {}/{}, which there is not", rest[2], rest[3]));
+    }
+    // while the log is brought in, a crash may leave half a page; the log still has all of it then
+    let log = std::fs::metadata(path.with_file_name(WAL)).map_or(0, |about| about.len());
+    if log == 0 && !length.is_multiple_of(page) {
+        return corrupt(format!("it is cut off within a page, after {length} bytes"));
     }
     Ok(())
 }
@@ -180,4 +199,68 @@ fn checked(db: &Connection, path: &Path, steps: &[&str]) -> Result<Everything, O
     }
     load::examine(db, path)?;
     load::everything(db, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Write;
+
+    /// A second version, as it might be.
+    const SECOND: &str = "ALTER TABLE revocation ADD COLUMN note TEXT;
+        INSERT INTO meta (key, value, sum) SELECT 'note', count(*), 0 FROM revocation; DELETE FROM meta WHERE key = 'note'";
+
+    fn settings(folder: &tempfile::TempDir) -> Settings {
+        Settings { directory: folder.path().join("state"), audit_days: 0, audit_rows: 10 }
+    }
+
+    fn number_of_tables_and_version(settings: &Settings) -> (i64, i64) {
+        let db = Connection::open(settings.directory.join(FILE)).unwrap();
+        let tables = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+        (tables, schema::version(&db).unwrap())
+    }
+
+    fn first_version(folder: &tempfile::TempDir) -> (Settings, Loaded) {
+        let settings = settings(folder);
+        let (store, _) = open(&settings).unwrap();
+        let writer = store.start(|outcome| outcome.result.unwrap()).unwrap();
+        for number in 1..=100 {
+            writer.write(number, Write::Lift(number)).unwrap();
+        }
+        writer.stop().unwrap();
+        let loaded = open(&settings).unwrap().1;
+        assert_eq!(loaded.lifted.len(), 100);
+        (settings, loaded)
+    }
+
+    #[test]
+    fn r5_an_older_version_is_brought_up_to_date_with_all_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let (settings, before) = first_version(&folder);
+        let steps = [schema::STEPS, &[SECOND]].concat();
+        let (store, after) = open_as(&settings, &steps).unwrap();
+        drop(store);
+        assert_eq!(after, before);
+        assert_eq!(number_of_tables_and_version(&settings).1, schema::version_of(&steps));
+        // again: nothing to do. And the older program does not touch it
+        assert_eq!(open_as(&settings, &steps).unwrap().1, before);
+        assert!(matches!(open(&settings), Err(OpenError::Newer { .. })));
+        // a new one is made by the same steps
+        let new = tempfile::tempdir().unwrap();
+        let settings = self::settings(&new);
+        assert!(open_as(&settings, &steps).unwrap().1.fresh);
+        assert!(!open_as(&settings, &steps).unwrap().1.fresh);
+    }
+
+    #[test]
+    fn r5_a_step_that_fails_leaves_the_version_before_it_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (settings, before) = first_version(&folder);
+        let steps = [schema::STEPS, &["CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)"]].concat();
+        let was = number_of_tables_and_version(&settings);
+        let error = open_as(&settings, &steps).map(drop).unwrap_err();
+        assert!(matches!(error, OpenError::CannotMigrate { found: 1, .. }), "{error}");
+        assert_eq!(number_of_tables_and_version(&settings), was);
+        assert_eq!(open(&settings).unwrap().1, before);
+    }
 }

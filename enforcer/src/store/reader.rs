@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::folder::{self, FILE, Lock};
+use super::folder::{self, FILE, Still};
 use super::row::{hex, natural};
 use super::trouble::{bad_row, reading};
 use super::{ReadError, connect, open, schema, tables};
@@ -13,14 +13,14 @@ use crate::session::{CutoffKey, LockKey, SafeId};
 /// A look at the state, beside a writer or without one. It waits up to a second for a lock of SQLite's.
 ///
 /// It reads what a daemon that crashed left in the log. Where SQLite's shared index cannot be made (a full disk, a
-/// read-only file system) the log is read by another way, if the file system is read-only or no enforcer runs;
-/// otherwise it is an error.
+/// read-only file system) it is read past SQLite's locks, as long as no enforcer writes; if one does, that is an
+/// error.
 #[derive(Debug)]
 pub struct Reader {
     db: Connection,
     path: PathBuf,
-    /// Held where SQLite's own locks could not be used.
-    _still: Option<Lock>,
+    /// Where SQLite's own locks could not be used.
+    still: Option<Still>,
 }
 
 impl Reader {
@@ -40,18 +40,17 @@ impl Reader {
         let usual = connect::reader(&path).map_err(failed).and_then(|db| known(&db, &path).map(|()| db));
         let (db, still) = match usual {
             Ok(db) => (db, None),
-            Err(error @ ReadError::CannotRead { .. }) => {
-                let still = folder::hold_still(&directory)?;
-                if still.is_none() && !folder::read_only(&directory) {
-                    return Err(error);
-                }
+            Err(ReadError::CannotRead { .. }) => {
+                let still = Still::new(&directory);
+                let _lock = still.hold()?;
                 let db = connect::sealed(&path).map_err(failed)?;
                 known(&db, &path)?;
-                (db, still)
+                still.unchanged()?;
+                (db, Some(still))
             }
             Err(error) => return Err(error),
         };
-        Ok(Some(Self { db, path, _still: still }))
+        Ok(Some(Self { db, path, still }))
     }
 
     /// The revocation that refuses this cookie.
@@ -67,38 +66,50 @@ impl Reader {
 
     /// The lock with that key that stands at that moment (unix seconds).
     pub fn lock(&self, key: &LockKey, now: u64) -> Result<Option<u64>, ReadError> {
-        let failed = |error: rusqlite::Error| reading(&self.path, &error);
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let mut locks = self
-            .db
-            .prepare_cached(
-                "SELECT number FROM guard JOIN revocation USING (number)
-                 WHERE guard.kind = 'lock' AND id = ?1 AND (until IS NULL OR until > ?2)
-                 ORDER BY number LIMIT 1",
-            )
-            .map_err(failed)?;
-        let number: Option<i64> = locks
-            .query_row(params![hex(key.as_bytes()), now], |row| row.get(0))
-            .optional()
-            .map_err(failed)?;
-        number
-            .map(|number| natural("number", number).map_err(|why| bad_row(&self.path, "guard", number, &why)))
-            .transpose()
+        let number: Option<i64> = self.ask(|| {
+            let failed = |error: rusqlite::Error| reading(&self.path, &error);
+            self.db
+                .prepare_cached(
+                    "SELECT number FROM guard JOIN revocation USING (number)
+                     WHERE guard.kind = 'lock' AND id = ?1 AND (until IS NULL OR until > ?2)
+                     ORDER BY number LIMIT 1",
+                )
+                .map_err(failed)?
+                .query_row(params![hex(key.as_bytes()), now], |row| row.get(0))
+                .optional()
+                .map_err(failed)
+        })?;
+        let bad = |number, why| bad_row(&self.path, "guard", number, &why);
+        number.map(|number| natural("number", number).map_err(|why| bad(number, why))).transpose()
     }
 
     /// Number and moment of the strongest guard.
     fn guard(&self, kind: &str, id: &str) -> Result<Option<(u64, u64)>, ReadError> {
-        let failed = |error: rusqlite::Error| reading(&self.path, &error);
-        let sql =
-            format!("{} WHERE kind = ?1 AND id = ?2 ORDER BY moment DESC, number LIMIT 1", tables::GUARDS);
-        let mut guards = self.db.prepare_cached(&sql).map_err(failed)?;
-        let mut rows = guards.query([kind, id]).map_err(failed)?;
-        let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
-        let row = tables::guard(row).map_err(failed)?;
-        let place = format!("{}/{}", row.number, row.position);
-        let bad = |why| bad_row(&self.path, "guard", &place, &why);
-        let guard = row.guard().map_err(bad)?;
-        Ok(Some((natural("number", row.number).map_err(bad)?, guard.moment)))
+        self.ask(|| {
+            let failed = |error: rusqlite::Error| reading(&self.path, &error);
+            let sql = format!(
+                "{} WHERE kind = ?1 AND id = ?2 ORDER BY moment DESC, number LIMIT 1",
+                tables::GUARDS
+            );
+            let mut guards = self.db.prepare_cached(&sql).map_err(failed)?;
+            let mut rows = guards.query([kind, id]).map_err(failed)?;
+            let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
+            let row = tables::guard(row).map_err(failed)?;
+            let place = format!("{}/{}", row.number, row.position);
+            let bad = |why| bad_row(&self.path, "guard", &place, &why);
+            let guard = row.guard().map_err(bad)?;
+            Ok(Some((natural("number", row.number).map_err(bad)?, guard.moment)))
+        })
+    }
+
+    /// One question, to one state.
+    fn ask<T>(&self, question: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let Some(still) = &self.still else { return question() };
+        let _lock = still.hold()?;
+        let answer = question()?;
+        still.unchanged()?;
+        Ok(answer)
     }
 }
 

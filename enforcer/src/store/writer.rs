@@ -299,8 +299,14 @@ impl Thread {
         if !due && !self.remains {
             return;
         }
-        let how = if self.remains { "TRUNCATE" } else { "PASSIVE" };
-        match checkpoint(&open.db, how) {
+        // never waits for a reader: the next write would wait with it
+        let done = if self.remains {
+            let now = open.db.busy_timeout(Duration::ZERO).and_then(|()| checkpoint(&open.db, "TRUNCATE"));
+            open.db.busy_timeout(connect::PATIENCE).and(now)
+        } else {
+            checkpoint(&open.db, "PASSIVE")
+        };
+        match done {
             Ok(true) => self.remains = false,
             // a reader holds an old state: the next time, then
             Ok(false) => {}

@@ -66,6 +66,8 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
                 assert!(why.contains("full") && why.contains("state.db"), "{why}");
                 assert_eq!(result[0], result[1]);
             }
+            // a crash now finds no damage, and none of them
+            assert!(folder.crash_copy().load().records.iter().all(|record| record.number != failed));
             // reading goes on
             assert!(Reader::open(&folder.path()).unwrap().unwrap().safe_id(&safe_id(20)).unwrap().is_some());
             make_room(&folder.path());
@@ -121,6 +123,34 @@ fn r5_a_disk_that_is_full_at_the_start_is_read_and_written_when_there_is_room() 
             assert_eq!(loaded.records.last(), Some(&sample(41)));
         }
         run.stop();
+    });
+}
+
+/// Without room for SQLite's shared index the gate reads past its locks: never while somebody writes, and never what
+/// was true before.
+#[test]
+fn r2_the_gate_reads_on_a_full_disk_and_notices_a_daemon_that_begins_to_write() {
+    apart(|| {
+        let source = Folder::new();
+        let (mut run, _) = source.open();
+        run.done((1..=30).map(keep));
+        let folder = Folder::new();
+        tmpfs(&folder.path(), "4m");
+        copy_state(&source.path(), &folder.path());
+        run.stop();
+        fill_up(&folder.path());
+        let reader = Reader::open(&folder.path()).unwrap().unwrap();
+        assert_eq!(reader.safe_id(&safe_id(20)).unwrap(), Some(2));
+        assert_eq!(reader.safe_id(&safe_id(350)).unwrap(), None);
+        make_room(&folder.path());
+        let (mut run, _) = folder.open();
+        assert!(reader.safe_id(&safe_id(350)).is_err());
+        run.done([keep(35)]);
+        run.stop();
+        let error = reader.safe_id(&safe_id(350)).unwrap_err();
+        assert!(error.to_string().contains("try again"), "{error}");
+        let reader = Reader::open(&folder.path()).unwrap().unwrap();
+        assert_eq!(reader.safe_id(&safe_id(350)).unwrap(), Some(35));
     });
 }
 

@@ -2,14 +2,16 @@
 
 use std::process::Command;
 
-use enforcer::session::{CutoffKey, Guard, Guarded, Identity, Target};
+use enforcer::session::{CutoffKey, Guard, Guarded, Identity, LockKey, Target};
 use enforcer::store::{Reader, Write};
 
 use crate::world::{Folder, keep, record, safe_id, server};
 
 fn lock(number: u64, name: &str, until: Option<u64>) -> Write {
     let identity = Identity { realm: "default".to_owned(), name: name.to_owned() };
+    let what = Guarded::Lock(LockKey::new(&identity));
     let mut record = record(number, Target::Lock(identity));
+    record.guards = vec![Guard { what, server: None, moment: 1 }];
     (record.until, record.lasts) = (until, until.map(|_| 60));
     Write::Keep(record)
 }
@@ -21,7 +23,7 @@ fn guarded(number: u64, guards: Vec<Guard>) -> Write {
 }
 
 fn ask(reader: &Reader, name: &str, now: u64) -> Option<u64> {
-    reader.lock(&Identity { realm: "default".to_owned(), name: name.to_owned() }, now).unwrap()
+    reader.lock(&LockKey::new(&Identity { realm: "default".to_owned(), name: name.to_owned() }), now).unwrap()
 }
 
 fn fill(folder: &Folder) -> crate::world::Run {
@@ -56,7 +58,7 @@ fn check(reader: &Reader) {
     assert_eq!(ask(reader, "bob", 999), Some(5));
     assert_eq!(ask(reader, "bob", 1_000), None);
     let elsewhere = Identity { realm: "staff".to_owned(), name: "alice".to_owned() };
-    assert_eq!(reader.lock(&elsewhere, 0).unwrap(), None);
+    assert_eq!(reader.lock(&LockKey::new(&elsewhere), 0).unwrap(), None);
 }
 
 #[test]
