@@ -5,50 +5,26 @@
 
 mod lab;
 mod past;
+mod traffic;
 
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use enforcer::dataplane::{
-    Capacities, Dataplane, GateFacts, GateMaps, Role, Settings, StoredEntry, TcPreference, XdpPreference,
+    Dataplane, GateFacts, GateMaps, Role, Settings, StoredEntry, TcPreference, XdpPreference,
 };
 use enforcer::session::{
-    CutoffKey, Device, Entry, Flow, Identity, LockKey, Netns, Protocol, SafeId, ServerName, Stands, Token,
-    TokenKind,
+    CutoffKey, Device, Entry, Identity, LockKey, SafeId, ServerName, Stands, Token, TokenKind,
 };
 use enforcer_ebpf::layout::{
     AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, SafeIdValue, TOKEN_DTLS, TokenKey, UDP,
 };
-use lab::{CLIENT, GATEWAY, Lab, OTHER, PEER, Socket, ifindex, lab};
+use lab::{CLIENT, ifindex, lab};
 use past::Abi1;
+use traffic::{Traffic, address, attach, flow, is_tidy, with};
 
 const NONE: GateFacts = GateFacts { server: 0, moment: 0 };
-
-fn capacities(each: u32) -> Capacities {
-    Capacities {
-        flows: each,
-        addresses: each,
-        devices: each,
-        tokens: each,
-        safe_ids: each,
-        cutoffs: each,
-        locks: each,
-    }
-}
-
-fn with(lab: &Lab, each: u32) -> Settings {
-    Settings { capacities: capacities(each), ..lab.settings() }
-}
-
-fn flow(netns: Netns, client: &Socket, local: &Socket) -> Entry {
-    let ends = (client.0.local_addr().unwrap(), local.0.local_addr().unwrap());
-    Entry::Flow(netns, Flow::new(Protocol::Udp, ends.0, ends.1).unwrap())
-}
-
-fn address(netns: Netns, text: &str) -> Entry {
-    Entry::Address(netns, text.parse().unwrap())
-}
 
 fn alice() -> LockKey {
     LockKey::new(&Identity { realm: "default".into(), name: "alice".into() })
@@ -62,96 +38,6 @@ fn sorted(dataplane: &Dataplane) -> Vec<StoredEntry> {
 
 fn packets_by(dataplane: &Dataplane, reason: &str) -> u64 {
     dataplane.counters().unwrap().iter().find(|counter| counter.reason == reason).unwrap().packets
-}
-
-/// Nothing of a migration is left over.
-fn is_tidy(lab: &Lab) {
-    for folder in ["next", "last"] {
-        assert!(!lab.pin_path().join(folder).exists(), "{folder}");
-    }
-}
-
-/// The two ends of everything that is revoked, and their neighbours.
-struct Traffic {
-    server: Socket,
-    client: Socket,
-    neighbour: Socket,
-    revoked: Socket,
-    other: Socket,
-    lan: Socket,
-}
-
-impl Traffic {
-    fn new(lab: &Lab) -> Self {
-        Self {
-            server: lab.here(&format!("{GATEWAY}:443")),
-            client: lab.far(&format!("{PEER}:4000")),
-            neighbour: lab.far(&format!("{PEER}:4001")),
-            revoked: lab.here(&format!("{CLIENT}:5000")),
-            other: lab.here(&format!("{OTHER}:5000")),
-            lan: lab.far(&format!("{PEER}:80")),
-        }
-    }
-
-    /// Outside by XDP, inside by tc.
-    fn entries(&self, lab: &Lab) -> [Entry; 2] {
-        [flow(lab.netns(), &self.client, &self.server), address(lab.netns(), CLIENT)]
-    }
-
-    #[track_caller]
-    fn is_dropped(&self) {
-        assert!(!self.client.reaches(&self.server), "the revoked flow passes");
-        assert!(!self.revoked.reaches(&self.lan) && !self.lan.reaches(&self.revoked), "the address passes");
-        self.neighbours_pass();
-    }
-
-    #[track_caller]
-    fn neighbours_pass(&self) {
-        assert!(self.neighbour.reaches(&self.server), "another port behind the same address");
-        assert!(self.other.reaches(&self.lan) && self.lan.reaches(&self.other), "another client");
-    }
-
-    #[track_caller]
-    fn passes(&self) {
-        assert!(self.client.reaches(&self.server));
-        assert!(self.revoked.reaches(&self.lan) && self.lan.reaches(&self.revoked));
-    }
-
-    /// Sends on the revoked flow and from the revoked address while `work` runs. Gives how many packets each.
-    fn flood(&self, work: impl FnOnce()) -> [u64; 2] {
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let [flow, address] =
-                [(&self.client, &self.server), (&self.revoked, &self.lan)].map(|(from, to)| {
-                    let stop = &stop;
-                    scope.spawn(move || {
-                        let to: SocketAddr = to.0.local_addr().unwrap();
-                        let mut sent = 0_u64;
-                        while !stop.load(Ordering::Relaxed) {
-                            // tc egress tells the sender that it was dropped
-                            let _ = from.0.send_to(b"flood", to);
-                            sent += 1;
-                        }
-                        sent
-                    })
-                });
-            // also when the work panics
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-            stop.store(true, Ordering::Relaxed);
-            let sent = [flow.join().unwrap(), address.join().unwrap()];
-            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            for socket in [&self.server, &self.lan] {
-                assert!(socket.0.recv(&mut [0; 64]).is_err(), "a packet leaked");
-            }
-            sent
-        })
-    }
-}
-
-fn attach(dataplane: &mut Dataplane, lab: &Lab) {
-    for role in [Role::Outer, Role::Inner] {
-        dataplane.attach(None, lab.netns(), ifindex("gw"), "gw", role).unwrap();
-    }
 }
 
 fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str; 2]) {
@@ -180,6 +66,7 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
             (Entry::Cutoff(CutoffKey::new(&ServerName::new("default"), "alice")), Stands::Forever, gate),
             (Entry::Lock(alice()), Stands::Until(54321), GateFacts { server: 0, ..gate }),
             (theirs.clone(), Stands::Forever, NONE),
+            (traffic.entries(lab)[2].clone(), Stands::Forever, NONE),
         ];
         for (number, (entry, stands, facts)) in entries.iter().enumerate() {
             dataplane.insert(entry, number as u64 + 1, *stands, *facts).unwrap();
@@ -190,11 +77,11 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
         traffic.is_dropped();
         assert!(!traffic.server.reaches(&traffic.neighbour), "in the other namespace");
         let before = packets_by(&dataplane, "dropped-flow");
-        let hits_before = dataplane.hits(&entries[0].0).unwrap();
+        let hits_before = dataplane.hits(&entries[9].0).unwrap();
         drop(dataplane);
 
         let rounds = [128, 16, 1000, 9, 64];
-        let sent = traffic.flood(|| {
+        let sent = traffic.flood(Duration::ZERO, || {
             for each in rounds {
                 // nothing is attached here: what hangs gets new programs all the same
                 let dataplane = Dataplane::open(settings(each)).unwrap();
@@ -215,7 +102,7 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
         let mut dataplane = Dataplane::open(settings(64)).unwrap();
         let counted = packets_by(&dataplane, "dropped-flow") - before;
         assert_eq!(counted, sent[0], "the counters miss nothing");
-        let hits = dataplane.hits(&entries[0].0).unwrap() - hits_before;
+        let hits = dataplane.hits(&entries[9].0).unwrap() - hits_before;
         let missed = sent[0] - hits;
         assert!(missed <= 10 * rounds.len() as u64, "{missed} of {} hits were lost", sent[0]);
         eprintln!("{sent:?} packets during {} migrations, none leaked; {missed} hits missed", rounds.len());
@@ -223,7 +110,7 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
         // the programs look into the maps that count now
         traffic.is_dropped();
         assert!(!traffic.server.reaches(&traffic.neighbour));
-        for entry in [&entries[0].0, &entries[1].0, &theirs] {
+        for entry in [&entries[0].0, &entries[1].0, &entries[9].0, &theirs] {
             assert!(dataplane.remove(entry).unwrap());
         }
         traffic.passes();
@@ -264,7 +151,7 @@ fn r7_a_capacity_below_what_is_in_use_is_refused_and_names_the_number() {
         is_tidy(lab);
         traffic.is_dropped();
         let dataplane = Dataplane::open(with(lab, 10)).unwrap();
-        assert_eq!(dataplane.entries().unwrap().len(), 11);
+        assert_eq!(dataplane.entries().unwrap().len(), 12);
         traffic.is_dropped();
     });
 }
@@ -273,22 +160,25 @@ fn abi_1(clsact: bool) {
     lab(move |lab| {
         let (netns, far) = (lab.netns(), lab::number(&lab.peer));
         let traffic = Traffic::new(lab);
-        let key = |netns: Netns, client: &Socket, local: &Socket| {
-            let (client, local) = (client.0.local_addr().unwrap(), local.0.local_addr().unwrap());
-            FlowKey {
-                client: client.ip().into(),
-                local: local.ip().into(),
-                client_port: client.port().to_be(),
-                local_port: local.port().to_be(),
+        let key = |entry: &Entry| match entry {
+            Entry::Flow(netns, flow) => FlowKey {
+                client: flow.client().ip().into(),
+                local: flow.local().ip().into(),
+                client_port: flow.client().port().to_be(),
+                local_port: flow.local().port().to_be(),
                 protocol: UDP,
                 netns: netns.0,
-            }
+            },
+            other => panic!("{other:?} is no flow"),
         };
+        let theirs = flow(far, &traffic.server, &traffic.neighbour);
+        let [outside, _, flooded] = traffic.entries(lab);
         lab.mount_bpffs();
         let mut old = Abi1::open(&lab.pin_path(), netns, 64);
         let (server, moment) = (77, 1_700_000_000);
-        old.standing("flows", key(netns, &traffic.client, &traffic.server), 1, FOREVER);
-        old.standing("flows", key(far, &traffic.server, &traffic.neighbour), 2, FOREVER);
+        old.standing("flows", key(&outside), 1, FOREVER);
+        old.standing("flows", key(&flooded), 8, FOREVER);
+        old.standing("flows", key(&theirs), 2, FOREVER);
         let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
         old.standing("addresses", AddressKey { address: ip(CLIENT), netns: netns.0 }, 3, LEASED);
         old.standing("devices", DeviceKey { netns: netns.0, ifindex: 99 }, 4, FOREVER);
@@ -320,7 +210,7 @@ fn abi_1(clsact: bool) {
 
         // the same capacities: maps are taken over. Others: entries are copied
         for each in [64, 100] {
-            let sent = traffic.flood(|| {
+            let sent = traffic.flood(Duration::ZERO, || {
                 let dataplane = Dataplane::open(with(lab, each)).unwrap();
                 let stored = sorted(&dataplane);
                 let facts = |stored: &StoredEntry| (stored.revocation, stored.stands, stored.gate);
@@ -335,6 +225,7 @@ fn abi_1(clsact: bool) {
                         (5, Stands::Until(12345), NONE),
                         (6, Stands::Forever, gate),
                         (7, Stands::Forever, gate),
+                        (8, Stands::Forever, NONE),
                     ]
                 );
                 assert_eq!(stored[0].entry, traffic.entries(lab)[0]);
@@ -352,11 +243,13 @@ fn abi_1(clsact: bool) {
         );
         let mut dataplane = Dataplane::open(with(lab, 100)).unwrap();
         let stranger = Entry::SafeId(SafeId::from_bytes([8; 20]));
-        dataplane.insert(&stranger, 8, Stands::Forever, NONE).unwrap();
+        dataplane.insert(&stranger, 9, Stands::Forever, NONE).unwrap();
         assert_eq!(dataplane.hits(&stranger), Some(0), "a count of nobody's was not carried over");
         // a gate that has opened the set of the old layout sees what was said in the new one
-        dataplane.insert(&Entry::Lock(alice()), 9, Stands::Forever, GateFacts { server: 0, moment }).unwrap();
-        assert_eq!(gate.lock(&alice()).unwrap().map(|found| found.revocation), Some(9));
+        dataplane
+            .insert(&Entry::Lock(alice()), 10, Stands::Forever, GateFacts { server: 0, moment })
+            .unwrap();
+        assert_eq!(gate.lock(&alice()).unwrap().map(|found| found.revocation), Some(10));
         traffic.is_dropped();
         for entry in sorted(&dataplane).into_iter().take(3) {
             assert!(dataplane.remove(&entry.entry).unwrap());
@@ -366,7 +259,7 @@ fn abi_1(clsact: bool) {
         // and it goes on from there as ever
         attach(&mut dataplane, lab);
         for entry in traffic.entries(lab) {
-            dataplane.insert(&entry, 10, Stands::Forever, NONE).unwrap();
+            dataplane.insert(&entry, 11, Stands::Forever, NONE).unwrap();
         }
         traffic.is_dropped();
         drop(dataplane);
@@ -458,7 +351,7 @@ fn r5_a_half_made_migration_is_put_right() {
                 let gate = GateMaps::open(&lab.pin_path()).unwrap().expect("a set counts");
                 assert!(gate.lock(&alice()).unwrap().is_some(), "{number}");
                 let dataplane = Dataplane::open(with(lab, each)).unwrap();
-                assert_eq!(dataplane.entries().unwrap().len(), 3, "{number}");
+                assert_eq!(dataplane.entries().unwrap().len(), 4, "{number}");
                 is_tidy(lab);
                 traffic.is_dropped();
             }

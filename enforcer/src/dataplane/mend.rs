@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
@@ -162,7 +162,7 @@ pub(super) fn cannot_pin(path: &Path) -> String {
     format!("cannot pin {}", path.display())
 }
 
-fn there(path: &PathBuf) -> Result<Option<OwnedFd>> {
+fn there(path: &Path) -> Result<Option<OwnedFd>> {
     match sys::open_pin(path) {
         Ok(pinned) => Ok(Some(pinned)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
