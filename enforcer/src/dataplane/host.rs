@@ -174,14 +174,24 @@ pub(super) fn verify_name(ifindex: u32, name: &str) -> Result<()> {
 
 /// The name of a device, within its namespace.
 pub(super) fn name_of(ifindex: u32) -> Result<String> {
-    let name =
-        nix::net::if_::if_indextoname(ifindex).with_context(|| format!("there is no device {ifindex}"))?;
+    let missing = || format!("there is no device {ifindex}");
+    let name = nix::net::if_::if_indextoname(ifindex).with_context(missing)?;
+    // nix 0.31 takes the null pointer of a device that is not there for success
+    if name.is_empty() {
+        bail!(missing());
+    }
     name.into_string().map_err(|_| anyhow!("device {ifindex} has a name that is not text"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_name() {
+        assert_eq!(name_of(1).unwrap(), "lo");
+        assert!(name_of(u32::MAX >> 1).unwrap_err().to_string().contains("there is no device"));
+    }
 
     #[test]
     fn paths_of_mountinfo_are_read_as_they_were_written() {
