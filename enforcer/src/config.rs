@@ -1,11 +1,11 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::session::ServerName;
+use crate::session::{self, DEFAULT_REALM, Realms, ServerName};
 
 /// Where the file is looked for when neither `--config` nor `ENFORCER_CONFIG` names one.
 pub const DEFAULT_PATH: &str = "/etc/enforcer/enforcer.toml";
@@ -26,6 +26,24 @@ pub struct Config {
     pub gate: Gate,
     pub state: State,
     pub control: Control,
+    /// `[realms.NAME]`: what is special of a realm. One that is not named here is as [`Realm::default`].
+    pub realms: BTreeMap<String, Realm>,
+}
+
+/// Where a name means one person.
+#[derive(Debug, Clone, Copy, Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Realm {
+    pub case: Case,
+}
+
+/// Whether `Alice` and `alice` are two people or one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    #[default]
+    Exact,
+    Fold,
 }
 
 /// Where the BPF programs go.
@@ -42,7 +60,52 @@ pub struct Kernel {
     pub tc: Tc,
     /// How a session's sockets are ended; `kill` serves kernels without SOCK_DESTROY.
     pub sockets: Sockets,
+    pub capacity: Capacity,
 }
+
+/// How many entries each of the kernel's tables can hold.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Capacity {
+    pub flows: u32,
+    pub addresses: u32,
+    pub devices: u32,
+    pub tokens: u32,
+    pub safe_ids: u32,
+    pub cutoffs: u32,
+    pub locks: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            flows: 1_000_000,
+            addresses: 1_000_000,
+            devices: 65_536,
+            tokens: 65_536,
+            safe_ids: 262_144,
+            cutoffs: 65_536,
+            locks: 65_536,
+        }
+    }
+}
+
+impl Capacity {
+    fn all(&self) -> [(&'static str, u32); 7] {
+        [
+            ("flows", self.flows),
+            ("addresses", self.addresses),
+            ("devices", self.devices),
+            ("tokens", self.tokens),
+            ("safe-ids", self.safe_ids),
+            ("cutoffs", self.cutoffs),
+            ("locks", self.locks),
+        ]
+    }
+}
+
+/// The kernel takes 16 bytes for each entry that could be there, at once.
+const MAX_CAPACITY: u32 = 64 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
@@ -80,6 +143,7 @@ impl Default for Kernel {
             xdp: Xdp::Auto,
             tc: Tc::Auto,
             sockets: Sockets::Auto,
+            capacity: Capacity::default(),
         }
     }
 }
@@ -127,6 +191,10 @@ pub struct Server {
     /// Interfaces in the server's own network namespace, where that is not the daemon's; as in `[kernel]`.
     pub outer: Option<Vec<String>>,
     pub inner: Option<Vec<String>>,
+    /// Whose names its users' names are: servers of one realm share their people.
+    pub realm: String,
+    /// The realm of a virtual host, where it is another one.
+    pub vhost_realms: BTreeMap<String, String>,
 }
 
 impl Default for Server {
@@ -141,6 +209,8 @@ impl Default for Server {
             invalidate_on_disconnect: false,
             outer: None,
             inner: None,
+            realm: DEFAULT_REALM.into(),
+            vhost_realms: BTreeMap::new(),
         }
     }
 }
@@ -176,12 +246,16 @@ impl Default for Gate {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct State {
+    /// Mode 0700, the daemon's alone.
     pub directory: PathBuf,
+    /// How long, and how many at the most, receipts are kept in the audit log.
+    pub audit_days: u32,
+    pub audit_rows: u32,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { directory: PathBuf::from("/var/lib/enforcer") }
+        Self { directory: PathBuf::from("/var/lib/enforcer"), audit_days: 365, audit_rows: 100_000 }
     }
 }
 
@@ -220,7 +294,46 @@ impl Config {
         Ok(file)
     }
 
+    /// Who is who, as configured.
+    pub fn realms(&self) -> Realms {
+        let mut realms = Realms::default();
+        for (name, realm) in &self.realms {
+            let case = match realm.case {
+                Case::Exact => session::Case::Exact,
+                Case::Fold => session::Case::Fold,
+            };
+            realms.set_case(name, case);
+        }
+        for server in self.ocserv.iter() {
+            realms.set_server(server.server_name(), &server.realm);
+            for (vhost, realm) in &server.vhost_realms {
+                realms.set_vhost(server.server_name(), vhost, realm);
+            }
+        }
+        realms
+    }
+
     fn validate(&self) -> Result<(), String> {
+        for (table, capacity) in self.kernel.capacity.all() {
+            if capacity == 0 || capacity > MAX_CAPACITY {
+                return Err(format!("[kernel.capacity] {table} = {capacity}: it is 1 to {MAX_CAPACITY}"));
+            }
+        }
+        if self.state.audit_rows == 0 || self.state.audit_days == 0 {
+            return Err("[state] audit-days and audit-rows are at least 1".into());
+        }
+        let mut used: BTreeSet<&str> = BTreeSet::from([DEFAULT_REALM]);
+        for server in self.ocserv.iter() {
+            used.extend([server.realm.as_str()]);
+            used.extend(server.vhost_realms.values().map(String::as_str));
+        }
+        if let Some(name) = used.iter().find(|name| !is_name(name)) {
+            return Err(format!("realm = {name:?}: a name is 1 to 64 characters without spaces"));
+        }
+        if let Some(name) = self.realms.keys().find(|name| !used.contains(name.as_str())) {
+            let known: Vec<&str> = used.into_iter().collect();
+            return Err(format!("[realms.{name}]: no server is of that realm; there are: {}", known.join(", ")));
+        }
         let mut names = BTreeSet::new();
         let mut sockets = BTreeSet::new();
         for server in self.ocserv.iter() {
@@ -232,8 +345,7 @@ impl Config {
                 );
             }
             let name = &server.name;
-            if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace())
-            {
+            if !is_name(name) {
                 return Err(format!(
                     "[[ocserv]] name = {name:?}: a name is 1 to 64 characters without spaces"
                 ));
@@ -282,6 +394,10 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 64 && !name.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
 /// serde's message, and for an unknown key the nearest known one.
@@ -350,6 +466,15 @@ mod tests {
     }
 
     #[test]
+    fn a_realm_that_nobody_is_of_is_refused_and_a_servers_is_not() {
+        let told = Config::parse("[realms.staf]\ncase = 'fold'\n[ocserv]\nrealm = 'staff'").unwrap_err();
+        assert!(told.contains("staf") && told.contains("staff"), "{told}");
+        let config = Config::parse("[realms.staff]\ncase = 'fold'\n[ocserv]\nrealm = 'staff'").unwrap();
+        let name = ServerName::new("default");
+        assert_eq!(config.realms().identity(&name, "", "ALICE"), config.realms().identity(&name, "", "alice"));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_and_the_nearest_named() {
         let told = Config::parse("[kernel]\noutter = ['eth0']").unwrap_err();
         assert!(told.contains("outter") && told.contains("did you mean `outer`"), "{told}");
@@ -383,6 +508,10 @@ mod tests {
             "invalidate-on-disconnect",
             "sockets",
             "directory",
+            "audit-rows",
+            "safe-ids",
+            "realm",
+            "case",
         ] {
             assert!(all.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is missing");
         }

@@ -2,6 +2,7 @@
 //!
 //! A leaf: nothing here does IO or knows another module.
 
+mod realm;
 mod record;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+pub use realm::{Case, Realms};
 pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target};
 
 /// ocserv's name for a cookie: SHA-1 of the cookie's 32 bytes (`safe_id` in ocserv's `src/sec-mod-cookies.c`).
