@@ -1,7 +1,8 @@
 //! R5: a daemon takes another one's place under a flood of what is revoked, and not one packet passes; and of those
 //! who are not revoked not one is lost (R3).
 //!
-//! Each start replaces every program that hangs anywhere, as the start of another version does: an upgrade.
+//! Each start replaces every program that hangs anywhere, as the start of another version does: an upgrade. Every
+//! second one also migrates into new maps, as another layout does: the configured capacities change.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use std::net::Ipv4Addr;
@@ -71,10 +72,11 @@ impl Drop for Tunnelled {
     }
 }
 
-fn dropped(enforcer: &Enforcer, reason: &str) -> u64 {
+/// A number of the status: of the one in `list` whose `key` is `name`.
+fn status(enforcer: &Enforcer, list: &str, key: &str, name: &str, number: &str) -> u64 {
     let status = enforcer.status();
-    let all = status["counters"].as_array().expect("counters");
-    all.iter().find(|one| one["reason"] == reason).and_then(|one| one["packets"].as_u64()).expect("a counter")
+    let all = status[list].as_array().unwrap_or_else(|| panic!("{status}"));
+    all.iter().find(|one| one[key] == name).and_then(|one| one[number].as_u64()).expect("a number")
 }
 
 fn flooded(name: &str, xdp: &str, tc: &str) {
@@ -88,8 +90,10 @@ fn flooded(name: &str, xdp: &str, tc: &str) {
     enforcer.start();
 
     let (client, server) = (format!("{ROUTER_V4}:{REVOKED_PORT}"), format!("{GATEWAY_V4}:{SERVER}"));
-    enforcer.cli(&["revoke", "flow", "udp", &client, &server]).code(DONE);
-    enforcer.cli(&["revoke", "address", &REVOKED.to_string()]).code(DONE);
+    let address = REVOKED.to_string();
+    let orders: [&[&str]; 2] =
+        [&["revoke", "flow", "udp", &client, &server, "--json"], &["revoke", "address", &address, "--json"]];
+    let numbers = orders.map(|order| enforcer.cli(order).code(DONE).receipt().number().expect("a number"));
 
     let udp = |from: u16| format!("iifname {WAN} udp sport {from} udp dport {SERVER}");
     let gateway = Counters::new(
@@ -111,7 +115,7 @@ fn flooded(name: &str, xdp: &str, tc: &str) {
     let inside = || Port::wire(&lab.lan, "eth0", &lab.gateway, LAN);
     let through = || Port::Tun(Arc::clone(&tun));
     // XDP; tc ingress on the LAN and on the tunnel; tc egress on both, by what is forwarded from outside
-    let mut floods = [
+    let floods = [
         Blast::start(outside(), packet(at(ROUTER_V4, REVOKED_PORT), at(GATEWAY_V4, SERVER)), 110_000),
         Blast::start(inside(), packet(at(LAN_V4, 9), at(REVOKED, 9)), 55_000),
         Blast::start(through(), packet(at(REVOKED, 9), at(LAN_V4, 9)), 55_000),
@@ -145,7 +149,17 @@ fn flooded(name: &str, xdp: &str, tc: &str) {
         } else {
             enforcer.kill();
         }
+        // each way of ending meets both kinds of start
+        if round / 2 % 2 == 0 {
+            let capacity = |config: Config, table, entries: u32| {
+                config.set("kernel.capacity", table, &entries.to_string())
+            };
+            let config = capacity(config.clone(), "flows", 70_000 + round);
+            enforcer.configure(&capacity(config, "addresses", 80_000 - round));
+        }
         enforcer.start();
+        let flows = status(&enforcer, "tables", "name", "flows", "capacity");
+        assert!(round / 2 % 2 != 0 || flows == u64::from(70_000 + round), "{round}: {flows}");
         assert_eq!(
             passed(),
             [0; 5],
@@ -157,14 +171,14 @@ fn flooded(name: &str, xdp: &str, tc: &str) {
         });
     }
     let rates: Vec<u64> = floods.iter().map(Blast::rate).collect();
-    let sent = floods.each_mut().map(Blast::stop);
+    let sent = floods.each_ref().map(Blast::sent);
     let honest = honest.each_mut().map(Blast::stop);
     eventually(&format!("every packet of the neighbours arrives: {honest:?}"), BOUND, || {
         (arrived() == honest).then_some(())
     });
     assert_eq!(passed(), [0; 5]);
     let counted = ["dropped-flow", "dropped-address-from", "dropped-address-to"]
-        .map(|reason| dropped(&enforcer, reason));
+        .map(|reason| status(&enforcer, "counters", "reason", reason, "packets"));
     assert!(counted.iter().all(|count| *count > 0), "the floods did not reach the hooks: {counted:?}");
     let total: u64 = sent.iter().sum();
     println!(
@@ -172,6 +186,11 @@ fn flooded(name: &str, xdp: &str, tc: &str) {
          passed; {honest:?} of neighbours, 0 lost",
         rates.iter().sum::<u64>()
     );
+    // what was looked at would have been seen: lifted, each of them passes
+    for number in numbers {
+        enforcer.cli(&["lift", &number.to_string()]).code(DONE);
+    }
+    eventually("all floods pass", BOUND, || passed().iter().all(|count| *count > 0).then_some(()));
 }
 
 #[test]

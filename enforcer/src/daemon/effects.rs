@@ -24,6 +24,7 @@ const LEFTOVERS_AFTER: Duration = Duration::from_secs(5);
 const KILL_AFTER: Duration = Duration::from_millis(100);
 
 pub(super) fn settings(config: &Config) -> Settings {
+    let capacity = &config.kernel.capacity;
     Settings {
         pin_path: config.kernel.pin_path.clone(),
         xdp: match config.kernel.xdp {
@@ -36,7 +37,15 @@ pub(super) fn settings(config: &Config) -> Settings {
             Tc::Tcx => TcPreference::Tcx,
             Tc::Clsact => TcPreference::Clsact,
         },
-        capacities: Capacities::default(),
+        capacities: Capacities {
+            flows: capacity.flows,
+            addresses: capacity.addresses,
+            devices: capacity.devices,
+            tokens: capacity.tokens,
+            safe_ids: capacity.safe_ids,
+            cutoffs: capacity.cutoffs,
+            locks: capacity.locks,
+        },
     }
 }
 
