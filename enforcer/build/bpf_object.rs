@@ -22,6 +22,8 @@ use anyhow::{Context as _, Result, bail};
 const PREBUILT: &str = "ENFORCER_BPF_OBJECT";
 /// The name under which `dataplane` includes it from OUT_DIR.
 const OBJECT: &str = "enforcer.bpf.o";
+/// The object of the layout 1, which the tests of its migration load. Empty with a prebuilt object: no test can run.
+const OBJECT_ABI_1: &str = "enforcer-abi-1.bpf.o";
 const PROGRAMS: &str = "enforcer-ebpf";
 /// What of the outer cargo's environment the inner one needs: where its registries are and how to get there.
 const KEPT: [&str; 6] =
@@ -33,19 +35,23 @@ pub fn build() -> Result<()> {
     }
     println!("cargo:rerun-if-env-changed={PREBUILT}");
     let out = PathBuf::from(variable("OUT_DIR")?);
-    let object = match env::var_os(PREBUILT) {
-        Some(prebuilt) => {
-            let prebuilt = PathBuf::from(prebuilt);
-            println!("cargo:rerun-if-changed={}", prebuilt.display());
-            prebuilt
-        }
-        None => compile(&out)?,
-    };
-    fs::copy(&object, out.join(OBJECT)).with_context(|| format!("cannot copy {}", object.display()))?;
+    if let Some(prebuilt) = env::var_os(PREBUILT) {
+        let prebuilt = PathBuf::from(prebuilt);
+        println!("cargo:rerun-if-changed={}", prebuilt.display());
+        fs::copy(&prebuilt, out.join(OBJECT))
+            .with_context(|| format!("cannot copy {}", prebuilt.display()))?;
+        fs::write(out.join(OBJECT_ABI_1), "").context("cannot write to OUT_DIR")?;
+        return Ok(());
+    }
+    // ours last: cargo leaves it in place
+    for (features, name) in [("programs,abi-1", OBJECT_ABI_1), ("programs", OBJECT)] {
+        let object = compile(&out, features)?;
+        fs::copy(&object, out.join(name)).with_context(|| format!("cannot copy {}", object.display()))?;
+    }
     Ok(())
 }
 
-fn compile(out: &Path) -> Result<PathBuf> {
+fn compile(out: &Path, features: &str) -> Result<PathBuf> {
     let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.to_str() {
         Some("big") => "bpfeb-unknown-none",
         _ => "bpfel-unknown-none",
@@ -86,7 +92,7 @@ fn compile(out: &Path) -> Result<PathBuf> {
         flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
     }
     let status = cargo
-        .args(["--release", "--locked", "--features", "programs", "--bin", PROGRAMS, "--target", target])
+        .args(["--release", "--locked", "--features", features, "--bin", PROGRAMS, "--target", target])
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(workspace.join(PROGRAMS))

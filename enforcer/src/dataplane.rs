@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! PIN_PATH/maps/NAME                     the maps of `enforcer_ebpf::layout::MAPS`
+//! PIN_PATH/next, PIN_PATH/last           other sets of maps, while one takes the place of another (`pins`)
 //! PIN_PATH/links/NETNS-IFINDEX-HOOK-HOW  links (XDP, tcx), and empty folders that remember clsact filters
 //! PIN_PATH/log                           what the programs say
 //! ```
@@ -15,14 +16,19 @@ mod gate;
 mod hooks;
 mod host;
 mod keys;
+mod mend;
+mod migrate;
+mod pins;
 mod programs;
+mod shape;
 mod sys;
+mod table;
 mod tables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -32,7 +38,10 @@ use enforcer_ebpf::verdict::lease_holds;
 
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
-use programs::{Instance, Pins};
+use mend::Kept;
+pub use mend::Mended;
+use pins::Pins;
+use programs::Instance;
 use tables::Tables;
 
 use crate::session::{Device, Entry, Netns, Stands};
@@ -204,8 +213,17 @@ pub struct Dataplane {
     instances: HashMap<Netns, Instance>,
     own: Netns,
     framings: HashMap<Device, Framing>,
-    attached: BTreeMap<(Device, Hook), (String, How)>,
+    attached: BTreeMap<(Device, Hook), Attached>,
+    kept: Kept,
     lapsed: bool,
+}
+
+/// What hangs at one place.
+struct Attached {
+    name: String,
+    how: How,
+    /// Keeps the program there also without its pin. A clsact filter stays by itself.
+    link: Option<OwnedFd>,
 }
 
 /// The daemon's loop may be a task that moves between threads.
@@ -217,31 +235,49 @@ const _: () = {
 
 impl Dataplane {
     /// Makes the maps, or takes over those that an earlier process has pinned, with all that stands in them.
-    /// The programs of earlier processes go on running until [`Self::attach`] replaces them.
+    ///
+    /// Maps of an earlier layout or of other capacities are migrated: everything that stands in them is in force
+    /// in new maps, and all programs that hang anywhere use those, when this returns; nothing passes meanwhile
+    /// that was dropped before. If the maps can stay, the programs of earlier processes go on running until
+    /// [`Self::attach`] replaces them.
     ///
     /// # Errors
-    /// Pinned maps of another layout, version or capacity are refused, and nothing is changed then; so is a
-    /// kernel or a caller that cannot do BPF (root, or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN).
+    /// Pinned maps of a newer layout or of an unknown shape, or a capacity smaller than what is in the table: then
+    /// nothing is changed. A kernel or a caller that cannot do BPF (root, or CAP_BPF, CAP_NET_ADMIN and
+    /// CAP_SYS_ADMIN).
     pub fn open(settings: Settings) -> Result<Self> {
         let pins = Pins::below(&settings.pin_path);
         host::prepare(&pins.root)?;
+        let cut_short = pins.settle()?;
         host::make(&pins.maps)?;
         host::make(&pins.links)?;
-        tables::verify(&pins.maps, &settings.capacities)?;
+        let plan = shape::plan(&pins.maps, &settings.capacities)?;
         remove_if_there(&pins.log)?;
         let own = host::own_netns()?;
-        let instance = Instance::load(&pins, &settings.capacities, own)?;
+        // before a migration renews the lease
+        let lapsed = lapsed(&pins)?;
+        let instances = if plan.migrates() {
+            migrate::migrate(&pins, &plan, &settings.capacities, own)?
+        } else {
+            let load = |netns| Instance::load(&pins, &settings.capacities, netns);
+            let mut instances = HashMap::from([(own, load(own)?)]);
+            // programs that hang somewhere may use maps that are pinned no more
+            if cut_short || plan.makes() {
+                hooks::renew_all(&pins, &mut instances, load)?;
+            }
+            instances
+        };
         let tables = Tables::open(&pins.maps)?;
-        let heartbeat = tables.heartbeat()?;
-        let lapsed = heartbeat != 0 && !lease_holds(heartbeat, host::monotonic_ns());
+        let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,
             pins,
             tables,
-            instances: HashMap::from([(own, instance)]),
+            instances,
             own,
             framings: HashMap::new(),
             attached: BTreeMap::new(),
+            kept,
             lapsed,
         })
     }
@@ -264,6 +300,7 @@ impl Dataplane {
         name: &str,
         role: Role,
     ) -> Result<()> {
+        self.mend_pins()?;
         // our own namespace needs no helper thread, however it was given
         let netns_fd = if netns == self.own { None } else { netns_fd };
         let device = Device { netns, index: ifindex };
@@ -279,6 +316,7 @@ impl Dataplane {
         let place = Place { netns_fd, device, name, framing };
         if !self.instances.contains_key(&netns) {
             let instance = Instance::load(&self.pins, &self.settings.capacities, netns)?;
+            self.kept.verify(&instance)?;
             self.instances.insert(netns, instance);
         }
         let instance =
@@ -290,7 +328,15 @@ impl Dataplane {
                     hooks::attach_tc(instance, &self.pins, &place, *hook, self.settings.tc)
                 }
             }?;
-            self.attached.insert((device, *hook), (name.to_owned(), how));
+            let path = Pin { device, hook: *hook, how }.path(&self.pins.links);
+            let link = match how {
+                How::Clsact => None,
+                How::XdpNative | How::XdpGeneric | How::Tcx => Some(
+                    sys::open_pin(&path)
+                        .with_context(|| format!("cannot open the link {}", path.display()))?,
+                ),
+            };
+            self.attached.insert((device, *hook), Attached { name: name.to_owned(), how, link });
         }
         Ok(())
     }
@@ -321,7 +367,8 @@ impl Dataplane {
     pub fn detach_others(&mut self) -> Result<usize> {
         let mut gone = 0;
         for pin in Pin::all(&self.pins.links)? {
-            let current = self.attached.get(&(pin.device, pin.hook)).is_some_and(|(_, how)| *how == pin.how);
+            let attached = self.attached.get(&(pin.device, pin.hook));
+            let current = attached.is_some_and(|attached| attached.how == pin.how);
             if !current {
                 pin.take_out(&self.pins.links)?;
                 gone += 1;
@@ -359,7 +406,7 @@ impl Dataplane {
         self.tables.remove(entry)
     }
 
-    /// Everything that stands, also what has expired and what has lapsed. Two system calls for each entry.
+    /// Everything that stands, also what has expired and what has lapsed.
     ///
     /// # Errors
     /// A map cannot be read.
@@ -403,7 +450,7 @@ impl Dataplane {
     /// What this process has attached: one for each device and role.
     pub fn attachments(&self) -> Vec<Attachment> {
         let mut all: Vec<Attachment> = Vec::new();
-        for ((device, hook), (name, how)) in &self.attached {
+        for ((device, hook), Attached { name, how, .. }) in &self.attached {
             let attachment = Attachment {
                 netns: device.netns,
                 ifindex: device.index,
@@ -416,6 +463,52 @@ impl Dataplane {
             }
         }
         all
+    }
+
+    /// Makes sure that everything is pinned, and pins it again where it is not: the bpffs may have been unmounted,
+    /// pins removed. Three system calls when nothing has changed; to be called about once a second.
+    ///
+    /// # Errors
+    /// No bpffs can be mounted, or something cannot be pinned; or another enforcer has pinned its own maps there.
+    pub fn mend_pins(&mut self) -> Result<Mended> {
+        let mut mended = Mended::default();
+        if self.kept.all_is_well(&self.pins) {
+            return Ok(mended);
+        }
+        self.kept.mend(&self.pins, &mut mended)?;
+        let mut lost = BTreeSet::new();
+        for ((device, hook), attached) in &self.attached {
+            let path = Pin { device: *device, hook: *hook, how: attached.how }.path(&self.pins.links);
+            if pins::exists(&path)? {
+                continue;
+            }
+            match &attached.link {
+                Some(link) if hooks::hangs(link)? => {
+                    sys::pin(link.as_fd(), &path).with_context(|| mend::cannot_pin(&path))?;
+                    mended.pinned += 1;
+                }
+                Some(_) | None => {
+                    lost.insert((*device, hook.role()));
+                }
+            }
+        }
+        for (device, role) in lost {
+            mended.attached += usize::from(self.attach_again(device, role)?);
+        }
+        self.kept.remember(&self.pins);
+        Ok(mended)
+    }
+
+    /// `false`: the device is gone.
+    fn attach_again(&mut self, device: Device, role: Role) -> Result<bool> {
+        // what is not attached is not missed any more
+        Hook::of(role).iter().for_each(|hook| drop(self.attached.remove(&(device, *hook))));
+        let Some(namespace) = host::find_netns(device.netns) else { return Ok(false) };
+        let Ok(name) = host::within(Some(namespace.as_fd()), || host::name_of(device.index)) else {
+            return Ok(false);
+        };
+        self.attach(Some(namespace.as_fd()), device.netns, device.index, &name, role)?;
+        Ok(true)
     }
 
     /// How full the tables are; counted, not read.
@@ -454,6 +547,7 @@ impl Dataplane {
     /// The ring buffer cannot be opened.
     pub fn logger(&self) -> Result<EbpfLogger<&'static dyn log::Log>> {
         let mut instance = Instance::load(&self.pins, &self.settings.capacities, self.own)?;
+        self.kept.verify(&instance)?;
         EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
     }
 
@@ -472,15 +566,19 @@ impl Dataplane {
                 Err(error) => report.left.push(format!("{error:#}")),
             }
         }
-        for map in fs::read_dir(&pins.maps).into_iter().flatten().flatten() {
-            match fs::remove_file(map.path()) {
-                Ok(()) => report.maps += 1,
-                Err(error) => report.left.push(format!("{}: {error}", map.path().display())),
+        // also what a migration that was cut short has left
+        for set in [&pins.next, &pins.last, &pins.maps] {
+            for map in fs::read_dir(set).into_iter().flatten().flatten() {
+                match fs::remove_file(map.path()) {
+                    Ok(()) => report.maps += usize::from(*set == pins.maps),
+                    Err(error) => report.left.push(format!("{}: {error}", map.path().display())),
+                }
             }
         }
-        let removed = [remove_if_there(&pins.log)]
-            .into_iter()
-            .chain([&pins.links, &pins.maps, &pins.root].map(|folder| remove_folder_if_there(folder)));
+        let removed = [remove_if_there(&pins.log)].into_iter().chain(
+            [&pins.next, &pins.last, &pins.links, &pins.maps, &pins.root]
+                .map(|folder| remove_folder_if_there(folder)),
+        );
         report.left.extend(removed.filter_map(Result::err).map(|error| format!("{error:#}")));
         Ok(report)
     }
@@ -494,6 +592,15 @@ impl Dataplane {
     pub fn kernel_monotonic_ns() -> u64 {
         host::monotonic_ns()
     }
+}
+
+/// Whether the lease that is written there has run out. `false` if there is none, or never was one.
+fn lapsed(pins: &Pins) -> Result<bool> {
+    if !pins::exists(&pins.maps.join(enforcer_ebpf::layout::HEARTBEAT))? {
+        return Ok(false);
+    }
+    let heartbeat = tables::Heartbeat::open(&pins.maps)?.read()?;
+    Ok(heartbeat != 0 && !lease_holds(heartbeat, host::monotonic_ns()))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

@@ -14,6 +14,7 @@
     reason = "test support: a panic is how a test fails, and the lab cleans up while it unwinds"
 )]
 
+pub mod blast;
 pub mod client;
 pub mod clock;
 pub mod enforcer;
@@ -28,6 +29,7 @@ pub mod scene;
 pub mod tap;
 pub mod timeline;
 pub mod traffic;
+pub mod tun;
 pub mod ways;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};

@@ -7,9 +7,11 @@ use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, LockKey, LockValue, Meta,
-    NO_PREALLOC, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, Meta, NO_PREALLOC, SafeIdKey,
+    SafeIdValue, Standing, TokenKey,
 };
+#[cfg(not(feature = "abi-1"))]
+use enforcer_ebpf::layout::{LockKey, LockValue};
 use enforcer_ebpf::verdict::World;
 
 const FLAGS: usize = NO_PREALLOC as usize;
@@ -39,6 +41,7 @@ static HEARTBEAT: Array<u64, 1> = Array::new();
 static SAFE_IDS: HashMap<SafeIdKey, SafeIdValue, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "cutoffs")]
 static CUTOFFS: HashMap<CutoffKey, CutoffValue, 1, FLAGS> = HashMap::new();
+#[cfg(not(feature = "abi-1"))]
 #[btf_map(name = "locks")]
 static LOCKS: HashMap<LockKey, LockValue, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "gate_hits")]

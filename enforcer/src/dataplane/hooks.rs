@@ -4,9 +4,11 @@
 //! place when the daemon is gone, and its program is replaced in place (BPF_LINK_UPDATE) by the next one. A
 //! clsact filter stays by itself; an empty folder of that name remembers it.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -18,7 +20,8 @@ use aya::programs::xdp::{XdpError, XdpLink, XdpMode};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use enforcer_ebpf::packet::Framing;
 
-use super::programs::{Instance, Pins};
+use super::pins::Pins;
+use super::programs::Instance;
 use super::{Role, TcPreference, XdpPreference, host, sys};
 use crate::session::{Device, Netns};
 
@@ -155,7 +158,7 @@ impl Pin {
             How::Clsact => fs::remove_dir(&path),
             How::XdpNative | How::XdpGeneric | How::Tcx => {
                 // where it fails, the program goes a moment after the pin
-                let _ = sys::detach_link(&path);
+                let _ = sys::open_pin(&path).and_then(|link| sys::detach_link(link.as_fd()));
                 fs::remove_file(&path)
             }
         };
@@ -173,7 +176,7 @@ impl Pin {
             // without its namespace or device the filter is gone already
             if let Some(namespace) = namespace {
                 let Self { device, hook, .. } = *self;
-                host::within(Some(std::os::fd::AsFd::as_fd(&namespace)), move || {
+                host::within(Some(namespace.as_fd()), move || {
                     let Ok(name) = host::name_of(device.index) else { return Ok(()) };
                     remove_filter(&name, hook)
                 })?;
@@ -182,6 +185,78 @@ impl Pin {
         self.forget(links)?;
         Ok(())
     }
+}
+
+/// Gives every program that hangs anywhere, from whatever process, its successor: the one of the same hook and
+/// framing that `load` makes for its namespace. In place, without a gap. What hangs nowhere any more is forgotten.
+pub(super) fn renew_all(
+    pins: &Pins,
+    instances: &mut HashMap<Netns, Instance>,
+    mut load: impl FnMut(Netns) -> Result<Instance>,
+) -> Result<()> {
+    for pin in Pin::all(&pins.links)? {
+        let netns = pin.device.netns;
+        let instance = match instances.entry(netns) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(room) => room.insert(load(netns)?),
+        };
+        let renewed = match pin.how {
+            How::Clsact => renew_clsact(instance, pins, pin),
+            How::XdpNative | How::XdpGeneric | How::Tcx => renew_link(instance, pins, pin),
+        };
+        let path = pin.path(&pins.links);
+        if !renewed.with_context(|| format!("cannot replace the program of {}", path.display()))? {
+            tracing::debug!(pin = %path.display(), "its device is gone");
+            pin.forget(&pins.links)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a link still hangs at a device.
+pub(super) fn hangs(link: &OwnedFd) -> Result<bool> {
+    Ok(sys::hanging(link.as_fd()).context("cannot look at a link")?.ifindex != 0)
+}
+
+/// `false`: the link's device is gone.
+fn renew_link(instance: &mut Instance, pins: &Pins, pin: Pin) -> Result<bool> {
+    let path = pin.path(&pins.links);
+    let link = sys::open_pin(&path)?;
+    let hanging = sys::hanging(link.as_fd())?;
+    if hanging.ifindex == 0 {
+        return Ok(false);
+    }
+    let name = sys::program_name(hanging.program)?;
+    let framings = [Framing::Ethernet, Framing::Bare];
+    let framing = framings.into_iter().find(|framing| pin.hook.program(*framing) == name);
+    let framing = framing.with_context(|| format!("its program {name} is none of ours"))?;
+    let program = pin.hook.program(framing);
+    match pin.hook {
+        Hook::Outer => {
+            let program = instance.xdp(&program)?;
+            renew(&path, |link| renew_xdp(program, link))
+        }
+        Hook::LanIn | Hook::LanOut | Hook::TunIn | Hook::TunOut => {
+            let program = instance.classifier(&program)?;
+            renew(&path, |link| renew_tcx(program, link))
+        }
+    }
+}
+
+/// `false`: the filter's device or namespace is gone.
+fn renew_clsact(instance: &mut Instance, pins: &Pins, pin: Pin) -> Result<bool> {
+    let Some(namespace) = host::find_netns(pin.device.netns) else { return Ok(false) };
+    let index = pin.device.index;
+    let found = host::within(Some(namespace.as_fd()), || {
+        let Ok(name) = host::name_of(index) else { return Ok(None) };
+        let framing = host::framing(index, &name)?;
+        Ok(Some((name, framing)))
+    })?;
+    let Some((name, framing)) = found else { return Ok(false) };
+    let program = instance.classifier(&pin.hook.program(framing))?;
+    let place = Place { netns_fd: Some(namespace.as_fd()), device: pin.device, name: &name, framing };
+    attach_clsact(program, pins, &place, pin)?;
+    Ok(true)
 }
 
 /// What attaching needs to know.

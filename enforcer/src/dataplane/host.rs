@@ -24,11 +24,12 @@ pub(super) fn monotonic_ns() -> u64 {
     u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
 }
 
-/// Makes the folder, 0700, on a bpffs; mounts one on its parent if there is none.
-pub(super) fn prepare(folder: &Path) -> Result<()> {
+/// Makes the folder, 0700, on a bpffs; mounts one on its parent if there is none. `true`: it did.
+pub(super) fn prepare(folder: &Path) -> Result<bool> {
     let parent = folder.parent().context("the pin path needs a parent folder")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    if !is_bpffs(if folder.exists() { folder } else { parent })? {
+    let mounts = !is_bpffs(if folder.exists() { folder } else { parent })?;
+    if mounts {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("bpf"), parent, Some("bpf"), flags, Some("mode=0700"))
             .with_context(|| format!("cannot mount a bpffs on {}", parent.display()))?;
@@ -36,7 +37,8 @@ pub(super) fn prepare(folder: &Path) -> Result<()> {
     make(folder)?;
     // an older run, or somebody's hands, may have left it open
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot close {} to others", folder.display()))
+        .with_context(|| format!("cannot close {} to others", folder.display()))?;
+    Ok(mounts)
 }
 
 /// A folder, 0700; it may be there already.
@@ -82,15 +84,21 @@ pub(super) fn within<T: Send>(
     })
 }
 
-/// A way into the namespace with that inode number: through `/run/netns` or any process that lives in it.
+/// A way into the namespace with that inode number: through a name that is mounted (`ip netns`, containers), any
+/// process that lives in it, and at last through a thread that does, or a descriptor that somebody holds.
 pub(super) fn find_netns(wanted: Netns) -> Option<File> {
-    let entries =
-        |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let named = entries("/run/netns");
-    let processes = entries("/proc")
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<i32>().is_ok()))
-        .map(|path| path.join("ns/net"));
-    [PathBuf::from("/proc/thread-self/ns/net")].into_iter().chain(named).chain(processes).find_map(|path| {
+    let processes = || {
+        folder(Path::new("/proc"))
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().parse::<i32>().is_ok()))
+    };
+    let living = processes().map(|path| path.join("ns/net"));
+    let threads = processes().flat_map(|path| folder(&path.join("task"))).map(|path| path.join("ns/net"));
+    let name = format!("net:[{}]", wanted.0);
+    let held = processes()
+        .flat_map(|path| folder(&path.join("fd")))
+        .filter(move |path| fs::read_link(path).is_ok_and(|target| target.as_os_str() == name.as_str()));
+    let ways = [PathBuf::from("/proc/thread-self/ns/net")].into_iter().chain(mounted(wanted));
+    ways.chain(living).chain(threads).chain(held).find_map(|path| {
         // the inode alone tells; only the right one is opened
         if fs::metadata(&path).ok()?.ino() != u64::from(wanted.0) {
             return None;
@@ -98,6 +106,39 @@ pub(super) fn find_netns(wanted: Netns) -> Option<File> {
         let file = File::open(path).ok()?;
         (netns_of(file.as_fd()).ok()? == wanted).then_some(file)
     })
+}
+
+fn folder(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Where a namespace is mounted.
+fn mounted(wanted: Netns) -> impl Iterator<Item = PathBuf> {
+    // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …, where the root of a namespace's mount is its name
+    let root = format!("net:[{}]", wanted.0);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let of_it = |line: &str| {
+        let mut words = line.split(' ').skip(3);
+        (words.next() == Some(root.as_str())).then(|| words.next().map(unescape)).flatten()
+    };
+    mounts.lines().filter_map(of_it).collect::<Vec<_>>().into_iter()
+}
+
+/// A path as mountinfo has it: space, tab, newline and backslash as three octal digits.
+fn unescape(path: &str) -> PathBuf {
+    let mut parts = path.split('\\');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match byte {
+            Some(byte) => {
+                plain.push(char::from(byte));
+                plain.push_str(part.get(3..).unwrap_or_default());
+            }
+            None => plain.push_str(part),
+        }
+    }
+    PathBuf::from(plain)
 }
 
 /// How frames of a device begin. Also makes sure that the name and the number mean the same device. To be
@@ -133,7 +174,29 @@ pub(super) fn verify_name(ifindex: u32, name: &str) -> Result<()> {
 
 /// The name of a device, within its namespace.
 pub(super) fn name_of(ifindex: u32) -> Result<String> {
-    let name =
-        nix::net::if_::if_indextoname(ifindex).with_context(|| format!("there is no device {ifindex}"))?;
+    let missing = || format!("there is no device {ifindex}");
+    let name = nix::net::if_::if_indextoname(ifindex).with_context(missing)?;
+    // nix 0.31 takes the null pointer of a device that is not there for success
+    if name.is_empty() {
+        bail!(missing());
+    }
     name.into_string().map_err(|_| anyhow!("device {ifindex} has a name that is not text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_name() {
+        assert_eq!(name_of(1).unwrap(), "lo");
+        assert!(name_of(u32::MAX >> 1).unwrap_err().to_string().contains("there is no device"));
+    }
+
+    #[test]
+    fn paths_of_mountinfo_are_read_as_they_were_written() {
+        assert_eq!(unescape("/run/netns/a"), Path::new("/run/netns/a"));
+        assert_eq!(unescape("/a\\040b\\134c\\011"), Path::new("/a b\\c\t"));
+        assert_eq!(unescape("/a\\9"), Path::new("/a9"));
+    }
 }

@@ -1,13 +1,15 @@
 //! The object, loaded once for each network namespace; all instances share the pinned maps.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::maps::Map;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use enforcer_ebpf::layout::{self, MAPS};
 
-use super::{Capacities, tables};
+use super::pins::Pins;
+use super::{Capacities, shape, sys};
 use crate::session::Netns;
 
 /// Built by `build/bpf_object.rs`.
@@ -15,27 +17,7 @@ pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 
 /// aya-log's ring buffer. Pinned so that all instances of this process speak into the same one; a new process
 /// starts a new one, since the records of another version could not be read.
-const LOG: &str = "AYA_LOGS";
-
-/// Where the pins are, below one folder on a bpffs.
-#[derive(Clone, Debug)]
-pub(super) struct Pins {
-    pub root: PathBuf,
-    pub maps: PathBuf,
-    pub links: PathBuf,
-    pub log: PathBuf,
-}
-
-impl Pins {
-    pub(super) fn below(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            maps: root.join("maps"),
-            links: root.join("links"),
-            log: root.join("log"),
-        }
-    }
-}
+pub(super) const LOG: &str = "AYA_LOGS";
 
 /// One loaded object: its programs are for one namespace.
 pub(super) struct Instance(Ebpf);
@@ -46,11 +28,21 @@ impl Instance {
         let mut loader = EbpfLoader::new();
         loader.override_global(layout::NETNS, &netns.0, true);
         for definition in &MAPS {
-            loader.map_max_entries(definition.name, tables::entries(definition, capacities));
+            loader.map_max_entries(definition.name, shape::entries(definition, capacities));
             loader.map_pin_path(definition.name, pins.maps.join(definition.name));
         }
         loader.map_pin_path(LOG, pins.log.clone());
         loader.load(OBJECT).map(Self).context("cannot load the BPF object")
+    }
+
+    /// The kernel's number of one of its maps.
+    pub(super) fn map_id(&self, name: &str) -> Result<u32> {
+        let (Map::HashMap(map) | Map::Array(map) | Map::PerCpuArray(map) | Map::RingBuf(map)) =
+            self.0.map(name).with_context(|| format!("the BPF object has no map {name}"))?
+        else {
+            bail!("the BPF object has another kind of map for {name}");
+        };
+        sys::map_id(map.fd().as_fd()).with_context(|| format!("cannot look at the map {name}"))
     }
 
     pub(super) fn ebpf(&mut self) -> &mut Ebpf {

@@ -1,183 +1,19 @@
-//! The pinned maps, typed: what is compared before they are taken over, and how entries get in and out.
+//! The pinned maps, typed: how entries get in and out, and what becomes of one that is there already.
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use anyhow::{Context as _, Result, anyhow};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
-    self, ABI, AddressKey, CutoffKey, CutoffValue, Definition, DeviceKey, FOREVER, FlowKey, GateHitKey,
-    LEASED, LockKey, LockValue, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    self, ABI, AddressKey, CutoffKey, CutoffValue, DeviceKey, FOREVER, FlowKey, GateHitKey, LEASED, LockKey,
+    LockValue, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 
 use super::keys::Key;
-use super::{Capacities, Counter, GateFacts, InsertError, StoredEntry, Usage};
+use super::table::{ANY, Bits, Counted, Plain, open};
+use super::{Counter, GateFacts, InsertError, StoredEntry, Usage};
 use crate::session::{Entry, Stands};
-
-/// A type of the shared layout as aya wants it: plain memory.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Plain<T>(pub T);
-
-/// Types whose bytes are all there is to them: `repr(C)`, integers only, no padding.
-///
-/// # Safety
-/// Only for types for which that holds; `enforcer_ebpf::layout` asserts the sizes.
-pub(super) unsafe trait Bits: Copy + 'static {}
-
-macro_rules! bits {
-    ($($type:ty),+) => {$(
-        // SAFETY: see `enforcer_ebpf::layout` and `counters`: repr(C), integers, sizes asserted.
-        unsafe impl Bits for $type {}
-    )+};
-}
-bits!(FlowKey, AddressKey, DeviceKey, TokenKey, layout::Digest, GateHitKey);
-bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Count);
-
-// SAFETY: a transparent wrapper of a type without padding.
-unsafe impl<T: Bits> Pod for Plain<T> {}
-
-type Table<K, V> = HashMap<MapData, Plain<K>, Plain<V>>;
-
-/// Map update flags.
-const ANY: u64 = 0;
-
-/// A hash map, with its name and a count of what is in it (there is one writer: us).
-struct Counted<K: Bits, V: Bits> {
-    name: &'static str,
-    map: Table<K, V>,
-    used: u64,
-    capacity: u64,
-}
-
-impl<K: Bits, V: Bits> Counted<K, V> {
-    fn open(folder: &Path, name: &'static str) -> Result<Self> {
-        let (data, capacity) = open(folder, name)?;
-        let map =
-            Table::try_from(Map::HashMap(data)).with_context(|| format!("the map {name} is not ours"))?;
-        let mut used = 0;
-        for key in map.keys() {
-            key.with_context(|| format!("cannot read the map {name}"))?;
-            used += 1;
-        }
-        Ok(Self { name, map, used, capacity })
-    }
-
-    fn get(&self, key: K) -> Result<Option<V>> {
-        match self.map.get(&Plain(key), 0) {
-            Ok(Plain(value)) => Ok(Some(value)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read the map {}", self.name)),
-        }
-    }
-
-    fn put(&mut self, key: K, value: V, new: bool) -> Result<(), InsertError> {
-        match self.map.insert(Plain(key), Plain(value), ANY) {
-            Ok(()) => {
-                self.used += u64::from(new);
-                Ok(())
-            }
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                Err(InsertError::Full { map: self.name, capacity: self.capacity })
-            }
-            Err(error) => Err(InsertError::Other(
-                anyhow::Error::new(error).context(format!("cannot write the map {}", self.name)),
-            )),
-        }
-    }
-
-    fn remove(&mut self, key: K) -> Result<bool> {
-        match self.map.remove(&Plain(key)) {
-            Ok(()) => {
-                self.used = self.used.saturating_sub(1);
-                Ok(true)
-            }
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(false)
-            }
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("cannot write the map {}", self.name)),
-        }
-    }
-
-    fn dump(&self) -> impl Iterator<Item = Result<(K, V)>> {
-        self.map.iter().map(|pair| {
-            let (Plain(key), Plain(value)) =
-                pair.with_context(|| format!("cannot read the map {}", self.name))?;
-            Ok((key, value))
-        })
-    }
-
-    fn usage(&self) -> Usage {
-        Usage { name: self.name, used: self.used, capacity: self.capacity }
-    }
-}
-
-fn open(folder: &Path, name: &str) -> Result<(MapData, u64)> {
-    let path = folder.join(name);
-    let data =
-        MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
-    let capacity = data.info().with_context(|| format!("cannot look at the map {name}"))?.max_entries();
-    Ok((data, u64::from(capacity)))
-}
-
-/// How many entries a map gets.
-pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
-    let configured = match definition.name {
-        layout::FLOWS => capacities.flows,
-        layout::ADDRESSES => capacities.addresses,
-        layout::DEVICES => capacities.devices,
-        layout::TOKENS => capacities.tokens,
-        layout::SAFE_IDS => capacities.safe_ids,
-        layout::CUTOFFS => capacities.cutoffs,
-        layout::LOCKS => capacities.locks,
-        _ => capacities.safe_ids.saturating_add(capacities.cutoffs).saturating_add(capacities.locks),
-    };
-    definition.entries.unwrap_or(configured)
-}
-
-/// Compares the maps that are pinned with what we expect, before anything is taken over: a map of another
-/// shape would load without an error, and every lookup would be silently wrong.
-pub(super) fn verify(folder: &Path, capacities: &Capacities) -> Result<()> {
-    let remedy =
-        "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
-    for definition in &layout::MAPS {
-        let path = folder.join(definition.name);
-        if !path.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&path).with_context(|| format!("cannot look at {}", path.display()))?;
-        let kind = info.map_type().map_or(0, |kind| kind as u32);
-        let compared = [
-            ("type", kind, definition.kind as u32),
-            ("key size", info.key_size(), definition.key),
-            ("value size", info.value_size(), definition.value),
-            ("capacity", info.max_entries(), entries(definition, capacities)),
-            ("flags", info.map_flags(), definition.flags),
-        ];
-        for (what, is, expected) in compared {
-            if is != expected {
-                bail!(
-                    "the pinned map {} has {what} {is}, and this enforcer expects {expected}: it comes from another \
-                     version or configuration; {remedy}",
-                    path.display()
-                );
-            }
-        }
-    }
-    if folder.join(layout::META).exists() {
-        let abi = MetaMap::open(folder)?.read()?.abi;
-        if abi != ABI && abi != 0 {
-            bail!(
-                "the maps below {} have the layout {abi}, and this enforcer speaks {ABI}: they come from another \
-                 version; {remedy}",
-                folder.display()
-            );
-        }
-    }
-    Ok(())
-}
 
 /// The one-entry map that says what the others mean.
 pub(super) struct MetaMap(Array<MapData, Plain<Meta>>);
@@ -193,9 +29,27 @@ impl MetaMap {
         Ok(meta)
     }
 
-    fn write(&mut self, next_revocation: u64) -> Result<()> {
+    pub(super) fn write(&mut self, next_revocation: u64) -> Result<()> {
         let meta = Meta { abi: ABI, reserved: 0, next_revocation };
         self.0.set(0, Plain(meta), 0).context("cannot write the map meta")
+    }
+}
+
+/// When the daemon last said that it lives.
+pub(super) struct Heartbeat(Array<MapData, u64>);
+
+impl Heartbeat {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let (data, _) = open(folder, layout::HEARTBEAT)?;
+        Ok(Self(Array::try_from(Map::Array(data)).context("the map heartbeat is not ours")?))
+    }
+
+    pub(super) fn read(&self) -> Result<u64> {
+        self.0.get(&0, 0).context("cannot read the heartbeat")
+    }
+
+    pub(super) fn write(&mut self, now_ns: u64) -> Result<()> {
+        self.0.set(0, now_ns, 0).context("cannot write the heartbeat")
     }
 }
 
@@ -210,7 +64,7 @@ pub(super) struct Tables {
     locks: Counted<LockKey, LockValue>,
     gate_hits: HashMap<MapData, Plain<GateHitKey>, u64>,
     counters: PerCpuArray<MapData, Plain<Count>>,
-    heartbeat: Array<MapData, u64>,
+    heartbeat: Heartbeat,
     meta: MetaMap,
     next_revocation: u64,
 }
@@ -231,7 +85,7 @@ impl Tables {
             locks: Counted::open(folder, layout::LOCKS)?,
             gate_hits: HashMap::try_from(Map::HashMap(open(folder, layout::GATE_HITS)?.0))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(open(folder, layout::COUNTERS)?.0))?,
-            heartbeat: Array::try_from(Map::Array(open(folder, layout::HEARTBEAT)?.0))?,
+            heartbeat: Heartbeat::open(folder)?,
             meta,
             next_revocation,
         };
@@ -286,31 +140,24 @@ impl Tables {
             Checked::Device(map, key) => put_standing(map, key, revocation, expires_ns),
             Checked::Token(map, key) => put_standing(map, key, revocation, expires_ns),
             Checked::SafeId(map, key) => {
-                let old = map.get(key)?;
-                let value = SafeIdValue { revocation, server: gate.server, since: gate.moment };
-                match old {
-                    // an older revocation changes nothing: a safe_id is refused or not
-                    Some(old) if old == value || old.revocation > revocation => Ok(()),
-                    old => map.put(key, value, old.is_none()),
-                }
+                let new = SafeIdValue { revocation, server: gate.server, since: gate.moment };
+                // an older revocation changes nothing: a safe_id is refused or not
+                map.put(key, new, |old| if old.revocation > revocation { old } else { new })
             }
             Checked::Cutoff(map, key) => {
-                let old = map.get(key)?;
-                let mut value = CutoffValue { revocation, server: gate.server, up_to: gate.moment };
-                if let Some(old) = old {
-                    value.revocation = value.revocation.max(old.revocation);
-                    value.up_to = value.up_to.max(old.up_to);
-                }
-                if old == Some(value) { Ok(()) } else { map.put(key, value, old.is_none()) }
+                let new = CutoffValue { revocation, server: gate.server, up_to: gate.moment };
+                map.put(key, new, |old| CutoffValue {
+                    revocation: new.revocation.max(old.revocation),
+                    up_to: new.up_to.max(old.up_to),
+                    ..new
+                })
             }
             Checked::Lock(map, key) => {
                 if stands == Stands::Leased {
                     return Err(anyhow!("a lock cannot be leased: it stands without the daemon").into());
                 }
-                let old = map.get(key)?;
-                let value = LockValue { revocation, expires_ns, since: gate.moment };
-                let value = old.map_or(value, |old| merge_lock(old, value));
-                if old == Some(value) { Ok(()) } else { map.put(key, value, old.is_none()) }
+                let new = LockValue { revocation, expires_ns, since: gate.moment };
+                map.put(key, new, |old| merge_lock(old, new))
             }
         }
     }
@@ -368,48 +215,22 @@ impl Tables {
         dump_standings(&mut all, &self.addresses, Key::Address)?;
         dump_standings(&mut all, &self.devices, Key::Device)?;
         dump_standings(&mut all, &self.tokens, Key::Token)?;
-        for pair in self.safe_ids.dump() {
-            let (id, SafeIdValue { revocation, server, since }) = pair?;
-            push_gate(
-                &mut all,
-                self,
-                Key::SafeId(id),
-                revocation,
-                Stands::Forever,
-                GateFacts { server, moment: since },
-            );
-        }
-        for pair in self.cutoffs.dump() {
-            let (id, CutoffValue { revocation, server, up_to }) = pair?;
-            push_gate(
-                &mut all,
-                self,
-                Key::Cutoff(id),
-                revocation,
-                Stands::Forever,
-                GateFacts { server, moment: up_to },
-            );
-        }
-        for pair in self.locks.dump() {
-            let (id, LockValue { revocation, expires_ns, since }) = pair?;
-            push_gate(
-                &mut all,
-                self,
-                Key::Lock(id),
-                revocation,
-                decode(expires_ns),
-                GateFacts { server: 0, moment: since },
-            );
-        }
+        let mut push =
+            |key, revocation, stands, gate| push_gate(&mut all, self, key, revocation, stands, gate);
+        self.safe_ids.each(|id, SafeIdValue { revocation, server, since }| {
+            push(Key::SafeId(id), revocation, Stands::Forever, GateFacts { server, moment: since });
+        })?;
+        self.cutoffs.each(|id, CutoffValue { revocation, server, up_to }| {
+            push(Key::Cutoff(id), revocation, Stands::Forever, GateFacts { server, moment: up_to });
+        })?;
+        self.locks.each(|id, LockValue { revocation, expires_ns, since }| {
+            push(Key::Lock(id), revocation, decode(expires_ns), GateFacts { server: 0, moment: since });
+        })?;
         Ok(all)
     }
 
     pub(super) fn beat(&mut self, now_ns: u64) -> Result<()> {
-        self.heartbeat.set(0, now_ns, 0).context("cannot write the heartbeat")
-    }
-
-    pub(super) fn heartbeat(&self) -> Result<u64> {
-        self.heartbeat.get(&0, 0).context("cannot read the heartbeat")
+        self.heartbeat.write(now_ns)
     }
 
     pub(super) fn counters(&self) -> Result<Vec<Counter>> {
@@ -511,13 +332,8 @@ fn put_standing<K: Bits>(
     revocation: u64,
     expires_ns: u64,
 ) -> Result<(), InsertError> {
-    match map.get(key)? {
-        None => map.put(key, Standing { revocation, expires_ns, hits: 0, last_ns: 0 }, true),
-        Some(old) => {
-            let new = merge(old, revocation, expires_ns);
-            if new == old { Ok(()) } else { map.put(key, new, false) }
-        }
-    }
+    let new = Standing { revocation, expires_ns, hits: 0, last_ns: 0 };
+    map.put(key, new, |old| merge(old, revocation, expires_ns))
 }
 
 fn dump_standings<K: Bits>(
@@ -525,24 +341,16 @@ fn dump_standings<K: Bits>(
     map: &Counted<K, Standing>,
     wrap: impl Fn(K) -> Key,
 ) -> Result<()> {
-    for pair in map.dump() {
-        let (key, Standing { revocation, expires_ns, hits, last_ns }) = pair?;
+    map.each(|key, Standing { revocation, expires_ns, hits, last_ns }| {
         let stands = decode(expires_ns);
         match wrap(key).entry() {
             Some(entry) => {
-                all.push(StoredEntry {
-                    entry,
-                    revocation,
-                    stands,
-                    hits,
-                    last_ns,
-                    gate: GateFacts::default(),
-                });
+                let gate = GateFacts::default();
+                all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate });
             }
-            None => tracing::warn!(map = map.name, revocation, "an entry of the map means nothing to us"),
+            None => tracing::warn!(map = map.name(), revocation, "an entry of the map means nothing to us"),
         }
-    }
-    Ok(())
+    })
 }
 
 fn push_gate(

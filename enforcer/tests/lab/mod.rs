@@ -4,6 +4,7 @@
 //! panics or is killed leaves none behind. The bpffs is unmounted by a guard.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use enforcer::dataplane::{Capacities, Dataplane, Settings, TcPreference, XdpPreference};
 use enforcer::session::Netns;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// The addresses of `Lab::veth`.
@@ -116,6 +117,12 @@ impl Lab {
 
     pub fn pin_path(&self) -> PathBuf {
         self.bpffs.path().join("enforcer")
+    }
+
+    /// What [`Dataplane::open`] does by itself.
+    pub fn mount_bpffs(&self) {
+        let none: Option<&str> = None;
+        mount(Some("bpf"), self.bpffs.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
     }
 
     pub fn settings(&self) -> Settings {

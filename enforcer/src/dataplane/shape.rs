@@ -1,0 +1,154 @@
+//! What is pinned, compared with what we would make: a map of another shape would load without an error, and
+//! every lookup would be silently wrong.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::MapInfo;
+use enforcer_ebpf::layout::{self, ABI, Definition, MAPS};
+
+use super::Capacities;
+use super::pins::exists;
+use super::sys::{self, Reader};
+use super::tables::MetaMap;
+
+const REMEDY: &str =
+    "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
+
+/// What becomes of one of our maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// It is not there.
+    Make,
+    /// It is as we want it, down to the meaning of every entry.
+    Keep,
+    /// Its entries mean the same, and it must become another map.
+    Copy,
+}
+
+/// What becomes of what is pinned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Plan {
+    /// The layout that the pinned maps have; our own where nobody has finished making them.
+    pub abi: u32,
+    pub steps: Vec<(&'static Definition, Step)>,
+}
+
+impl Plan {
+    /// Whether the maps cannot stay those that they are.
+    pub(super) fn migrates(&self) -> bool {
+        self.abi != ABI || self.steps.iter().any(|(_, step)| *step == Step::Copy)
+    }
+
+    /// Whether some map is not there, so that programs of an earlier process cannot be using it.
+    pub(super) fn makes(&self) -> bool {
+        self.steps.iter().any(|(_, step)| *step == Step::Make)
+    }
+}
+
+/// What a map of ours was in an earlier layout; `None`: it was not. Whoever raises [`ABI`] says here what the
+/// former one was: a map whose entries meant something else needs a translation in `migrate`, which has none
+/// yet because none was needed.
+fn past(abi: u32, ours: &Definition) -> Option<Definition> {
+    match (abi, ours.name) {
+        // 1: before there were locks; everything else has kept its meaning
+        (1, layout::LOCKS) => None,
+        _ => Some(*ours),
+    }
+}
+
+/// How many entries a map gets.
+pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
+    let configured = match definition.name {
+        layout::FLOWS => capacities.flows,
+        layout::ADDRESSES => capacities.addresses,
+        layout::DEVICES => capacities.devices,
+        layout::TOKENS => capacities.tokens,
+        layout::SAFE_IDS => capacities.safe_ids,
+        layout::CUTOFFS => capacities.cutoffs,
+        layout::LOCKS => capacities.locks,
+        _ => capacities.safe_ids.saturating_add(capacities.cutoffs).saturating_add(capacities.locks),
+    };
+    definition.entries.unwrap_or(configured)
+}
+
+/// Looks at the pinned maps and changes nothing.
+///
+/// # Errors
+/// Maps of a newer layout, of a shape that no layout has, or with more in them than they are to hold.
+pub(super) fn plan(maps: &Path, capacities: &Capacities) -> Result<Plan> {
+    let abi = pinned_abi(maps)?;
+    let mut steps = Vec::with_capacity(MAPS.len());
+    for definition in &MAPS {
+        let path = maps.join(definition.name);
+        let step = match past(abi, definition) {
+            Some(past) if exists(&path)? => compare(&path, &past, entries(definition, capacities))?,
+            _ => Step::Make,
+        };
+        steps.push((definition, step));
+    }
+    Ok(Plan { abi, steps })
+}
+
+fn pinned_abi(maps: &Path) -> Result<u32> {
+    if !exists(&maps.join(layout::META))? {
+        return Ok(ABI);
+    }
+    match MetaMap::open(maps)?.read()?.abi {
+        // nobody has finished making them, and nothing was ever said in them
+        0 => Ok(ABI),
+        newer if newer > ABI => bail!(
+            "the maps below {} have the layout {newer}, and this enforcer speaks {ABI}: a newer version has made \
+             them; start that one again, or {REMEDY}",
+            maps.display()
+        ),
+        known => Ok(known),
+    }
+}
+
+fn compare(path: &Path, past: &Definition, wanted: u32) -> Result<Step> {
+    let info = MapInfo::from_pin(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    let kind = info.map_type().map_or(0, |kind| kind as u32);
+    let compared = [
+        ("type", kind, past.kind as u32),
+        ("key size", info.key_size(), past.key),
+        ("value size", info.value_size(), past.value),
+        ("flags", info.map_flags(), past.flags),
+        ("capacity", info.max_entries(), past.entries.unwrap_or(info.max_entries())),
+    ];
+    for (what, is, expected) in compared {
+        if is != expected {
+            bail!(
+                "the pinned map {} has {what} {is}, and this enforcer expects {expected}: something else has made \
+                 it; {REMEDY}",
+                path.display()
+            );
+        }
+    }
+    if info.max_entries() == wanted {
+        return Ok(Step::Keep);
+    }
+    // a count of refusals goes with the entry that refuses, so those that stand have room
+    if wanted < info.max_entries() && past.name != layout::GATE_HITS {
+        let used = count(path, past)?;
+        if used > u64::from(wanted) {
+            bail!(
+                "the table {} holds {used} entries, and is to have room for {wanted} alone: configure at least \
+                 {used}, or lift what is not needed any more before the change",
+                past.name
+            );
+        }
+    }
+    Ok(Step::Copy)
+}
+
+fn count(path: &Path, definition: &Definition) -> Result<u64> {
+    let cannot = || format!("cannot count the entries of {}", path.display());
+    let map = sys::open_pin(path).with_context(cannot)?;
+    let mut reader = Reader::of(std::os::fd::AsFd::as_fd(&map), definition);
+    let mut used = 0;
+    while let Some(piece) = reader.next().with_context(cannot)? {
+        used += piece.count as u64;
+    }
+    Ok(used)
+}
