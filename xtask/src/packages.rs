@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 14] = [
+pub const WANTED: [(&str, &str); 15] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -25,6 +25,7 @@ pub const WANTED: [(&str, &str); 14] = [
     ("haproxy", "a server behind a proxy"),
     ("iptables", "ocserv's own firewall script calls it"),
     ("iputils-ping", "a person's look into the lab"),
+    ("systemd", "judges the unit, and runs it in a container"),
     ("bpftool", "a person's look into the kernel"),
 ];
 

@@ -66,7 +66,17 @@ fn together(jobs: Vec<(String, Job)>) -> Result<()> {
 
 /// Not Debian: says what is needed; fails if the essential parts are not there.
 fn elsewhere() -> Result<()> {
-    let programs = ["protoc", "ocserv", "openconnect", "debootstrap", "ip", "nft", "haproxy", "openssl"];
+    let programs = [
+        "protoc",
+        "ocserv",
+        "openconnect",
+        "debootstrap",
+        "ip",
+        "nft",
+        "haproxy",
+        "openssl",
+        "systemd-analyze",
+    ];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> =
         std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).collect();
