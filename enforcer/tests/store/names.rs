@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use enforcer::session::{
-    CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId, ServerName,
-    SessionRecord, Target, Token, TokenKind,
+    CutoffKey, Flow, Guard, Guarded, Identity, LockKey, Observed, Process, Protocol, Record, SafeId,
+    ServerName, SessionRecord, Target, Token, TokenKind,
 };
 use enforcer::store::Write;
 use enforcer::store::row::{self, BadRow};
@@ -60,6 +60,7 @@ fn guard() -> impl Strategy<Value = Guard> {
     let what = prop_oneof![
         safe_id().prop_map(Guarded::SafeId),
         any::<[u8; 20]>().prop_map(|key| Guarded::Cutoff(CutoffKey::from_bytes(key))),
+        any::<[u8; 20]>().prop_map(|key| Guarded::Lock(LockKey::from_bytes(key))),
     ];
     (what, option::of(server()), 0..=TOP).prop_map(|(what, server, moment)| Guard { what, server, moment })
 }
