@@ -12,6 +12,7 @@
 //!
 //! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
 
+mod capacity;
 mod gate;
 mod hooks;
 mod host;
@@ -36,6 +37,7 @@ use aya_log::EbpfLogger;
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
+pub use capacity::{Capacities, Cost};
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use mend::Kept;
@@ -87,34 +89,6 @@ pub enum TcPreference {
     Auto,
     Tcx,
     Clsact,
-}
-
-/// How many entries each table can hold, at least 1. Memory is taken for the entries that there are (about 150
-/// bytes each) and for 16 bytes of each that there could be. Another number than that of the pinned maps is
-/// refused by [`Dataplane::open`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Capacities {
-    pub flows: u32,
-    pub addresses: u32,
-    pub devices: u32,
-    pub tokens: u32,
-    pub safe_ids: u32,
-    pub cutoffs: u32,
-    pub locks: u32,
-}
-
-impl Default for Capacities {
-    fn default() -> Self {
-        Self {
-            flows: 65_536,
-            addresses: 65_536,
-            devices: 16_384,
-            tokens: 65_536,
-            safe_ids: 262_144,
-            cutoffs: 65_536,
-            locks: 65_536,
-        }
-    }
 }
 
 /// What a device is to us, which decides the programs that it gets.
