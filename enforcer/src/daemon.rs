@@ -183,6 +183,7 @@ impl Daemon {
         let rebooted = !state.is_this_boot(&loaded);
         let mut dataplane =
             Dataplane::open(effects::settings(&config)).context("the kernel side cannot be set up")?;
+        effects::tell_costs(&config);
         let mut servers = BTreeMap::new();
         for settings in config.ocserv.iter() {
             let server = Server {
@@ -286,6 +287,7 @@ impl Daemon {
                     if let Err(error) = self.dataplane.beat() {
                         self.warn(format!("the lease of addresses and flows could not be renewed: {error:#}"));
                     }
+                    self.mend_pins();
                     // a loop that hangs is started anew by systemd
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }

@@ -49,6 +49,23 @@ pub(super) fn settings(config: &Config) -> Settings {
     }
 }
 
+/// What the kernel's tables cost, for whoever has to plan the host's memory.
+pub(super) fn tell_costs(config: &Config) {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let costs = settings(config).capacities.costs();
+    for cost in &costs {
+        tracing::info!(
+            "table {}: {} MiB empty, {} bytes for each entry, {} MiB full",
+            cost.name,
+            mib(cost.empty),
+            cost.each,
+            mib(cost.full)
+        );
+    }
+    let (empty, full) = costs.iter().fold((0, 0), |sum, cost| (sum.0 + cost.empty, sum.1 + cost.full));
+    tracing::info!("kernel memory of all tables: {} MiB empty, {} MiB full", mib(empty), mib(full));
+}
+
 /// A server's name as the gate's maps carry it: the first 8 bytes of SHA-256 over it.
 pub(super) fn server_number(name: &ServerName) -> u64 {
     use sha2::Digest as _;
@@ -158,6 +175,24 @@ impl Daemon {
             if self.namespaces.has(device) {
                 self.warn(format!("{name}: nothing can be dropped there: {error:#}"));
             }
+        }
+    }
+
+    /// What keeps everything in force without the daemon is looked after: somebody may have unmounted the bpffs.
+    pub(super) fn mend_pins(&mut self) {
+        match self.dataplane.mend_pins() {
+            Ok(mended) if mended.is_nothing() => {}
+            Ok(mended) => {
+                let (pinned, attached) = (mended.pinned, mended.attached);
+                let mounted = if mended.mounted { "a bpffs was mounted, " } else { "" };
+                self.note(
+                    "kernel",
+                    format!(
+                        "pins were missing: {mounted}{pinned} pinned again, {attached} devices attached again"
+                    ),
+                );
+            }
+            Err(error) => self.warn(format!("pins are missing and cannot be made again: {error:#}")),
         }
     }
 
