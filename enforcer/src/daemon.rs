@@ -27,7 +27,7 @@ use crate::process;
 use crate::registry::{
     Adopted, Answer, Ask, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
 };
-use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, Stands};
+use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
 
 pub use checks::check_without_daemon;
 pub use state::repair;
@@ -105,6 +105,8 @@ struct Daemon {
     servers: BTreeMap<ServerName, Server>,
     inputs: mpsc::Sender<Input>,
     state: state::State,
+    /// Sessions of an earlier run, until the loop begins: what is done with them takes the runtime.
+    remembered: Vec<SessionRecord>,
     requests: BTreeMap<Request, (answers::Waiter, Instant)>,
     parts: BTreeMap<u64, answers::Part>,
     next_part: u64,
@@ -216,6 +218,7 @@ impl Daemon {
             servers,
             inputs,
             state,
+            remembered: Vec::new(),
             requests: BTreeMap::new(),
             parts: BTreeMap::new(),
             next_part: 1,
@@ -237,7 +240,7 @@ impl Daemon {
         let wall = if loaded.fresh { 0 } else { loaded.wall };
         let left = Left { entries, records: loaded.records, lifted: loaded.lifted, wall, rebooted };
         daemon.handle(Event::Adopt(Box::new(left)));
-        daemon.remember_sessions(if rebooted { Vec::new() } else { loaded.sessions });
+        daemon.remembered = if rebooted { Vec::new() } else { loaded.sessions };
         daemon.write_clock();
         Ok(daemon)
     }
@@ -270,6 +273,8 @@ impl Daemon {
         tokio::spawn(control::serve_gate(gate, calls));
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let remembered = std::mem::take(&mut self.remembered);
+        self.remember_sessions(remembered);
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut clock = tokio::time::interval(state::CLOCK_EVERY);

@@ -19,6 +19,17 @@ use crate::process::{BOUND, Process, eventually, output, read_log};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cookie(pub String);
 
+impl Cookie {
+    /// As it could stand in a log or a file: its text, and its bytes in hexadecimal.
+    pub fn spellings(&self) -> Vec<String> {
+        let text = self.0.rsplit('=').find(|part| part.len() > 20).unwrap_or(&self.0).trim_end_matches('=');
+        let engine = base64::engine::general_purpose::STANDARD_NO_PAD;
+        let bytes = base64::Engine::decode(&engine, text).expect("a cookie is base64");
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        vec![text.to_owned(), hex.to_uppercase(), hex]
+    }
+}
+
 /// A host with openconnect.
 pub struct Client {
     shared: Arc<Shared>,

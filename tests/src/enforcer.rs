@@ -121,6 +121,9 @@ pub struct Enforcer {
     shared: Arc<Shared>,
     name: String,
     process: Option<Process>,
+    /// What the daemon takes for the id of this boot, if the host was "started anew".
+    boot: Option<PathBuf>,
+    everything: bool,
 }
 
 /// What a command said.
@@ -156,9 +159,10 @@ impl Enforcer {
             shared: Arc::clone(lab.shared()),
             name: config.name.clone(),
             process: None,
+            boot: None,
+            everything: false,
         };
         new.configure(config);
-        fs::create_dir_all(new.file("state")).expect("a folder");
         let binary = binary();
         for name in ["enforcer-gate", "occtl"] {
             let link = new.shared.work().join(name);
@@ -199,6 +203,11 @@ impl Enforcer {
         self.shared.bpffs().join(&self.name)
     }
 
+    /// The state directory, if the configuration did not name another.
+    pub fn state(&self) -> PathBuf {
+        self.file("state")
+    }
+
     pub fn control_socket(&self) -> PathBuf {
         self.file("control")
     }
@@ -224,9 +233,21 @@ impl Enforcer {
     /// Starts the daemon, and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {
-        let mut command = self.namespace.command(&binary().display().to_string());
+        let mut command = match &self.boot {
+            None => self.namespace.command(&binary().display().to_string()),
+            // a mount namespace of its own, in which the kernel tells another boot id
+            Some(boot) => {
+                let mut command = self.namespace.command("unshare");
+                let script = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && shift && exec \"$@\"";
+                command.args(["--mount", "sh", "-c", script, "boot"]).arg(boot).arg(binary());
+                command
+            }
+        };
         command.args(["run", "--config"]).arg(self.config());
-        let log = self.file("log");
+        if self.everything {
+            command.env("ENFORCER_LOG", "trace");
+        }
+        let log = self.log_path();
         self.process = Some(Process::start(&self.name, command, &log, None));
         eventually("the daemon answers", BOUND, || {
             let process = self.process.as_mut()?;
@@ -236,6 +257,26 @@ impl Enforcer {
             let answer = self.cli(&["show", "status", "--json"]);
             (answer.code == DONE).then_some(())
         });
+    }
+
+    /// As after a start of the host: another boot, and nothing in the kernel. The daemon must not be running.
+    #[track_caller]
+    pub fn reboot(&mut self, id: &str) {
+        assert!(self.process.is_none(), "the daemon still runs");
+        self.cli(&["unload"]).code(DONE);
+        let file = self.file("boot");
+        fs::write(&file, format!("{id}\n")).expect("a file");
+        self.boot = Some(file);
+    }
+
+    /// Starts the daemon, which must end by itself. What it said.
+    #[track_caller]
+    pub fn fails_to_start(&self) -> Answer {
+        let mut command = self.namespace.command(&binary().display().to_string());
+        command.args(["run", "--config"]).arg(self.config());
+        let asked = Moment::now();
+        let Output { code, stdout, stderr } = output(command, "");
+        Answer { code, stdout, stderr, json: Value::Null, asked, answered: Moment::now() }
     }
 
     pub fn pid(&self) -> Pid {
@@ -268,7 +309,16 @@ impl Enforcer {
     }
 
     pub fn log(&self) -> String {
-        crate::process::read_log(&self.file("log"))
+        crate::process::read_log(&self.log_path())
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.file("log")
+    }
+
+    /// From the next start on it logs at every level.
+    pub fn log_everything(&mut self) {
+        self.everything = true;
     }
 
     /// The command line.

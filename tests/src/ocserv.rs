@@ -15,8 +15,8 @@ use crate::namespace::Namespace;
 use crate::occtl::{self, User};
 use crate::process::{BOUND, Output, Process, command, eventually, succeed};
 
-/// Everybody's password.
-pub const PASSWORD: &str = "pw";
+/// Everybody's password: a word that stands nowhere by accident.
+pub const PASSWORD: &str = "Kestrel-4711-Umbra";
 
 /// How an ocserv is to be; [`Ocserv::start`] writes its configuration.
 #[derive(Clone)]
