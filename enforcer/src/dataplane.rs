@@ -274,7 +274,13 @@ impl Dataplane {
         name: &str,
         role: Role,
     ) -> Result<()> {
-        self.mend_pins()?;
+        // programs that are loaded in this moment must not get maps of their own
+        if !self.kept.maps_are_well(&self.pins) {
+            let mended = self.mend_pins()?;
+            if !mended.is_nothing() {
+                tracing::warn!(?mended, "pins had gone, and are there again");
+            }
+        }
         // our own namespace needs no helper thread, however it was given
         let netns_fd = if netns == self.own { None } else { netns_fd };
         let device = Device { netns, index: ifindex };
@@ -440,7 +446,7 @@ impl Dataplane {
     }
 
     /// Makes sure that everything is pinned, and pins it again where it is not: the bpffs may have been unmounted,
-    /// pins removed. Three system calls when nothing has changed; to be called about once a second.
+    /// pins removed. A handful of system calls when nothing has changed; to be called about once a second.
     ///
     /// # Errors
     /// No bpffs can be mounted, or something cannot be pinned; or another enforcer has pinned its own maps there.

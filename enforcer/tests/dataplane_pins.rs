@@ -196,13 +196,18 @@ fn foreign_maps_in_the_folder_are_an_error() {
 fn looking_after_the_pins_is_cheap() {
     lab(|lab| {
         let (mut dataplane, _traffic) = in_force(lab, TcPreference::Tcx);
-        // a folder that has just changed is not trusted at once
-        std::thread::sleep(Duration::from_millis(150));
-        assert!(dataplane.mend_pins().unwrap().is_nothing());
-        let start = Instant::now();
-        for _ in 0..1000 {
-            assert!(dataplane.mend_pins().unwrap().is_nothing());
-        }
-        eprintln!("mend_pins: {:?} when all is well", start.elapsed() / 1000);
+        let mut times: Vec<Duration> = (0..20_000)
+            .map(|_| {
+                let start = Instant::now();
+                assert!(dataplane.mend_pins().unwrap().is_nothing());
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        // a folder that has just changed is not trusted at once: the first ones look at every pin
+        eprintln!(
+            "mend_pins: {:?} when all is well, {:?} at the 99th percentile",
+            times[10_000], times[19_800]
+        );
     });
 }

@@ -38,19 +38,13 @@ impl Mended {
     }
 }
 
-/// The maps, by descriptor.
+/// The maps, by descriptor; and how the folders looked when everything was found in them.
 pub(super) struct Kept {
     maps: BTreeMap<&'static str, (OwnedFd, u32)>,
     log: OwnedFd,
-    seen: Option<Seen>,
-}
-
-/// The folders when everything was found in them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Seen {
-    root: Folder,
-    maps: Folder,
-    links: Folder,
+    /// The root and the maps.
+    set: Option<[Folder; 2]>,
+    links: Option<Folder>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,25 +59,24 @@ struct Folder {
 /// ticks every few milliseconds.
 const SETTLED: Duration = Duration::from_millis(100);
 
-impl Seen {
-    fn now(pins: &Pins) -> Option<Self> {
-        let folder = |path: &Path| {
-            let found = fs::metadata(path).ok()?;
-            let changed = (found.mtime(), found.mtime_nsec());
-            Some(Folder { device: found.dev(), inode: found.ino(), changed })
-        };
-        Some(Self { root: folder(&pins.root)?, maps: folder(&pins.maps)?, links: folder(&pins.links)? })
+impl Folder {
+    fn now(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        let changed = (found.mtime(), found.mtime_nsec());
+        Some(Self { device: found.dev(), inode: found.ino(), changed })
     }
 
     fn is_settled(&self) -> bool {
         let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return false };
-        [self.root, self.maps, self.links].iter().all(|folder| {
-            let (seconds, nanos) = folder.changed;
-            let at = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
-            // also false if the clock was set back
-            now.checked_sub(at).is_some_and(|since| since > SETTLED)
-        })
+        let (seconds, nanos) = self.changed;
+        let at = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
+        // also false if the clock was set back
+        now.checked_sub(at).is_some_and(|since| since > SETTLED)
     }
+}
+
+fn set_now(pins: &Pins) -> Option<[Folder; 2]> {
+    Some([Folder::now(&pins.root)?, Folder::now(&pins.maps)?])
 }
 
 impl Kept {
@@ -98,7 +91,7 @@ impl Kept {
             let id = sys::map_id(map.as_fd()).with_context(|| cannot_look(&path))?;
             maps.insert(definition.name, (map, id));
         }
-        Ok(Self { maps, log: open(&pins.log)?, seen: None })
+        Ok(Self { maps, log: open(&pins.log)?, set: None, links: None })
     }
 
     /// Refuses programs that would use other maps than ours.
@@ -114,14 +107,20 @@ impl Kept {
         Ok(())
     }
 
+    /// Whether the maps are where they were found.
+    pub(super) fn maps_are_well(&self, pins: &Pins) -> bool {
+        self.set.is_some() && self.set == set_now(pins) && pins.links.is_dir()
+    }
+
     /// Whether nothing has changed in the folders since everything was there.
     pub(super) fn all_is_well(&self, pins: &Pins) -> bool {
-        self.seen.is_some() && self.seen == Seen::now(pins)
+        self.maps_are_well(pins) && self.links.is_some() && self.links == Folder::now(&pins.links)
     }
 
     /// Everything is there: remembers how that looks.
     pub(super) fn remember(&mut self, pins: &Pins) {
-        self.seen = Seen::now(pins).filter(Seen::is_settled);
+        self.set = set_now(pins).filter(|set| set.iter().all(Folder::is_settled));
+        self.links = Folder::now(&pins.links).filter(Folder::is_settled);
     }
 
     /// Folders, maps and log.

@@ -67,7 +67,7 @@ pub(super) fn migrate(
     for definition in copied(plan) {
         let (from, to) = (pinned(pins, definition)?, pinned(&next, definition)?);
         if counts_hits(definition) {
-            carry_hits(&from, &to, definition)?;
+            carry_hits(&from, &to, definition, &lease)?;
         } else if definition.name == layout::GATE_HITS {
             carry_gate_hits(&from, &to, definition, &next)?;
         }
@@ -134,10 +134,11 @@ fn copy(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lease) ->
 /// Adds what the old entries have counted to what the new ones have. The programs count meanwhile: of what they
 /// drop in the microseconds between reading and writing one entry, its own count may miss a packet; the counters
 /// by reason, which are not copied but kept, miss none.
-fn carry_hits(from: &OwnedFd, to: &OwnedFd, definition: &Definition) -> Result<()> {
+fn carry_hits(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lease) -> Result<()> {
     let cannot = || format!("cannot carry over the hits of the map {}", definition.name);
     let mut reader = Reader::of(from.as_fd(), definition);
     while let Some(piece) = reader.next().with_context(cannot)? {
+        lease.keep()?;
         let keys = piece.keys.chunks_exact(definition.key as usize);
         for (key, old) in keys.zip(piece.values.chunks_exact_mut(size_of::<Standing>())) {
             let counted: Standing = from_bytes(old).with_context(cannot)?;
