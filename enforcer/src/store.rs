@@ -99,6 +99,7 @@ fn is_lazy(write: &Write) -> bool {
 pub struct Outcome {
     /// From the first to the last ticket that this is about.
     pub tickets: RangeInclusive<u64>,
-    /// `Ok`: on the disk. `Err`: not on the disk, and why, for people; it is not tried again by itself.
+    /// `Ok`: on the disk. `Err`: not reliably on the disk, and why, for people; it is not tried again by itself. (If
+    /// it was the last fsync that failed, it may be found there all the same after a restart, whole.)
     pub result: Result<(), String>,
 }

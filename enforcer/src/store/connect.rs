@@ -35,6 +35,17 @@ pub(super) fn writer(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
+/// Why this connection does not write through a log, if so: then readers and the writer would stop each other.
+pub(super) fn without_log(db: &Connection) -> rusqlite::Result<Option<String>> {
+    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    Ok((mode != "wal").then(|| {
+        format!(
+            "its file system cannot share memory between processes, as SQLite's log needs it (its mode is {mode}): put \
+             [state] directory on a local disk"
+        )
+    }))
+}
+
 /// For reading beside a writer, and what a dead one left: it takes part in SQLite's locks and needs the shared
 /// index beside the file, or room and right to make it.
 pub(super) fn reader(path: &Path) -> rusqlite::Result<Connection> {

@@ -172,7 +172,10 @@ fn writable(path: &Path, steps: &[&str]) -> Result<(Connection, Everything, Opti
         tables::set_meta(&db, "gateway", &everything.meta.gateway)?;
         db.execute_batch("COMMIT")
     };
-    let unwritable = probe().err().map(|error| host(&error));
+    let unwritable = match probe() {
+        Ok(()) => connect::without_log(&db).map_err(failed)?,
+        Err(error) => Some(host(&error)),
+    };
     Ok((db, everything, unwritable))
 }
 

@@ -15,6 +15,9 @@ use crate::session::{CutoffKey, LockKey, SafeId};
 /// It reads what a daemon that crashed left in the log. Where SQLite's shared index cannot be made (a full disk, a
 /// read-only file system) it is read past SQLite's locks, as long as no enforcer writes; if one does, that is an
 /// error.
+///
+/// Not within the process that writes: whoever closes a file there takes away all locks (fcntl(2)) that the process
+/// holds on it, and with them SQLite's.
 #[derive(Debug)]
 pub struct Reader {
     db: Connection,

@@ -302,10 +302,10 @@ pub fn rows_of<'a>(
 /// [`GuardRow::guard`]). Refuses a wrong `sum`, another count of guards than the row tells, and every text that is
 /// not written as we write it.
 pub fn record_of(row: &RevocationRow<'_>, guards: Vec<Guard>) -> Result<Record, BadRow> {
+    let mut record = bare_record_of(row)?;
     if row.guards != guards.len() as i64 {
         return Err(BadRow::Guards { found: guards.len(), wanted: row.guards });
     }
-    let mut record = bare_record_of(row)?;
     record.guards = guards;
     Ok(record)
 }

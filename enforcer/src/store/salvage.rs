@@ -35,6 +35,9 @@ pub struct Salvaged {
 /// Sessions and the audit log are not saved: the former are learned anew from ocserv, and the latter stays in the
 /// file that was put aside.
 pub fn salvage(path: &Path) -> Result<Salvaged, ReadError> {
+    // SQLite is told not to follow links, in any part of the path
+    let path = &std::fs::canonicalize(path)
+        .map_err(|error| ReadError::CannotRead { path: path.to_owned(), why: error.to_string() })?;
     let db = connect::sealed(path).map_err(|error| reading(path, &error))?;
     let mut saved = Salvaged::default();
     let mut log = path.as_os_str().to_owned();

@@ -287,7 +287,7 @@ impl Thread {
         if found.gateway != self.meta.gateway {
             return Err(format!("it is the state of another gateway ({})", found.gateway));
         }
-        Ok(db)
+        connect::without_log(&db).map_err(told)?.map_or(Ok(db), Err)
     }
 
     /// Brings the log into the database from time to time. A failure changes nothing about what is durable.
@@ -355,4 +355,65 @@ fn tell(batch: &[(u64, Write)], refused: &[(usize, String)], all: Option<&str>, 
         stretch(place + 1, Some(why));
     }
     stretch(batch.len(), all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queued(writes: impl IntoIterator<Item = Write>, since: Option<Instant>) -> Shared {
+        let shared = Shared::default();
+        let mut queue = shared.queue();
+        queue.waiting = (1..).zip(writes).collect();
+        queue.urgent = queue.waiting.iter().filter(|(_, write)| !write.is_lazy()).count();
+        queue.since = since;
+        drop(queue);
+        shared
+    }
+
+    fn tickets(batch: Option<Vec<(u64, Write)>>) -> Vec<u64> {
+        batch.unwrap().into_iter().map(|(ticket, _)| ticket).collect()
+    }
+
+    /// Where a batch is due it is handed out at once; that it was not held is seen by this test ending at all, since
+    /// what is not due starts to wait an hour from now.
+    #[test]
+    fn r5_what_cannot_wait_takes_along_what_can() {
+        let later = Instant::now() + Duration::from_secs(3_600);
+        let lazy = || Write::Forget(1);
+        let shared = queued([lazy(), lazy(), Write::Lift(1), lazy()], Some(later));
+        assert_eq!(tickets(shared.take()), [1, 2, 3, 4]);
+        // lazy ones alone: after their time, when a batch is full, at the end
+        let shared = queued([lazy(), lazy()], Instant::now().checked_sub(LAZY));
+        assert_eq!(tickets(shared.take()), [1, 2]);
+        let shared = queued(std::iter::repeat_with(lazy).take(BATCH + 3), Some(later));
+        assert_eq!(tickets(shared.take()).len(), BATCH);
+        // what was behind them does not wait once more
+        assert_eq!(tickets(shared.take()).len(), 3);
+        let shared = queued([lazy()], Some(later));
+        shared.queue().stopping = true;
+        assert_eq!(tickets(shared.take()), [1]);
+        assert!(shared.take().is_none());
+    }
+
+    #[test]
+    fn r5_outcomes_cover_every_ticket_once_whatever_was_refused() {
+        let batch: Vec<_> = [3, 4, 7, 8, 9].map(|ticket| (ticket, Write::Forget(0))).into();
+        let told = |refused: &[(usize, String)], all| {
+            let told = std::cell::RefCell::new(Vec::new());
+            tell(&batch, refused, all, &|outcome: Outcome| {
+                told.borrow_mut().push((outcome.tickets, outcome.result.is_ok()));
+            });
+            told.into_inner()
+        };
+        let no = |place| (place, "no".to_owned());
+        assert_eq!(told(&[], None), [(3..=9, true)]);
+        assert_eq!(told(&[], Some("full")), [(3..=9, false)]);
+        assert_eq!(told(&[no(0)], None), [(3..=3, false), (4..=9, true)]);
+        assert_eq!(
+            told(&[no(1), no(2)], None),
+            [(3..=3, true), (4..=4, false), (7..=7, false), (8..=9, true)]
+        );
+        assert_eq!(told(&[no(4)], None), [(3..=8, true), (9..=9, false)]);
+    }
 }
