@@ -365,7 +365,7 @@ mod tests {
         let shared = Shared::default();
         let mut queue = shared.queue();
         queue.waiting = (1..).zip(writes).collect();
-        queue.urgent = queue.waiting.iter().filter(|(_, write)| !write.is_lazy()).count();
+        queue.urgent = queue.waiting.iter().filter(|(_, write)| !is_lazy(write)).count();
         queue.since = since;
         drop(queue);
         shared
