@@ -25,11 +25,12 @@ mod shape;
 mod sys;
 mod table;
 mod tables;
+mod unload;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -40,11 +41,12 @@ use enforcer_ebpf::verdict::lease_holds;
 pub use capacity::{Capacities, Cost};
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
-use mend::Kept;
 pub use mend::Mended;
+use mend::{Kept, kept_link};
 use pins::Pins;
 use programs::Instance;
 use tables::Tables;
+pub use unload::Report;
 
 use crate::session::{Device, Entry, Netns, Stands};
 
@@ -166,18 +168,6 @@ pub enum InsertError {
     Other(#[from] anyhow::Error),
 }
 
-/// What [`Dataplane::unload`] took out.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Report {
-    /// XDP and tcx programs.
-    pub links: usize,
-    /// clsact filters. The clsact qdisc itself stays.
-    pub filters: usize,
-    pub maps: usize,
-    /// What could not be taken out, and why.
-    pub left: Vec<String>,
-}
-
 /// The kernel side, opened.
 pub struct Dataplane {
     settings: Settings,
@@ -196,7 +186,8 @@ pub struct Dataplane {
 struct Attached {
     name: String,
     how: How,
-    /// Keeps the program there also without its pin. A clsact filter stays by itself.
+    /// Keeps the program there also without its pin. `None` for a clsact filter, which stays by itself, and where
+    /// there were no descriptors left.
     link: Option<OwnedFd>,
 }
 
@@ -221,6 +212,7 @@ impl Dataplane {
     /// CAP_SYS_ADMIN).
     pub fn open(settings: Settings) -> Result<Self> {
         let pins = Pins::below(&settings.pin_path);
+        host::raise_descriptors()?;
         host::prepare(&pins.root)?;
         let cut_short = pins.settle()?;
         host::make(&pins.maps)?;
@@ -311,10 +303,7 @@ impl Dataplane {
             let path = Pin { device, hook: *hook, how }.path(&self.pins.links);
             let link = match how {
                 How::Clsact => None,
-                How::XdpNative | How::XdpGeneric | How::Tcx => Some(
-                    sys::open_pin(&path)
-                        .with_context(|| format!("cannot open the link {}", path.display()))?,
-                ),
+                How::XdpNative | How::XdpGeneric | How::Tcx => kept_link(&path)?,
             };
             self.attached.insert((device, *hook), Attached { name: name.to_owned(), how, link });
         }
@@ -445,52 +434,6 @@ impl Dataplane {
         all
     }
 
-    /// Makes sure that everything is pinned, and pins it again where it is not: the bpffs may have been unmounted,
-    /// pins removed. A handful of system calls when nothing has changed; to be called about once a second.
-    ///
-    /// # Errors
-    /// No bpffs can be mounted, or something cannot be pinned; or another enforcer has pinned its own maps there.
-    pub fn mend_pins(&mut self) -> Result<Mended> {
-        let mut mended = Mended::default();
-        if self.kept.all_is_well(&self.pins) {
-            return Ok(mended);
-        }
-        self.kept.mend(&self.pins, &mut mended)?;
-        let mut lost = BTreeSet::new();
-        for ((device, hook), attached) in &self.attached {
-            let path = Pin { device: *device, hook: *hook, how: attached.how }.path(&self.pins.links);
-            if pins::exists(&path)? {
-                continue;
-            }
-            match &attached.link {
-                Some(link) if hooks::hangs(link)? => {
-                    sys::pin(link.as_fd(), &path).with_context(|| mend::cannot_pin(&path))?;
-                    mended.pinned += 1;
-                }
-                Some(_) | None => {
-                    lost.insert((*device, hook.role()));
-                }
-            }
-        }
-        for (device, role) in lost {
-            mended.attached += usize::from(self.attach_again(device, role)?);
-        }
-        self.kept.remember(&self.pins);
-        Ok(mended)
-    }
-
-    /// `false`: the device is gone.
-    fn attach_again(&mut self, device: Device, role: Role) -> Result<bool> {
-        // what is not attached is not missed any more
-        Hook::of(role).iter().for_each(|hook| drop(self.attached.remove(&(device, *hook))));
-        let Some(namespace) = host::find_netns(device.netns) else { return Ok(false) };
-        let Ok(name) = host::within(Some(namespace.as_fd()), || host::name_of(device.index)) else {
-            return Ok(false);
-        };
-        self.attach(Some(namespace.as_fd()), device.netns, device.index, &name, role)?;
-        Ok(true)
-    }
-
     /// How full the tables are; counted, not read.
     pub fn usage(&self) -> Vec<Usage> {
         self.tables.usage()
@@ -531,38 +474,6 @@ impl Dataplane {
         EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
     }
 
-    /// Takes everything out: programs, filters, maps and folders. Revoked packets pass from then on. The bpffs
-    /// stays mounted, and a clsact qdisc stays in place, since others may use them. No daemon may be running.
-    ///
-    /// # Errors
-    /// The folder of pins cannot be read. What else fails is in the report.
-    pub fn unload(pin_path: &Path) -> Result<Report> {
-        let pins = Pins::below(pin_path);
-        let mut report = Report::default();
-        for pin in Pin::all(&pins.links)? {
-            match pin.take_out(&pins.links) {
-                Ok(()) if pin.how == How::Clsact => report.filters += 1,
-                Ok(()) => report.links += 1,
-                Err(error) => report.left.push(format!("{error:#}")),
-            }
-        }
-        // also what a migration that was cut short has left
-        for set in [&pins.next, &pins.last, &pins.maps] {
-            for map in fs::read_dir(set).into_iter().flatten().flatten() {
-                match fs::remove_file(map.path()) {
-                    Ok(()) => report.maps += usize::from(*set == pins.maps),
-                    Err(error) => report.left.push(format!("{}: {error}", map.path().display())),
-                }
-            }
-        }
-        let removed = [remove_if_there(&pins.log)].into_iter().chain(
-            [&pins.next, &pins.last, &pins.links, &pins.maps, &pins.root]
-                .map(|folder| remove_folder_if_there(folder)),
-        );
-        report.left.extend(removed.filter_map(Result::err).map(|error| format!("{error:#}")));
-        Ok(report)
-    }
-
     /// The embedded BPF object (ELF), for tools that look at it or run it on their own.
     pub fn object() -> &'static [u8] {
         programs::OBJECT
@@ -585,13 +496,6 @@ fn lapsed(pins: &Pins) -> Result<bool> {
 
 fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
-    }
-}
-
-fn remove_folder_if_there(path: &Path) -> Result<()> {
-    match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.with_context(|| format!("cannot remove {}", path.display())),
     }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use enforcer_ebpf::packet::Framing;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::statfs::statfs;
 use nix::time::{ClockId, clock_gettime};
@@ -39,6 +40,14 @@ pub(super) fn prepare(folder: &Path) -> Result<bool> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot close {} to others", folder.display()))?;
     Ok(mounts)
+}
+
+/// Lets this process have as many descriptors as it may: it holds one for each link, and there are two links at each
+/// tunnel device.
+pub(super) fn raise_descriptors() -> Result<()> {
+    let cannot = "cannot raise the number of open files to the hard limit";
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(cannot)?;
+    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context(cannot) } else { Ok(()) }
 }
 
 /// A folder, 0700; it may be there already.

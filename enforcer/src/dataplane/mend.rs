@@ -4,7 +4,7 @@
 //! and goes on writing into the very maps that the programs read. But a gate finds no maps, and when the daemon
 //! ends the links go with it. So everything is pinned again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,11 +15,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use enforcer_ebpf::layout::MAPS;
 
-use super::pins::Pins;
+use super::hooks::{self, Hook, Pin};
+use super::pins::{Pins, exists};
 use super::programs::Instance;
-use super::{host, sys};
+use super::{Dataplane, Role, host, sys};
+use crate::session::Device;
 
-/// What [`super::Dataplane::mend_pins`] had to do.
+/// What [`Dataplane::mend_pins`] had to do.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Mended {
     /// There was no bpffs, and one was mounted.
@@ -157,7 +159,7 @@ fn cannot_look(path: &Path) -> String {
     format!("cannot look at {}", path.display())
 }
 
-pub(super) fn cannot_pin(path: &Path) -> String {
+fn cannot_pin(path: &Path) -> String {
     format!("cannot pin {}", path.display())
 }
 
@@ -166,5 +168,69 @@ fn there(path: &Path) -> Result<Option<OwnedFd>> {
         Ok(pinned) => Ok(Some(pinned)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| cannot_look(path)),
+    }
+}
+
+/// The descriptor of a pinned link. None left is no reason to let a device go without its programs: the pin holds
+/// them, and without it they are attached anew.
+pub(super) fn kept_link(path: &Path) -> Result<Option<OwnedFd>> {
+    match sys::open_pin(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            tracing::warn!(
+                "no descriptor for {}: raise the limit of open files (LimitNOFILE=)",
+                path.display()
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot open the link {}", path.display())),
+    }
+}
+
+impl Dataplane {
+    /// Makes sure that everything is pinned, and pins it again where it is not: the bpffs may have been unmounted,
+    /// pins removed. A handful of system calls when nothing has changed; to be called about once a second.
+    ///
+    /// # Errors
+    /// No bpffs can be mounted, or something cannot be pinned; or another enforcer has pinned its own maps there.
+    pub fn mend_pins(&mut self) -> Result<Mended> {
+        let mut mended = Mended::default();
+        if self.kept.all_is_well(&self.pins) {
+            return Ok(mended);
+        }
+        self.kept.mend(&self.pins, &mut mended)?;
+        let mut lost = BTreeSet::new();
+        for ((device, hook), attached) in &self.attached {
+            let path = Pin { device: *device, hook: *hook, how: attached.how }.path(&self.pins.links);
+            if exists(&path)? {
+                continue;
+            }
+            match &attached.link {
+                Some(link) if hooks::hangs(link)? => {
+                    sys::pin(link.as_fd(), &path).with_context(|| cannot_pin(&path))?;
+                    mended.pinned += 1;
+                }
+                Some(_) | None => {
+                    lost.insert((*device, hook.role()));
+                }
+            }
+        }
+        for (device, role) in lost {
+            mended.attached += usize::from(self.attach_again(device, role)?);
+        }
+        self.kept.remember(&self.pins);
+        Ok(mended)
+    }
+
+    /// `false`: the device is gone.
+    fn attach_again(&mut self, device: Device, role: Role) -> Result<bool> {
+        // what is not attached is not missed any more
+        Hook::of(role).iter().for_each(|hook| drop(self.attached.remove(&(device, *hook))));
+        let Some(namespace) = host::find_netns(device.netns) else { return Ok(false) };
+        let Ok(name) = host::within(Some(namespace.as_fd()), || host::name_of(device.index)) else {
+            return Ok(false);
+        };
+        self.attach(Some(namespace.as_fd()), device.netns, device.index, &name, role)?;
+        Ok(true)
     }
 }
