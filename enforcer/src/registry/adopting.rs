@@ -35,6 +35,7 @@ impl Registry {
         for adopted in entries {
             self.adopt_entry(adopted, &lifted, now, out);
         }
+        self.expire(now, out);
         self.holdings.restored(out);
         for number in over {
             self.holdings.touch(number);
@@ -62,7 +63,6 @@ impl Registry {
         });
         let over = rebooted && left == Some(Duration::ZERO);
         // the kernel knows better how much is left, if it has it: its clock cannot be set
-        let left = left.map(|left| if rebooted { left } else { left.max(Duration::from_millis(1)) });
         let want = left.map_or(Want::Forever, |left| Want::Until(now.mono.saturating_add(left)));
         match &target {
             _ if over => {}

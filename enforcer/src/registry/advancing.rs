@@ -158,7 +158,11 @@ impl Registry {
     fn answer(&mut self, number: Number, now: Now, out: &mut Effects) {
         let Some(receipt) = self.receipt(number, now) else { return };
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
-        let next = if revocation.is_explicit() { State::Settled } else { State::Looking };
+        let next = match revocation.is_explicit() {
+            true if revocation.order.stands.is_some() && !self.holdings.holds_any(number) => State::Expired,
+            true => State::Settled,
+            false => State::Looking,
+        };
         if !revocation.order.bulk {
             let kind = if matches!(revocation.order.target, Target::Lock(_)) { "locked" } else { "revoked" };
             let text = format!("{number}: {}: {}", receipt.target, receipt.in_one_line());
@@ -198,13 +202,7 @@ impl Registry {
     }
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
-        let expired = self.holdings.expire(now.mono, out);
-        self.locks_expired(&expired, out);
-        for number in expired {
-            if !self.holdings.holds_any(number) && !self.busy.contains(&number) {
-                self.set_state(number, State::Expired);
-            }
-        }
+        self.expire(now, out);
         self.answer_late(now, out);
         self.retry_writes(now);
         self.expire_waiting(now, out);
@@ -218,6 +216,19 @@ impl Registry {
             self.look_again(number, now, out);
         }
         self.list_cookies_in_force(now, out);
+    }
+
+    /// Takes out what was asked for until now.
+    pub(super) fn expire(&mut self, now: Now, out: &mut Effects) {
+        let expired = self.holdings.expire(now.mono, out);
+        self.locks_expired(&expired, out);
+        for number in expired {
+            // whoever waits for the disk is answered first
+            let open = self.busy.contains(&number) || self.writing.contains(&number);
+            if !open && !self.holdings.holds_any(number) {
+                self.set_state(number, State::Expired);
+            }
+        }
     }
 
     fn look_again(&mut self, number: Number, now: Now, out: &mut Effects) {
