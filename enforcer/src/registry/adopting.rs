@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::session::{Entry, Guarded, Record, Stands, Write};
 
-use super::durable::Disk;
+use super::durable::{CLOCK_JUMP, Disk};
 use super::holdings::Want;
 use super::revocation::{Fate, State};
 use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, Revocation, Target};
@@ -61,6 +61,12 @@ impl Registry {
             // a clock that was set back makes nothing stand longer than was asked
             Duration::from_secs(until.saturating_sub(wall).min(lasts.unwrap_or(u64::MAX)))
         });
+        if let (Some(left), Some(until)) = (left, until)
+            && until.abs_diff(now.wall + left.as_secs()) >= CLOCK_JUMP
+        {
+            // the disk has to say the same by the clock as it is now
+            self.durable.is_unsaved(number, 0);
+        }
         let over = rebooted && left == Some(Duration::ZERO);
         // the kernel knows better how much is left, if it has it: its clock cannot be set
         let want = left.map_or(Want::Forever, |left| Want::Until(now.mono.saturating_add(left)));

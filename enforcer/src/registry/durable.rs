@@ -21,7 +21,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(2);
 const RETRIES: usize = 10_000;
 
 /// A wall clock that moves this much against the monotonic one was set.
-const CLOCK_JUMP: u64 = 2;
+pub(super) const CLOCK_JUMP: u64 = 2;
 
 /// How far a revocation's record is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -53,6 +53,8 @@ pub(super) struct Durable {
     /// Of these, those whose lift may be on the disk though it was told to have failed.
     doubtful: BTreeSet<Number>,
     tried: Duration,
+    /// The boot that was last written down with the clock.
+    boot_id: Option<String>,
     /// Why the last write failed, if it did.
     error: Option<String>,
 }
@@ -95,6 +97,9 @@ impl Registry {
 
     /// Something is to be written, beside the records of revocations.
     pub fn write(&mut self, write: Write) {
+        if let Write::Clock { boot_id, .. } = &write {
+            self.durable.boot_id = Some(boot_id.clone());
+        }
         self.durable.queue.push(write);
     }
 
@@ -213,6 +218,10 @@ impl Registry {
     /// Expiries are wall-clock times on the disk: they move with a clock that was set.
     pub(super) fn restamp(&mut self, expected: u64, now: Now) {
         if now.wall.abs_diff(expected) >= CLOCK_JUMP {
+            // what is asked for from now on has a time of the new clock: it must not be judged by the old one
+            if let Some(boot_id) = self.durable.boot_id.clone() {
+                self.write(Write::Clock { wall: now.wall, boot_id });
+            }
             // in parts, as what failed: there may be a million
             let of = self.durable.last_ticket;
             for number in self.holdings.numbers_with_expiry() {
@@ -262,7 +271,8 @@ impl Durable {
         (self.unsaved.len(), self.on_its_way.len(), self.queue.len())
     }
 
-    fn is_unsaved(&mut self, number: Number, of: Ticket) {
+    /// Its record has to be written once more, after that ticket.
+    pub(super) fn is_unsaved(&mut self, number: Number, of: Ticket) {
         let last = self.unsaved.entry(number).or_insert(of);
         *last = of.max(*last);
     }

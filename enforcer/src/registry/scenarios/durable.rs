@@ -126,6 +126,37 @@ fn r5_a_clock_that_was_set_back_over_a_reboot_ends_nothing_early_and_keeps_nothi
 }
 
 #[test]
+fn r4_a_clock_that_was_set_back_over_a_reboot_gives_no_new_time_at_each_further_one() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.revoke(explicit(1, Some(HOUR)));
+    world.disk.wall = world.now.wall;
+    world.now.wall = 1_000;
+    for _ in 0..3 {
+        world.reboot();
+        world.disk.wall = world.now.wall;
+        world.pass(1_000_000);
+        assert!(world.has(&on_address(1)));
+    }
+    world.reboot();
+    world.pass(610_000);
+    assert!(!world.has(&on_address(1)));
+}
+
+#[test]
+fn r5_what_is_asked_for_after_the_clock_was_set_back_is_not_over_at_the_next_start() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.registry.write(Write::Clock { wall: world.now.wall, boot_id: "b".into() });
+    world.now.wall = 1_700_000_000;
+    world.revoke(explicit(1, Some(HOUR)));
+    world.reboot();
+    assert!(world.has(&on_address(1)));
+}
+
+#[test]
 fn r5_a_clock_that_is_set_while_the_daemon_runs_moves_the_expiry_on_the_disk_with_it() {
     for set in [-500_000_i64, 500_000] {
         let mut world = World::new();

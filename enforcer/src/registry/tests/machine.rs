@@ -45,8 +45,8 @@ fn same(seed: u8, config: ProptestConfig) -> TestRunner {
 
 fn search(seed: u8) {
     let started = Instant::now();
-    let more = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
-    let mut runner = match more {
+    let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u32>().ok());
+    let mut runner = match number("PROPTEST_CASES") {
         Some(cases) => TestRunner::new(config(cases)),
         None => same(seed, config(CASES)),
     };
@@ -61,7 +61,7 @@ fn search(seed: u8) {
 }
 
 /// Two halves of one search, so that two processors can have one each.
-const CASES: u32 = 1_200;
+const CASES: u32 = 1_700;
 
 #[test]
 fn r1_r2_r3_r4_r5_r7_hold_in_every_state_of_a_random_world() {

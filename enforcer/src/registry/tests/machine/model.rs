@@ -152,6 +152,7 @@ impl Machine {
             kernel_is_filled: true,
             clock_was_set: false,
         };
+        machine.write_clock();
         machine.server_up();
         machine
     }

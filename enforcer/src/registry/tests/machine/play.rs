@@ -346,7 +346,7 @@ impl Machine {
         }
     }
 
-    fn write_clock(&mut self) {
+    pub fn write_clock(&mut self) {
         let (wall, boot_id) = (self.world.now.wall, self.world.boot_id.to_string());
         self.world.registry.write(crate::session::Write::Clock { wall, boot_id });
         self.world.save();
