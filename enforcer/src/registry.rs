@@ -5,7 +5,9 @@
 
 mod admission;
 mod adopting;
+mod advancing;
 mod bans;
+mod cookies;
 mod durable;
 mod holdings;
 mod lifting;

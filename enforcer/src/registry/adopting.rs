@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::session::{Entry, Guarded, Record, Stands, Write};
 
-use super::durable::Disk;
+use super::durable::{CLOCK_JUMP, Disk};
 use super::holdings::Want;
 use super::revocation::{Fate, State};
 use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, Revocation, Target};
@@ -35,6 +35,7 @@ impl Registry {
         for adopted in entries {
             self.adopt_entry(adopted, &lifted, now, out);
         }
+        self.expire(now, out);
         self.holdings.restored(out);
         for number in over {
             self.holdings.touch(number);
@@ -60,9 +61,14 @@ impl Registry {
             // a clock that was set back makes nothing stand longer than was asked
             Duration::from_secs(until.saturating_sub(wall).min(lasts.unwrap_or(u64::MAX)))
         });
+        if let (Some(left), Some(until)) = (left, until)
+            && until.abs_diff(now.wall + left.as_secs()) >= CLOCK_JUMP
+        {
+            // the disk has to say the same by the clock as it is now
+            self.durable.is_unsaved(number, 0);
+        }
         let over = rebooted && left == Some(Duration::ZERO);
         // the kernel knows better how much is left, if it has it: its clock cannot be set
-        let left = left.map(|left| if rebooted { left } else { left.max(Duration::from_millis(1)) });
         let want = left.map_or(Want::Forever, |left| Want::Until(now.mono.saturating_add(left)));
         match &target {
             _ if over => {}

@@ -21,7 +21,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(2);
 const RETRIES: usize = 10_000;
 
 /// A wall clock that moves this much against the monotonic one was set.
-const CLOCK_JUMP: u64 = 2;
+pub(super) const CLOCK_JUMP: u64 = 2;
 
 /// How far a revocation's record is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,6 +39,7 @@ pub(super) enum Disk {
 enum Of {
     Record(Number),
     Lift(Number),
+    Forget(Number),
 }
 
 #[derive(Debug, Default)]
@@ -46,9 +47,14 @@ pub(super) struct Durable {
     last_ticket: Ticket,
     on_its_way: BTreeMap<Ticket, Of>,
     queue: Vec<Write>,
-    /// Whose record on the disk is not what it should be, since a write failed.
-    unsaved: BTreeSet<Number>,
+    /// Whose record on the disk is not what it should be, since a write failed or a clock was set; and the last write
+    /// of which that is known: a later one mends it.
+    unsaved: BTreeMap<Number, Ticket>,
+    /// Of these, those whose lift may be on the disk though it was told to have failed.
+    doubtful: BTreeSet<Number>,
     tried: Duration,
+    /// The boot that was last written down with the clock.
+    boot_id: Option<String>,
     /// Why the last write failed, if it did.
     error: Option<String>,
 }
@@ -63,6 +69,7 @@ impl Registry {
                 Write::Lift(number) => Some(Of::Lift(*number)),
                 // an unlock
                 Write::Keep(record) => Some(Of::Lift(record.number)),
+                Write::Forget(number) => Some(Of::Forget(*number)),
                 _ => None,
             };
             let ticket = self.durable.ticket(of);
@@ -72,6 +79,11 @@ impl Registry {
             if self.lifting.contains_key(&number) {
                 self.held_back.insert(number);
                 continue;
+            }
+            if self.durable.doubtful.contains(&number) {
+                // the disk takes no record of what it has as lifted
+                let ticket = self.durable.ticket(None);
+                writes.push((ticket, Write::Forget(number)));
             }
             let record = self.revocations.get(&number).and_then(|r| self.record_of(r, now));
             let ticket = self.durable.ticket(Some(Of::Record(number)));
@@ -85,6 +97,9 @@ impl Registry {
 
     /// Something is to be written, beside the records of revocations.
     pub fn write(&mut self, write: Write) {
+        if let Write::Clock { boot_id, .. } = &write {
+            self.durable.boot_id = Some(boot_id.clone());
+        }
         self.durable.queue.push(write);
     }
 
@@ -145,6 +160,12 @@ impl Registry {
             match of {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
                 Of::Lift(number) => self.lift_stored(number, &outcome, now, out),
+                Of::Forget(number) => {
+                    if outcome.is_err() {
+                        self.durable.doubtful.insert(number);
+                        self.durable.is_unsaved(number, ticket);
+                    }
+                }
             }
         }
     }
@@ -159,11 +180,12 @@ impl Registry {
     ) {
         match outcome {
             Ok(()) => {
-                self.durable.unsaved.remove(&number);
+                if self.durable.unsaved.get(&number).is_some_and(|of| ticket > *of) {
+                    self.durable.unsaved.remove(&number);
+                    self.durable.doubtful.remove(&number);
+                }
             }
-            Err(_) => {
-                self.durable.unsaved.insert(number);
-            }
+            Err(_) => self.durable.is_unsaved(number, ticket),
         }
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         if revocation.disk == Disk::OnItsWay(ticket) {
@@ -188,7 +210,7 @@ impl Registry {
             return;
         }
         self.durable.tried = now.mono;
-        for number in self.durable.unsaved.iter().take(RETRIES) {
+        for number in self.durable.unsaved.keys().take(RETRIES) {
             self.holdings.touch(*number);
         }
     }
@@ -196,9 +218,15 @@ impl Registry {
     /// Expiries are wall-clock times on the disk: they move with a clock that was set.
     pub(super) fn restamp(&mut self, expected: u64, now: Now) {
         if now.wall.abs_diff(expected) >= CLOCK_JUMP {
-            let numbers = self.holdings.numbers_with_expiry();
+            // what is asked for from now on has a time of the new clock: it must not be judged by the old one
+            if let Some(boot_id) = self.durable.boot_id.clone() {
+                self.write(Write::Clock { wall: now.wall, boot_id });
+            }
             // in parts, as what failed: there may be a million
-            self.durable.unsaved.extend(numbers);
+            let of = self.durable.last_ticket;
+            for number in self.holdings.numbers_with_expiry() {
+                self.durable.is_unsaved(number, of);
+            }
         }
     }
 
@@ -208,8 +236,11 @@ impl Registry {
             .durable
             .on_its_way
             .values()
-            .filter(|of| matches!(of, Of::Record(n) if !self.durable.unsaved.contains(n)));
-        (self.durable.unsaved.len() + on_their_way.count(), self.durable.error.as_deref())
+            .filter(|of| matches!(of, Of::Record(n) if !self.durable.unsaved.contains_key(n)));
+        // of what is only to be forgotten nothing is lost
+        let unsaved =
+            self.durable.unsaved.keys().filter(|number| self.holdings.durable_of(**number).next().is_some());
+        (unsaved.count() + on_their_way.count(), self.durable.error.as_deref())
     }
 
     pub(super) fn audit(&mut self, what: &'static str, receipt: &Receipt, by: &str, now: Now) {
@@ -225,14 +256,27 @@ impl Registry {
         }));
     }
 
-    /// Its record may be on the disk though its write failed: it is written anew.
+    /// Its lift may be on the disk though that write failed: its record is written anew.
     pub(super) fn save_again(&mut self, number: Number) {
-        self.durable.unsaved.insert(number);
+        self.durable.doubtful.insert(number);
+        self.durable.is_unsaved(number, self.durable.last_ticket);
         self.holdings.touch(number);
     }
 }
 
 impl Durable {
+    /// How much is unsaved, on its way, and not taken yet.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        (self.unsaved.len(), self.on_its_way.len(), self.queue.len())
+    }
+
+    /// Its record has to be written once more, after that ticket.
+    pub(super) fn is_unsaved(&mut self, number: Number, of: Ticket) {
+        let last = self.unsaved.entry(number).or_insert(of);
+        *last = of.max(*last);
+    }
+
     fn ticket(&mut self, of: Option<Of>) -> Ticket {
         self.last_ticket += 1;
         if let Some(of) = of {

@@ -340,6 +340,11 @@ impl Holdings {
             .map(|(entry, holding)| (entry, holding.server.as_ref(), holding.moment))
     }
 
+    /// The last second that a cutoff covers; 0: there is none.
+    pub(crate) fn moment(&self, cutoff: &Entry) -> u64 {
+        self.entries.get(cutoff).map_or(0, |holding| holding.moment)
+    }
+
     /// The persons who are locked.
     pub(crate) fn locks(&self) -> impl Iterator<Item = &Entry> {
         self.entries.range(FIRST_LOCK..).map(|(entry, _)| entry)

@@ -20,6 +20,13 @@ pub(super) struct Lift {
     failed: Option<String>,
 }
 
+#[cfg(test)]
+impl Lift {
+    pub(super) fn waits_for(&self) -> usize {
+        self.waits_for.len()
+    }
+}
+
 impl Registry {
     pub(super) fn lift(&mut self, request: Request, number: Number, by: String, now: Now, out: &mut Effects) {
         let refused = match self.revocations.get(&number).map(|r| r.state) {

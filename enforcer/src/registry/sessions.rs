@@ -233,7 +233,8 @@ impl Registry {
         }
     }
 
-    /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age.
+    /// While a cutoff stands only younger cookies of its user are let in, and none where the age cannot be told: who
+    /// connected before it has an older one.
     fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
         // the key of a cutoff costs a hash, and there is seldom any
         if self.holdings.cutoffs().next().is_none() {
@@ -247,6 +248,9 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
+        if seen.since > self.holdings.moment(&cutoff) {
+            return;
+        }
         for number in self.holdings.numbers(&cutoff) {
             self.name_session(key, number, now, out);
         }

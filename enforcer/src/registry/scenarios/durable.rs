@@ -37,6 +37,18 @@ fn r5_an_answer_waits_for_the_disk() {
 }
 
 #[test]
+fn r6_one_whose_time_is_over_before_the_disk_has_told_is_answered_all_the_same() {
+    let mut world = World::new();
+    world.disk.hangs = true;
+    let request = world.revoke(explicit(1, Some(Duration::from_secs(1))));
+    world.pass(1_000);
+    assert!(!world.has(&on_address(1)));
+    world.pass(4_000);
+    assert!(!world.receipt(request).is_complete());
+    assert!(world.registry.revocations().all(|r| r.state == RevocationState::Expired));
+}
+
+#[test]
 fn r5_with_the_disk_full_every_live_layer_acts_the_answer_is_partial_and_it_is_tried_again() {
     let mut world = World::new();
     world.disk.full = true;
@@ -114,6 +126,37 @@ fn r5_a_clock_that_was_set_back_over_a_reboot_ends_nothing_early_and_keeps_nothi
 }
 
 #[test]
+fn r4_a_clock_that_was_set_back_over_a_reboot_gives_no_new_time_at_each_further_one() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.revoke(explicit(1, Some(HOUR)));
+    world.disk.wall = world.now.wall;
+    world.now.wall = 1_000;
+    for _ in 0..3 {
+        world.reboot();
+        world.disk.wall = world.now.wall;
+        world.pass(1_000_000);
+        assert!(world.has(&on_address(1)));
+    }
+    world.reboot();
+    world.pass(610_000);
+    assert!(!world.has(&on_address(1)));
+}
+
+#[test]
+fn r5_what_is_asked_for_after_the_clock_was_set_back_is_not_over_at_the_next_start() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.registry.write(Write::Clock { wall: world.now.wall, boot_id: "b".into() });
+    world.now.wall = 1_700_000_000;
+    world.revoke(explicit(1, Some(HOUR)));
+    world.reboot();
+    assert!(world.has(&on_address(1)));
+}
+
+#[test]
 fn r5_a_clock_that_is_set_while_the_daemon_runs_moves_the_expiry_on_the_disk_with_it() {
     for set in [-500_000_i64, 500_000] {
         let mut world = World::new();
@@ -127,6 +170,23 @@ fn r5_a_clock_that_is_set_while_the_daemon_runs_moves_the_expiry_on_the_disk_wit
         let left = world.disk.records[&1].until.unwrap() - world.now.wall;
         assert!((3_590..=3_600).contains(&left), "{left}");
     }
+}
+
+#[test]
+fn r5_a_clock_that_is_set_while_a_record_is_on_its_way_moves_its_expiry_too() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.give(Event::Tick);
+    world.disk.hangs = true;
+    world.revoke(explicit(1, Some(HOUR)));
+    world.now.wall -= 500_000;
+    world.give(Event::Tick);
+    world.disk.hangs = false;
+    for _ in 0..50 {
+        world.pass(100);
+    }
+    let left = world.disk.records[&1].until.unwrap() - world.now.wall;
+    assert!((3_590..=3_600).contains(&left), "{left}");
 }
 
 #[test]
@@ -178,6 +238,44 @@ fn r5_a_lift_that_cannot_be_written_is_refused_and_the_revocation_stands() {
     assert!(world.disk.records.contains_key(&1) && world.disk.lifted.is_empty());
     let lift = world.lift(1);
     assert!(world.receipt(lift).is_complete());
+}
+
+#[test]
+fn r7_a_lift_that_is_on_the_disk_though_its_write_failed_is_not_remembered_for_ever() {
+    for lasts in [None, Some(HOUR)] {
+        let mut world = World::new();
+        world.revoke(explicit(1, lasts));
+        world.disk.late = true;
+        let lift = world.lift(1);
+        world.disk.lies = true;
+        world.disk.batch(usize::MAX);
+        let told = world.disk.tell().unwrap();
+        world.give(told);
+        assert!(matches!(&world.answers[&lift], Answer::Refused(_)));
+        assert_eq!(world.disk.lifted.len(), 1);
+        (world.disk.lies, world.disk.late) = (false, false);
+        world.pass(if lasts.is_some() { 3_600_000 } else { 5_000 });
+        world.pass(5_000);
+        assert!(world.disk.lifted.is_empty(), "{:?}", world.disk);
+        assert_eq!(world.disk.records.len(), usize::from(lasts.is_none()), "it stands: that was answered");
+    }
+}
+
+#[test]
+fn r7_what_was_lifted_is_forgotten_although_the_disk_was_full_when_it_was_to_be() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.disk.records.remove(&1);
+    world.disk.lifted.insert(1);
+    world.disk.full = true;
+    world.restart();
+    assert_eq!(world.disk.lifted.len(), 1);
+    assert_eq!(world.registry.unwritten().0, 0, "nothing is lost at a reboot");
+    world.disk.full = false;
+    for _ in 0..40 {
+        world.pass(100);
+    }
+    assert!(world.disk.lifted.is_empty());
 }
 
 #[test]

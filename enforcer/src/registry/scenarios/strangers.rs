@@ -156,3 +156,27 @@ fn r2_a_login_whose_safe_id_is_not_known_leaves_the_gate_blind() {
     let ask = world.look(unknown, true);
     assert!(matches!(world.verdicts[&ask], Verdict::Blind(_)));
 }
+
+#[test]
+fn r4_a_fresh_login_that_the_gate_let_in_without_the_daemon_is_not_ended_by_the_next_one() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    world.revoke(user("alice"));
+    world.silence();
+    let cutoff = Entry::Cutoff(crate::session::CutoffKey::new(&server(), "alice"));
+    assert!(world.has(&cutoff));
+    let revoked_at = world.now.wall;
+    world.restart();
+    world.now.wall += 2;
+    world.up(1, false);
+    let since = |id, cookie, since| {
+        let mut seen = sighting("alice", id, cookie);
+        seen.observed.since = since;
+        seen
+    };
+    // one connected before, and one with a cookie that the gate knew to be younger
+    world.list(vec![since(8, 2, revoked_at), since(9, 3, revoked_at + 1)]);
+    assert!(world.has(&Entry::Device(device(8))) && !world.has(&Entry::Device(device(9))));
+    world.cookies(vec![cookie("alice", 2, revoked_at), cookie("alice", 3, revoked_at + 1)]);
+    assert!(world.has(&Entry::SafeId(safe_id(2))) && !world.has(&Entry::SafeId(safe_id(3))));
+}

@@ -41,6 +41,8 @@ pub struct Worker {
     pub device: Device,
     pub address: IpAddr,
     pub flow: Flow,
+    /// When it connected.
+    pub since: u64,
     /// Past its connect-script.
     pub tun: bool,
     /// Stopped: it neither says goodbye nor dies of its sockets' end.
@@ -116,6 +118,15 @@ pub struct World {
     /// What the disk has to tell, once the event at hand is done.
     told: Vec<Event>,
     depth: u32,
+    pub netns: Netns,
+    pub check_indexes: bool,
+    /// The next revocation's number, as the kernel's maps keep it.
+    pub numbered: Number,
+    pub boot_id: u32,
+    /// The daemon dies after so many effects.
+    pub dies_after: Option<u32>,
+    /// It has died: nothing it was about to do happens.
+    pub died: bool,
     next: u32,
 }
 
@@ -151,6 +162,12 @@ impl World {
             disk: Disk::default(),
             told: Vec::new(),
             depth: 0,
+            netns: NETNS,
+            check_indexes: true,
+            numbered: 0,
+            boot_id: 1,
+            dies_after: None,
+            died: false,
             next: 100,
         };
         for (i, name) in names.into_iter().enumerate() {
@@ -189,6 +206,9 @@ impl World {
     // events and effects
 
     pub fn handle(&mut self, event: Event) {
+        if self.died {
+            return;
+        }
         self.depth += 1;
         if self.late {
             // no two events in one nanosecond
@@ -213,7 +233,7 @@ impl World {
             self.apply(effect);
         }
         // a look at everything, which takes its time where there is much
-        if self.registry.revocations.len() < 50 && self.registry.sessions.len() < 50 {
+        if self.check_indexes && self.registry.revocations.len() < 50 && self.registry.sessions.len() < 50 {
             self.registry.check();
         }
         self.depth -= 1;
@@ -225,6 +245,14 @@ impl World {
     }
 
     fn apply(&mut self, effect: Effect) {
+        match &mut self.dies_after {
+            Some(0) => self.died = true,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        if self.died {
+            return;
+        }
         match effect {
             Effect::Insert { entry, number, stands, server, moment } => {
                 if self.broken || (self.full && !self.kernel.contains_key(&entry)) {
@@ -240,10 +268,8 @@ impl World {
                 self.kernel_server.remove(&entry);
             }
             Effect::CountRefusal { entry } => self.refusals.push(entry),
-            Effect::Attach { .. }
-            | Effect::Numbered { .. }
-            | Effect::AskBanScore { .. }
-            | Effect::Unban { .. } => {}
+            Effect::Attach { .. } | Effect::AskBanScore { .. } | Effect::Unban { .. } => {}
+            Effect::Numbered { next } => self.numbered = next,
             Effect::Watch { key, worker } => {
                 self.watched.insert(key, worker);
                 if self.worker_of(worker).is_none() {
@@ -256,7 +282,7 @@ impl World {
             Effect::FindFlows { key, worker } => {
                 let flows =
                     self.worker_of(worker).map(|w| vec![w.flow]).ok_or_else(|| "it is gone".to_owned());
-                self.handle(Event::Flows { key, outcome: flows.map(|flows| (NETNS, flows)) });
+                self.handle(Event::Flows { key, outcome: flows.map(|flows| (self.netns, flows)) });
             }
             Effect::DestroyFlow { number, flow } => {
                 let hit = self.workers.values().filter(|w| w.flow == flow).count() as u64;
@@ -269,10 +295,7 @@ impl World {
                     self.handle(Event::Sighted { server, sighting });
                 }
             }
-            Effect::Save => {
-                let writes = self.registry.take_writes(self.now);
-                self.told.extend(self.disk.write(&writes));
-            }
+            Effect::Save => self.save(),
             Effect::Confirm { number } => self.handle(Event::Confirmed { number }),
             Effect::GateAnswer { ask, verdict } => {
                 assert!(self.verdicts.insert(ask, verdict).is_none(), "a gate is answered twice");
@@ -287,6 +310,11 @@ impl World {
             | Effect::Disconnect { .. }
             | Effect::End { .. } => self.start(effect),
         }
+    }
+
+    pub fn save(&mut self) {
+        let writes = self.registry.take_writes(self.now);
+        self.told.extend(self.disk.write(&writes));
     }
 
     fn start(&mut self, what: Effect) {
@@ -309,7 +337,7 @@ impl World {
             device: Some("vpns0".into()),
             addresses: if worker.let_go { Vec::new() } else { vec![worker.address] },
             safe_id: Some(worker.cookie),
-            since: self.now.wall,
+            since: worker.since,
             ..Observed::default()
         };
         if self.blind {
@@ -319,7 +347,7 @@ impl World {
             observed,
             worker: Some(worker.process),
             device: Some(worker.device),
-            netns: Some(NETNS),
+            netns: Some(self.netns),
             has_tun: worker.tun,
         }
     }
@@ -386,7 +414,7 @@ impl World {
             sighting.worker = worker.map(|w| w.process);
             sighting.has_tun = worker.is_some_and(|w| w.tun);
             if !same {
-                (sighting.device, sighting.netns) = (None, worker.map(|_| NETNS));
+                (sighting.device, sighting.netns) = (None, worker.map(|_| self.netns));
             }
         }
     }
@@ -461,9 +489,10 @@ impl World {
             server,
             cookie,
             user: known.user,
-            device: Device { netns: NETNS, index: n },
+            device: Device { netns: self.netns, index: n },
             address: ip((n % 250) as u8),
             flow: outer(1_000 + n as u16),
+            since: self.now.wall,
             tun: false,
             hangs: false,
             let_go: false,
@@ -638,12 +667,18 @@ impl World {
         self.told.clear();
         self.disk.forget();
         self.depth = 0;
-        let rules = Rules { first_number: self.registry.next_number(), ..self.rules.clone() };
-        self.registry = Registry::new(self.ocservs.keys().cloned(), NETNS, rules);
+        (self.dies_after, self.died) = (None, false);
+        let first_number = self.numbered.max(self.disk.next_number);
+        let rules = Rules { first_number, ..self.rules.clone() };
+        self.registry = Registry::new(self.ocservs.keys().cloned(), self.netns, rules);
     }
 
     /// As at the daemon's start. `leases`: it comes back before they lapsed.
     pub fn adopt_kernel(&mut self, leases: bool) {
+        self.adopt_after(leases, false);
+    }
+
+    pub fn adopt_after(&mut self, leases: bool, rebooted: bool) {
         self.kernel.retain(|_, it| leases || it.stands != Stands::Leased);
         let entries = (self.kernel.iter())
             .map(|(entry, it)| Adopted {
@@ -654,7 +689,7 @@ impl World {
                 moment: it.moment,
             })
             .collect();
-        let left = self.disk.left(entries, false);
+        let left = self.disk.left(entries, rebooted);
         self.handle(Event::Adopt(Box::new(left)));
         // the daemon's sweep finds what is gone already
         let gone: Vec<Device> = (self.devices.iter())
@@ -699,8 +734,8 @@ impl World {
     pub fn hit(&self, worker: &Worker) -> Option<Entry> {
         [
             Entry::Device(worker.device),
-            Entry::Address(NETNS, worker.address),
-            Entry::Flow(NETNS, worker.flow),
+            Entry::Address(self.netns, worker.address),
+            Entry::Flow(self.netns, worker.flow),
             Entry::SafeId(worker.cookie),
         ]
         .into_iter()
