@@ -125,7 +125,7 @@ pub struct Audit {
 /// One change of the durable state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// Adds it, or replaces it whole. Not lifted (any more).
+    /// Adds it, or replaces it whole. Refused if its number was lifted, and not forgotten.
     Keep(Record),
     /// Nothing of this revocation is in force any more.
     Over(u64),

@@ -131,8 +131,10 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
         Write::Keep(record) => {
             let (row, guards) = rows_of(record, &meta.gateway, meta.generation + 1)?;
             tables::key("number", record.number.saturating_add(1))?;
-            // a lift that was reported as failed may have been done all the same
-            tables::forget(db, row.number)?;
+            if tables::is_lifted(db, row.number)? {
+                let number = record.number;
+                return Err(Fault::Refused(format!("revocation {number} was lifted, and stays so")));
+            }
             tables::keep(db, &row, &guards)?;
             meta.generation += 1;
             meta.next_number = meta.next_number.max(record.number + 1);

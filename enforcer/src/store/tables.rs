@@ -168,6 +168,10 @@ pub(super) fn drop_revocation(db: &Connection, number: i64) -> rusqlite::Result<
     db.prepare_cached("DELETE FROM revocation WHERE number = ?1")?.execute([number]).map(drop)
 }
 
+pub(super) fn is_lifted(db: &Connection, number: i64) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM lifted WHERE number = ?1")?.exists([number])
+}
+
 /// A second lift of one number changes nothing.
 pub(super) fn lift(
     db: &Connection,
