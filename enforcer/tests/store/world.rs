@@ -60,6 +60,15 @@ impl Folder {
     }
 }
 
+impl Drop for Folder {
+    /// What a test mounted there keeps the folder from being removed; elsewhere nothing is mounted, and nothing done.
+    fn drop(&mut self) {
+        for path in [self.file(), self.path()] {
+            while nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
+}
+
 /// Everything but the shared index, which no crash of a host leaves.
 pub fn copy_state(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
