@@ -87,7 +87,8 @@ impl Registry {
             }
             Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Lock(_) | Target::Adopted => {}
         }
-        let order = Order { target, server, stands: left, reason, by, bulk: false };
+        let stands = lasts.map(Duration::from_secs);
+        let order = Order { target, server, stands, reason, by, bulk: false };
         let mut revocation = Revocation::new(number, order, Now { mono: now.mono, wall: at }, None);
         revocation.adopted = true;
         revocation.disk = Disk::Written;
