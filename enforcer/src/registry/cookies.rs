@@ -60,6 +60,10 @@ impl Registry {
                 }
                 self.apply_cutoffs(name, asked, cookies, now, out);
                 self.notice_gone_cookies(name, asked, cookies, out);
+                if !self.adopted_devices.is_empty() {
+                    let listed = cookies.iter().map(|cookie| cookie.safe_id).collect();
+                    self.release_adopted_devices(&listed, out);
+                }
             }
             Err(_) => {
                 if let Some(server) = self.servers.get_mut(name)

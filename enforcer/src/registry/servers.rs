@@ -209,7 +209,9 @@ impl Registry {
                 }
                 self.resolve_stock_disconnects(name, asked, now, out);
                 self.list_answered(name, asked, Ok(()), now, out);
-                if is_first && self.holdings.cutoffs().any(|(_, server, _)| server == Some(name)) {
+                let undecided = !self.adopted_devices.is_empty()
+                    || self.holdings.cutoffs().any(|(_, server, _)| server == Some(name));
+                if is_first && undecided {
                     self.ask_cookies(name, now, out);
                 }
             }
