@@ -28,7 +28,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{Netns, Realms, SafeId, ServerName};
+use crate::session::{Device, Netns, Realms, SafeId, ServerName};
 
 pub use durable::Ticket;
 pub use holdings::Holdings;
@@ -110,6 +110,8 @@ pub struct Registry {
     bans: bans::Bans,
     /// When entries of an earlier run were taken over, while some of them are not accounted for.
     adopted_at: Option<Duration>,
+    /// Devices that an earlier run dropped, until it is known whether their sessions are revoked still.
+    adopted_devices: BTreeSet<Device>,
     last: Option<Now>,
     /// What the wall clock showed when it was last set back.
     wall_before: u64,
@@ -179,6 +181,7 @@ impl Registry {
             netns: BTreeSet::from([own_netns]),
             bans: bans::Bans::default(),
             adopted_at: None,
+            adopted_devices: BTreeSet::new(),
             last: None,
             wall_before: 0,
         }

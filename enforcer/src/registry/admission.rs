@@ -89,7 +89,7 @@ impl Registry {
         }
     }
 
-    fn is_cut_off(&self, name: &ServerName, vhost: &str, user: &str) -> bool {
+    pub(super) fn is_cut_off(&self, name: &ServerName, vhost: &str, user: &str) -> bool {
         let who = self.rules.realms.identity(name, vhost, user);
         self.holdings.holds(&Entry::Cutoff(CutoffKey::of(name, &who)))
     }

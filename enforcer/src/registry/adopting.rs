@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{Entry, Guarded, Record, Stands, Write};
+use crate::session::{Device, Entry, Guarded, Record, SafeId, Stands, Write};
 
 use super::durable::{CLOCK_JUMP, Disk};
 use super::holdings::Want;
@@ -87,7 +87,8 @@ impl Registry {
             }
             Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Lock(_) | Target::Adopted => {}
         }
-        let order = Order { target, server, stands: left, reason, by, bulk: false };
+        let stands = lasts.map(Duration::from_secs);
+        let order = Order { target, server, stands, reason, by, bulk: false };
         let mut revocation = Revocation::new(number, order, Now { mono: now.mono, wall: at }, None);
         revocation.adopted = true;
         revocation.disk = Disk::Written;
@@ -146,6 +147,9 @@ impl Registry {
                 revocation.safe_ids.entry(*id).or_insert(Fate { server: server.clone(), gone: false });
             }
         }
+        if let Entry::Device(device) = &entry {
+            self.adopted_devices.insert(*device);
+        }
         self.holdings.adopt(&entry, number, stands, server, moment);
     }
 
@@ -196,6 +200,24 @@ impl Registry {
         if self.adopted_at.is_some_and(|at| told || now.mono >= at + super::ADOPTED_FOR) {
             self.adopted_at = None;
             self.holdings.release_orphans(out);
+        }
+    }
+
+    /// R4: a client that was at the door under a lock may have been let in when the lock's time was over and no daemon
+    /// was there. Whose cookie is listed, and neither refused nor too old, is not revoked.
+    pub(super) fn release_adopted_devices(&mut self, cookies: &BTreeSet<SafeId>, out: &mut Effects) {
+        let free: Vec<Device> = (self.adopted_devices.iter().copied())
+            .filter(|device| {
+                self.sessions.with_device(*device).any(|s| {
+                    s.safe_id().is_some_and(|id| cookies.contains(&id))
+                        && self.numbers_of(s).is_empty()
+                        && !self.is_cut_off(&s.server, &s.observed.vhost, &s.observed.user)
+                })
+            })
+            .collect();
+        for device in free {
+            self.adopted_devices.remove(&device);
+            self.holdings.release_all(&Entry::Device(device), out);
         }
     }
 

@@ -1,6 +1,7 @@
 //! A revocation after its order: how far it is, when it is answered, and how often it is looked at again.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::session::{Entry, ServerName};
 
@@ -9,6 +10,9 @@ use super::servers::ServerState;
 use super::{
     Answer, Effect, Effects, MAX_FINISHED, Now, Number, Registry, Session, SessionKey, Target, Terminate,
 };
+
+/// How long after a list of workers that failed it is asked for again, as long as there was none.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
 
 impl Registry {
     /// Moves every revocation on as far as it can go now.
@@ -269,12 +273,17 @@ impl Registry {
     fn list_cookies_in_force(&mut self, now: Now, out: &mut Effects) {
         let due: Vec<ServerName> = (self.servers.iter())
             .filter(|(_, server)| matches!(server.state, ServerState::Up | ServerState::Silent))
-            .filter(|(name, _)| self.cookies_age(name, now).is_none_or(|age| age >= self.rules.cookies_every))
+            .filter(|(name, server)| {
+                // until its workers were listed once no list of cookies decides anything
+                let unlisted = server.listed_at.is_none();
+                self.cookies_age(name, now).is_none_or(|age| age >= self.rules.cookies_every)
+                    || (unlisted && server.list_failed_at.is_some_and(|at| now.mono >= at + LIST_AGAIN))
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {
             let cutoff = self.holdings.cutoffs().any(|(_, server, _)| server == Some(&name));
-            if cutoff || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name)) {
+            if cutoff || !self.adopted_devices.is_empty() || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name)) {
                 self.ask_cookies(&name, now, out);
                 self.ask_list(&name, now, out);
             }

@@ -60,6 +60,10 @@ impl Registry {
                 }
                 self.apply_cutoffs(name, asked, cookies, now, out);
                 self.notice_gone_cookies(name, asked, cookies, out);
+                if !self.adopted_devices.is_empty() {
+                    let listed = cookies.iter().map(|cookie| cookie.safe_id).collect();
+                    self.release_adopted_devices(&listed, out);
+                }
             }
             Err(_) => {
                 if let Some(server) = self.servers.get_mut(name)
@@ -110,6 +114,7 @@ impl Registry {
             let who = self.rules.realms.identity(name, &cookie.vhost, &cookie.user);
             theirs.entry(Entry::Cutoff(CutoffKey::of(name, &who))).or_default().push(cookie);
         }
+        let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
         let cookieless: Vec<(SessionKey, Entry)> = (self.sessions.values())
             .filter(|s| s.server == *name && s.seen_first < asked && !s.has_ended())
@@ -121,6 +126,11 @@ impl Registry {
             .collect();
         for (cutoff, up_to) in due {
             let numbers = self.holdings.numbers(&cutoff);
+            // of a client that was at the door with a cookie that is deleted by now only a list of workers tells
+            let is_adopted = numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.adopted));
+            if is_adopted && listed_at.is_none_or(|at| asked < at) {
+                continue;
+            }
             // a list that was asked for before a revocation says nothing of what came between
             if numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.since() > asked)) {
                 continue;

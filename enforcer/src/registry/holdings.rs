@@ -360,6 +360,12 @@ impl Holdings {
         mine().filter_map(|want| if let Want::Until(moment) = want { Some(*moment) } else { None }).max()
     }
 
+    /// How long an explicit revocation stands, wherever it does.
+    pub(crate) fn explicit_want(&self, number: Number) -> Option<Want> {
+        let entry = self.entries_of(number).next()?;
+        Some(self.until(entry, number).map_or(Want::Forever, Want::Until))
+    }
+
     pub(crate) fn numbers(&self, entry: &Entry) -> BTreeSet<Number> {
         self.entries
             .get(entry)

@@ -84,11 +84,12 @@ impl Registry {
         if !self.netns.insert(netns) {
             return;
         }
+        // by what it holds elsewhere: that knows also the time of one from an earlier run
         let explicit: Vec<(Number, Target, Want)> = (self.revocations.values())
             .filter(|r| r.is_explicit() && !matches!(r.state, State::Lifted | State::Expired))
-            .map(|r| {
-                let until = r.order.stands.map(|stands| r.at.mono + stands);
-                (r.number, r.order.target.clone(), until.map_or(Want::Forever, Want::Until))
+            .filter_map(|r| {
+                let want = self.holdings.explicit_want(r.number)?;
+                Some((r.number, r.order.target.clone(), want))
             })
             .collect();
         for (number, target, want) in explicit {

@@ -18,6 +18,10 @@ pub struct Server {
     pub gate: GateState,
     /// Sessions of an earlier run are accounted for once this is set.
     pub(super) listed: bool,
+    /// When its workers were listed for the first time.
+    pub(super) listed_at: Option<Duration>,
+    /// When they could not be listed, if that was the last that it told.
+    pub(super) list_failed_at: Option<Duration>,
     list: Asking,
     pub(super) cookies: Asking,
     pub(super) cookies_complete_at: Option<Duration>,
@@ -185,6 +189,9 @@ impl Registry {
         match outcome {
             Ok(sightings) => {
                 server.listed = true;
+                let is_first = server.listed_at.is_none();
+                server.listed_at.get_or_insert(now.mono);
+                server.list_failed_at = None;
                 server.state = ServerState::Up;
                 let ids: BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
                 let told = if asked.is_zero() { now.mono } else { asked };
@@ -202,11 +209,17 @@ impl Registry {
                 }
                 self.resolve_stock_disconnects(name, asked, now, out);
                 self.list_answered(name, asked, Ok(()), now, out);
+                let undecided = !self.adopted_devices.is_empty()
+                    || self.holdings.cutoffs().any(|(_, server, _)| server == Some(name));
+                if is_first && undecided {
+                    self.ask_cookies(name, now, out);
+                }
             }
             Err(why) => {
                 if server.state == ServerState::Up {
                     server.state = ServerState::Silent;
                 }
+                server.list_failed_at = Some(now.mono);
                 self.list_answered(name, asked, Err(why), now, out);
             }
         }

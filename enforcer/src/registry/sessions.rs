@@ -302,6 +302,7 @@ impl Registry {
             .filter(|s| s.key != key && !s.device_gone)
             .map(|s| s.key)
             .collect();
+        self.adopted_devices.remove(&device);
         self.holdings.release_others(&Entry::Device(device), &numbers, out);
         for other in others {
             self.lose_device(other, out);
@@ -479,6 +480,7 @@ impl Registry {
     }
 
     pub(super) fn device_gone(&mut self, device: Device, out: &mut Effects) {
+        self.adopted_devices.remove(&device);
         self.holdings.release_all(&Entry::Device(device), out);
         let its: Vec<SessionKey> = self.sessions.with_device(device).map(|s| s.key).collect();
         for key in its {

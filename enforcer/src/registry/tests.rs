@@ -7,6 +7,7 @@ mod explicit;
 mod gate;
 mod harness;
 mod holdings;
+mod lifetimes;
 mod machine;
 mod restart;
 mod reuse;

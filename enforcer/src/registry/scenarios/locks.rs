@@ -199,3 +199,41 @@ fn r5_an_unlock_on_the_disk_is_finished_by_the_next_run() {
     assert!(world.admitted(at_gate("alice", 8, 2)));
     assert!(!world.admitted(at_gate("alice", 9, 1)), "R2");
 }
+
+#[test]
+fn r5_a_lock_whose_clock_was_set_while_no_daemon_was_there_stays_on_the_disk_for_its_time() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.revoke(lock("alice", Some(Duration::from_secs(60))));
+    settle(&mut world, &[]);
+    world.now.wall += 1_000;
+    world.restart();
+    settle(&mut world, &[]);
+    let left = world.disk.records[&1].until.unwrap() - world.now.wall;
+    assert!((40..=60).contains(&left), "{left}");
+    assert!(world.disk.records.contains_key(&1), "{:?}", world.disk);
+    world.revoke(lock("alice", None));
+    world.restart();
+    settle(&mut world, &[]);
+    assert!(world.disk.records.contains_key(&1), "{:?}", world.disk);
+}
+
+#[test]
+fn r4_whom_the_gate_let_in_when_a_lock_had_ended_without_a_daemon_is_not_dropped_any_more() {
+    let mut world = World::new();
+    world.revoke(lock("alice", Some(Duration::from_secs(60))));
+    world.revoke(user("bob"));
+    settle(&mut world, &[cookie("bob", 3, 900)]);
+    world.look(at_gate("alice", 7, 1), false);
+    world.look(at_gate("bob", 8, 3), false);
+    assert!(world.has(&Entry::Device(device(7))) && world.has(&Entry::Device(device(8))));
+    world.now.mono += Duration::from_secs(120);
+    world.now.wall += 120;
+    world.restart();
+    world.up(1, false);
+    world.cookies(vec![cookie("alice", 1, 1_000), cookie("bob", 3, 900)]);
+    world.list(vec![sighting("alice", 7, 1), sighting("bob", 8, 3)]);
+    world.cookies(vec![cookie("alice", 1, 1_000), cookie("bob", 3, 900)]);
+    assert!(!world.has(&Entry::Device(device(7))), "{:?}", world.kernel);
+    assert!(world.has(&Entry::Device(device(8))), "R2");
+}

@@ -240,3 +240,22 @@ fn r2_an_admin_s_stock_disconnect_becomes_a_revocation_where_configured() {
     world.list(vec![]);
     assert!(!revoked(&world));
 }
+
+#[test]
+fn r2_a_client_whose_cookie_was_deleted_is_refused_although_the_next_daemon_hears_of_cookies_first() {
+    let mut world = World::new();
+    world.connect("alice", 7, 1);
+    world.revoke(user("alice"));
+    world.silence();
+    world.restart();
+    world.up(1, false);
+    // a revocation of its own had its cookie deleted, and was lifted; it is in its connect-script
+    world.cookies(vec![]);
+    world.list(vec![at_gate("alice", 17, 2)]);
+    let ask = world.look(at_gate("alice", 17, 2), true);
+    world.cookies(vec![]);
+    assert!(world.refuses(ask), "{:?}", world.verdicts);
+    // and then the cutoff goes, and a fresh login is let in
+    world.cookies(vec![]);
+    assert!(world.admitted(at_gate("alice", 18, 3)), "R4");
+}

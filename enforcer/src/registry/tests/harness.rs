@@ -627,7 +627,7 @@ impl World {
     pub fn lift(&mut self, number: Number) -> Answer {
         let request = Request::from(self.count());
         self.handle(Event::Lift { request, number, by: "b".into() });
-        self.answers.remove(&request).expect("a lift is answered at once")
+        self.answers.remove(&request).expect("a lift is answered as soon as it is written")
     }
 
     // ocserv and the daemon come and go

@@ -26,6 +26,8 @@ pub struct Machine {
     pub unclear: BTreeSet<SafeId>,
     /// Sessions whose device was seen in the kernel.
     pub dropped: BTreeSet<Process>,
+    /// Whose device an earlier run dropped, for a lock that is over: the next list of cookies tells.
+    pub undecided: BTreeSet<Process>,
     pub asks: BTreeMap<Ask, (Process, bool)>,
     pub requests: BTreeMap<Request, (Number, Duration)>,
     pub lifts: BTreeMap<Request, Number>,
@@ -142,6 +144,7 @@ impl Machine {
             lifted: BTreeSet::new(),
             unclear: BTreeSet::new(),
             dropped: BTreeSet::new(),
+            undecided: BTreeSet::new(),
             asks: BTreeMap::new(),
             requests: BTreeMap::new(),
             lifts: BTreeMap::new(),

@@ -159,8 +159,11 @@ impl Machine {
             match answer {
                 Answer::Receipt(receipt) => self.take_receipt(number, &receipt),
                 Answer::Refused(_) => {}
+                // ocserv has no such cookie; that the disk has none may be on its way
                 Answer::Nothing(_) => {
-                    self.orders.remove(&number);
+                    if let Some(order) = self.orders.get_mut(&number) {
+                        order.let_go();
+                    }
                 }
             }
         }

@@ -313,6 +313,9 @@ impl Machine {
         if !self.alive {
             self.world.pass_time(until.saturating_sub(self.world.now.mono));
         }
+        if self.alive && self.world.vpn().up && self.world.vpn().lists_cookies && time > 40 * SECOND {
+            self.undecided.clear();
+        }
         let disk = &self.world.disk;
         let written = disk.is_idle() && !disk.full && !disk.lies && self.world.registry.unwritten().0 == 0;
         if self.alive && written && time > 3 * SECOND {
@@ -357,6 +360,8 @@ impl Machine {
     /// `keep`: so many of the writes that wait reach the disk all the same.
     pub fn kill(&mut self, keep: usize) {
         self.alive = false;
+        let dropped = self.world.workers.values().filter(|w| self.world.drops(&Entry::Device(w.device)));
+        self.undecided.extend(dropped.map(|w| w.process).collect::<Vec<_>>());
         self.died_at = self.world.now.mono;
         self.world.disk.batch(keep);
         self.world.kill_daemon();
