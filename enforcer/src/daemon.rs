@@ -261,7 +261,7 @@ impl Daemon {
                 self.inputs.clone(),
             ));
         }
-        interfaces::watch(self.inputs.clone());
+        interfaces::watch(self.inputs.clone(), self.config.kernel.outer.is_none());
         let logger = self.dataplane.logger()?;
         // SAFETY: the logger owns its ring buffer's descriptor, and neither closes nor replaces it before it is
         // dropped, which is after its registration.

@@ -193,10 +193,11 @@ async fn list_links() -> anyhow::Result<Vec<Link>> {
 }
 
 /// Tells the loop whenever interfaces come, go or change.
-pub(super) fn watch(inputs: mpsc::Sender<Input>) {
+/// `routes`: default routes decide which interface is the outer one. Otherwise a router's many routes are nothing to us.
+pub(super) fn watch(inputs: mpsc::Sender<Input>, routes: bool) {
     tokio::spawn(async move {
         loop {
-            if let Err(error) = watch_once(&inputs).await {
+            if let Err(error) = watch_once(&inputs, routes).await {
                 tracing::warn!(%error, "interfaces cannot be watched; trying again");
             }
             if inputs.is_closed() {
@@ -209,14 +210,18 @@ pub(super) fn watch(inputs: mpsc::Sender<Input>) {
     });
 }
 
-async fn watch_once(inputs: &mpsc::Sender<Input>) -> anyhow::Result<()> {
+async fn watch_once(inputs: &mpsc::Sender<Input>, routes: bool) -> anyhow::Result<()> {
     use rtnetlink::MulticastGroup;
-    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&[
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-    ])?;
+    let mut groups = vec![MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    if routes {
+        groups.extend([MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route]);
+    }
+    let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
+    // what changed between the first listing and this
+    if inputs.send(Input::Links).await.is_err() {
+        return Ok(());
+    }
     while messages.next().await.is_some() {
         // a burst is one change
         while let Ok(Some(_)) =

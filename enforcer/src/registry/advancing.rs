@@ -283,7 +283,10 @@ impl Registry {
             .collect();
         for name in due {
             let cutoff = self.holdings.cutoffs().any(|(_, server, _)| server == Some(&name));
-            if cutoff || !self.adopted_devices.is_empty() || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name)) {
+            if cutoff
+                || !self.adopted_devices.is_empty()
+                || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name))
+            {
                 self.ask_cookies(&name, now, out);
                 self.ask_list(&name, now, out);
             }

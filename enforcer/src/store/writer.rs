@@ -206,7 +206,9 @@ impl Thread {
             settings: store.settings,
             db: store.db.map(|db| Open { db, wal: None }),
             writes: 0,
-            commits: 0,
+            // what earlier runs left in the log goes into the database first: one that dies again and again would
+            // let it grow
+            commits: COMMITS_PER_CHECKPOINT,
             remains: false,
             _lock: store.lock,
         }
