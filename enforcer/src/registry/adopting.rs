@@ -187,6 +187,10 @@ impl Registry {
             self.busy.insert(number);
             revocation
         });
+        if revocation.disk == Disk::Nothing {
+            // its other entries may have been seen first, and have no time
+            revocation.order.stands = revocation.order.stands.max(stands);
+        }
         if !matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_) | Entry::Lock(_)) {
             revocation.note_entry(entry);
         }

@@ -360,6 +360,13 @@ impl Holdings {
         mine().filter_map(|want| if let Want::Until(moment) = want { Some(*moment) } else { None }).max()
     }
 
+    /// The locks that this number holds.
+    pub(crate) fn locks_of(&self, number: Number) -> impl Iterator<Item = &Entry> {
+        (self.by_number.range((number, FIRST_LOCK)..))
+            .take_while(move |(by, _)| *by == number)
+            .map(|(_, entry)| entry)
+    }
+
     /// How long an explicit revocation stands, wherever it does.
     pub(crate) fn explicit_want(&self, number: Number) -> Option<Want> {
         let entry = self.entries_of(number).next()?;

@@ -39,14 +39,20 @@ impl Registry {
     /// Whose time was over a moment ago.
     pub(super) fn locks_expired(&mut self, expired: &BTreeSet<Number>, out: &mut Effects) {
         for number in expired {
-            let Some(Target::Lock(identity)) = self.revocations.get(number).map(|r| &r.order.target) else {
-                continue;
+            let identity = match self.revocations.get(number).map(|r| &r.order.target) {
+                Some(Target::Lock(identity)) => Some(identity),
+                // the kernel alone knew of it, by a digest
+                Some(Target::Adopted) => None,
+                _ => continue,
             };
-            if !self.holdings.is_held_by(&lock_of(identity), *number) {
+            if self.holdings.locks_of(*number).next().is_some() {
+                continue;
+            }
+            if let Some(identity) = identity {
                 let text = format!("{number}: {identity} may log in again: the lock's time is over");
                 out.push(Effect::Note { kind: "unlocked", text });
-                self.let_go(*number, out);
             }
+            self.let_go(*number, out);
         }
     }
 

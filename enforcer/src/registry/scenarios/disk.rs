@@ -170,6 +170,16 @@ impl Disk {
             .max()
     }
 
+    /// Up to when made cookies would be refused if some of what waits is written, and the rest is lost.
+    pub fn cutoff_under_way(&self, key: CutoffKey) -> Option<u64> {
+        let waiting = self.waiting.iter().filter_map(|(_, write)| match write {
+            Write::Keep(record) => Some(&record.guards),
+            _ => None,
+        });
+        let its = waiting.flatten().filter(|guard| guard.what == Guarded::Cutoff(key));
+        its.map(|guard| guard.moment).max()
+    }
+
     /// That number's lock of this person, and until when it stands.
     pub fn lock(&self, key: LockKey, wall: u64) -> Option<&Record> {
         let in_force = |record: &Record| record.until.is_none_or(|until| until > wall);

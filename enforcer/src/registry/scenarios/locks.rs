@@ -237,3 +237,33 @@ fn r4_whom_the_gate_let_in_when_a_lock_had_ended_without_a_daemon_is_not_dropped
     assert!(!world.has(&Entry::Device(device(7))), "{:?}", world.kernel);
     assert!(world.has(&Entry::Device(device(8))), "R2");
 }
+
+#[test]
+fn r4_a_client_at_the_door_passes_also_after_a_lock_of_which_only_the_kernel_knew() {
+    let mut world = World::new();
+    world.disk.full = true;
+    world.revoke(lock("alice", Some(Duration::from_secs(60))));
+    settle(&mut world, &[]);
+    world.restart();
+    world.up(1, false);
+    world.list(vec![at_gate("alice", 7, 1)]);
+    assert!(world.has(&Entry::Device(device(7))), "R1");
+    settle(&mut world, &[cookie("alice", 1, 2_000)]);
+    world.pass(60_000);
+    assert!(!world.has(&Entry::Device(device(7))), "{:?}", world.kernel);
+}
+
+#[test]
+fn r4_a_lock_of_which_only_the_kernel_knew_is_written_down_with_its_time_as_bound() {
+    let mut world = World::new();
+    world.disk.full = true;
+    world.now.wall = 1_800_000_000;
+    // with a cutoff beside it, which has no time
+    world.revoke(lock("alice", Some(Duration::from_secs(60))));
+    world.disk.full = false;
+    world.restart();
+    world.now.wall = 1_700_000_000;
+    world.reboot();
+    world.pass(61_000);
+    assert!(!world.kernel.keys().any(|entry| matches!(entry, Entry::Lock(_))), "{:?}", world.kernel);
+}

@@ -123,7 +123,8 @@ impl Machine {
         let safe_id = self.world.login(user);
         let cookie = self.world.vpn().cookies[&safe_id].clone();
         let key = self.cutoff_key(user);
-        let kept = self.world.disk.cutoff(key).unwrap_or_default();
+        let disk = &self.world.disk;
+        let kept = disk.cutoff(key).max(disk.cutoff_under_way(key)).unwrap_or_default();
         let stands = self.world.kernel.get(&Entry::Cutoff(key)).map_or(0, |cutoff| cutoff.moment);
         if cookie.created <= stands.max(kept) {
             self.unclear.insert(safe_id);
@@ -376,8 +377,8 @@ impl Machine {
     }
 
     pub fn start(&mut self) {
-        self.break_before_start();
         self.lose_what_is_lost();
+        self.break_before_start();
         self.alive = true;
         let leases = self.world.now.mono < self.died_at + 10 * SECOND;
         let rebooted = self.world.disk.boot_id != self.world.boot_id.to_string();
