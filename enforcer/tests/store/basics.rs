@@ -6,7 +6,7 @@ use std::process::Command;
 use enforcer::store::{self, Settings, Write};
 
 use crate::world::{Folder, Run, keep, line, look, record, sample, session};
-use enforcer::session::{Identity, Target};
+use enforcer::session::{Guard, Guarded, Identity, LockKey, Target};
 
 #[test]
 fn r5_every_kind_of_record_is_there_after_opening_again() {
@@ -169,7 +169,10 @@ fn an_administrator_looks_with_sqlite3_while_the_daemon_runs() {
     let folder = Folder::new();
     let (mut run, loaded) = folder.open();
     let identity = Identity { realm: "staff".to_owned(), name: "O'Neil".to_owned() };
-    run.done([keep(1), Write::Keep(record(2, Target::Lock(identity)))]);
+    let what = Guarded::Lock(LockKey::new(&identity));
+    let mut lock = record(2, Target::Lock(identity));
+    lock.guards = vec![Guard { what, server: None, moment: 1 }];
+    run.done([keep(1), Write::Keep(lock)]);
     let sqlite3 = |sql: &str| {
         let output = Command::new("sqlite3").arg("-readonly").arg(folder.file()).arg(sql).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
