@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 15] = [
+pub const WANTED: [(&str, &str); 16] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -26,6 +26,7 @@ pub const WANTED: [(&str, &str); 15] = [
     ("iptables", "ocserv's own firewall script calls it"),
     ("iputils-ping", "a person's look into the lab"),
     ("systemd", "judges the unit, and runs it in a container"),
+    ("sqlite3", "looks at the state as an administrator does"),
     ("bpftool", "a person's look into the kernel"),
 ];
 
