@@ -28,7 +28,7 @@ impl Registry {
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         revocation.state = state;
         // an explicit one waits for nothing but the disk
-        let busy = revocation.is_busy() && !(revocation.is_explicit() && !revocation.adopted);
+        let busy = revocation.is_busy() && (revocation.adopted || !revocation.is_explicit());
         if busy {
             self.busy.insert(number);
         } else {
@@ -283,7 +283,10 @@ impl Registry {
             .collect();
         for name in due {
             let cutoff = self.holdings.cutoffs().any(|(_, server, _)| server == Some(&name));
-            if cutoff || !self.adopted_devices.is_empty() || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name)) {
+            if cutoff
+                || !self.adopted_devices.is_empty()
+                || self.marks.values().any(|mark| mark.server.as_ref().is_none_or(|its| *its == name))
+            {
                 self.ask_cookies(&name, now, out);
                 self.ask_list(&name, now, out);
             }

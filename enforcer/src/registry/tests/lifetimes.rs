@@ -188,7 +188,9 @@ fn r1_r3_what_could_hit_a_stranger_stands_as_long_as_the_session_and_10_s_withou
     let all_stand = |gateway: &Gateway| entries.iter().all(|entry| gateway.stands(entry));
     let none_stands = |gateway: &Gateway| !entries.iter().any(|entry| gateway.stands(entry));
     gateway.hours(48, |gateway| {
-        assert!(entries.iter().all(|e| gateway.world.kernel.get(e).is_none_or(|it| it.stands == Stands::Leased)));
+        assert!(
+            entries.iter().all(|e| gateway.world.kernel.get(e).is_none_or(|it| it.stands == Stands::Leased))
+        );
         match gateway.died_at {
             None => assert!(all_stand(gateway), "R1: {:?}", gateway.world.kernel),
             Some(at) if gateway.world.now.mono > at + 10 * SECOND => assert!(none_stands(gateway), "R3"),
