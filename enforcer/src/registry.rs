@@ -89,7 +89,8 @@ pub struct Registry {
     /// safe_ids that are refused at the gate.
     marks: BTreeMap<SafeId, Mark>,
     holdings: Holdings,
-    revocations: BTreeMap<Number, Revocation>,
+    /// Boxed: there may be a million, and a tree's nodes are half empty.
+    revocations: BTreeMap<Number, Box<Revocation>>,
     /// Those that are busy, of the revocations.
     busy: BTreeSet<Number>,
     /// Explicit ones that wait for the disk alone: there may be very many at once.
@@ -288,7 +289,7 @@ impl Registry {
     }
 
     pub fn revocations(&self) -> impl Iterator<Item = &Revocation> {
-        self.revocations.values()
+        self.revocations.values().map(Box::as_ref)
     }
 
     pub fn holdings(&self) -> &Holdings {

@@ -111,7 +111,7 @@ impl Registry {
             self.holdings.restore(&entry, number, want, guard.server, guard.moment);
         }
         let state = revocation.state;
-        self.revocations.insert(number, revocation);
+        self.revocations.insert(number, Box::new(revocation));
         self.set_state(number, state);
     }
 
@@ -185,7 +185,7 @@ impl Registry {
             revocation.adopted = true;
             revocation.state = State::Looking;
             self.busy.insert(number);
-            revocation
+            Box::new(revocation)
         });
         if revocation.disk == Disk::Nothing {
             // its other entries may have been seen first, and have no time

@@ -28,7 +28,7 @@ impl Registry {
         let Some(revocation) = self.revocations.get_mut(&number) else { return };
         revocation.state = state;
         // an explicit one waits for nothing but the disk
-        let busy = revocation.is_busy() && !(revocation.is_explicit() && !revocation.adopted);
+        let busy = revocation.is_busy() && (revocation.adopted || !revocation.is_explicit());
         if busy {
             self.busy.insert(number);
         } else {

@@ -209,6 +209,10 @@ impl Registry {
         if self.durable.unsaved.is_empty() || now.mono < self.durable.tried + RETRY_EVERY {
             return;
         }
+        // a disk that hangs is not given the same again and again
+        if self.durable.on_its_way.len() >= RETRIES {
+            return;
+        }
         self.durable.tried = now.mono;
         for number in self.durable.unsaved.keys().take(RETRIES) {
             self.holdings.touch(*number);

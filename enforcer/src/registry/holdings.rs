@@ -13,7 +13,8 @@ use super::{Effect, Number, SessionKey};
 
 #[derive(Debug, Default)]
 pub struct Holdings {
-    entries: BTreeMap<Entry, Holding>,
+    /// Boxed: there may be a million, and a tree's nodes are half empty.
+    entries: BTreeMap<Entry, Box<Holding>>,
     /// Each entry with each number that holds it.
     by_number: BTreeSet<(Number, Entry)>,
     /// How many numbers are in there.

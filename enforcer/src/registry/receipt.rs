@@ -91,7 +91,14 @@ impl Registry {
     pub(super) fn receipt(&self, number: Number, now: Now) -> Option<Receipt> {
         let revocation = self.revocations.get(&number)?;
         let mut notes = Vec::new();
-        let mut layers = vec![packets(revocation), sockets(revocation)];
+        let held;
+        let entries = if revocation.is_explicit() {
+            held = self.holdings.of(number);
+            &held
+        } else {
+            &revocation.packets
+        };
+        let mut layers = vec![packets(revocation, entries), sockets(revocation)];
         if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
             layers.push(self.cookie(revocation, &mut notes));
         }
@@ -224,9 +231,8 @@ impl Registry {
     }
 }
 
-fn packets(revocation: &Revocation) -> LayerResult {
-    let of =
-        |which: fn(&Entry) -> bool| revocation.packets.iter().filter(|entry| which(entry)).count() as u64;
+fn packets(revocation: &Revocation, entries: &[Entry]) -> LayerResult {
+    let of = |which: fn(&Entry) -> bool| entries.iter().filter(|entry| which(entry)).count() as u64;
     let devices = of(|entry| matches!(entry, Entry::Device(_)));
     let addresses = of(|entry| matches!(entry, Entry::Address(..)));
     let flows = of(|entry| matches!(entry, Entry::Flow(..)));

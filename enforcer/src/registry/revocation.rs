@@ -19,7 +19,7 @@ pub struct Revocation {
     pub(super) servers: BTreeMap<ServerName, Work>,
     pub(super) sessions: BTreeMap<SessionKey, Ending>,
     pub(super) safe_ids: BTreeMap<SafeId, Fate>,
-    /// What was ever put into the kernel for it, up to [`MAX_NOTED`].
+    /// What was ever put into the kernel for it, up to [`MAX_NOTED`]. Not of an explicit one: it has what it holds.
     pub(super) packets: Vec<Entry>,
     /// What could not be put there, and why.
     pub(super) failures: BTreeMap<Entry, String>,
@@ -136,10 +136,7 @@ impl Revocation {
     /// Before the entry is written: if that fails, it is told.
     pub(super) fn note_entry(&mut self, entry: &Entry) {
         self.failures.remove(entry);
-        if self.packets.len() < MAX_NOTED && !self.packets.contains(entry) {
-            if self.is_explicit() {
-                self.packets.reserve_exact(1);
-            }
+        if !self.is_explicit() && self.packets.len() < MAX_NOTED && !self.packets.contains(entry) {
             self.packets.push(entry.clone());
         }
     }

@@ -23,7 +23,7 @@ impl Registry {
         let number = self.next_number;
         self.next_number += 1;
         out.push(Effect::Numbered { next: self.next_number });
-        self.revocations.insert(number, Revocation::new(number, order.clone(), now, request));
+        self.revocations.insert(number, Box::new(Revocation::new(number, order.clone(), now, request)));
         self.set_state(number, State::Acting);
         let until = order.stands.map(|stands| now.mono + stands);
         let explicit = until.map_or(Want::Forever, Want::Until);

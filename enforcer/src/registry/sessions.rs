@@ -233,8 +233,8 @@ impl Registry {
         }
     }
 
-    /// While a cutoff stands only younger cookies of its user are let in, and none where the age cannot be told: who
-    /// connected before it has an older one.
+    /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age. But
+    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one.
     fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
         // the key of a cutoff costs a hash, and there is seldom any
         if self.holdings.cutoffs().next().is_none() {
@@ -248,10 +248,11 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
-        if seen.since > self.holdings.moment(&cutoff) {
-            return;
-        }
+        let is_later = seen.since > self.holdings.moment(&cutoff);
         for number in self.holdings.numbers(&cutoff) {
+            if is_later && self.revocations.get(&number).is_some_and(|r| r.adopted) {
+                continue;
+            }
             self.name_session(key, number, now, out);
         }
     }

@@ -35,9 +35,9 @@ impl Registry {
                 );
             }
         }
-        let kept = |r: &&Revocation| r.is_busy() || self.holdings.holds_any(r.number);
+        let kept = |r: &Revocation| r.is_busy() || self.holdings.holds_any(r.number);
         assert!(
-            self.revocations.values().filter(|r| !kept(r)).count()
+            self.revocations.values().filter(|r| !kept(r.as_ref())).count()
                 <= super::MAX_FINISHED + super::MAX_FINISHED / 10
         );
     }

@@ -131,11 +131,7 @@ impl Disk {
                 self.ever_lifted.remove(number);
                 self.lifted.remove(number);
             }
-            Write::Audit(audit) => {
-                if !self.late {
-                    self.audit.push(audit.clone());
-                }
-            }
+            Write::Audit(audit) if !self.late => self.audit.push(audit.clone()),
             Write::Clock { wall, boot_id } => (self.wall, self.boot_id) = (*wall, boot_id.clone()),
             _ => {}
         }

@@ -338,3 +338,18 @@ fn a_receipt_of_each_command_is_in_the_audit_log_and_one_of_many_is_not() {
     let told: Vec<_> = world.disk.audit.iter().map(|audit| (audit.what, audit.number)).collect();
     assert_eq!(told, [("revoked", 1), ("lifted", 1)]);
 }
+
+#[test]
+fn r7_a_disk_that_hangs_is_not_given_the_same_again_and_again() {
+    let mut world = World::new();
+    world.disk.full = true;
+    for byte in 1..20 {
+        world.revoke(Order { bulk: true, ..explicit(byte, None) });
+    }
+    (world.disk.full, world.disk.hangs) = (false, true);
+    for _ in 0..10_000 {
+        world.pass(2_000);
+    }
+    // it may be asked for them anew, but not without end
+    assert!(world.registry.durable.sizes().1 <= 10_000 + 20, "{:?}", world.registry.durable.sizes());
+}

@@ -147,3 +147,15 @@ fn r6_a_worker_that_cannot_be_seen_is_said() {
     world.cookies(vec![cookie("alice", 1, 900)]);
     assert!(!world.receipt(request).is_complete());
 }
+
+#[test]
+fn r1_a_session_that_connected_by_a_clock_that_was_set_back_since_is_dropped_as_soon_as_it_is_seen() {
+    let mut world = World::new();
+    world.restart();
+    world.up(1, false);
+    world.revoke(user("alice"));
+    let mut hers = sighting("alice", 7, 1);
+    hers.observed.since = world.now.wall + 10;
+    world.list(vec![hers]);
+    assert!(world.has(&Entry::Device(device(7))), "whatever the list of cookies will tell");
+}

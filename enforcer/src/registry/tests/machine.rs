@@ -13,7 +13,7 @@ mod orders;
 mod play;
 mod promises;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 use std::time::Instant;
 
 use proptest::prelude::*;
@@ -23,8 +23,10 @@ use faults::Fault;
 use model::Machine;
 use ops::Story;
 
-/// How many states all stories have gone through.
-static STEPS: AtomicU64 = AtomicU64::new(0);
+std::thread_local! {
+    /// How many states the stories of this search have gone through.
+    static STEPS: Cell<u64> = const { Cell::new(0) };
+}
 
 fn play(story: &Story, fault: Fault) {
     let mut machine = Machine::new(story, fault);
@@ -54,10 +56,15 @@ fn search(seed: u8) {
         play(&story, Fault::None);
         Ok(())
     });
-    println!("{} states in {:?}", STEPS.load(Ordering::Relaxed), started.elapsed());
+    let states = STEPS.get();
+    println!("{states} states in {:?}", started.elapsed());
     if let Err(TestError::Fail(why, story)) = outcome {
         panic!("{why}\n{story:#?}");
     }
+    assert!(
+        states >= 500_000 || number("PROPTEST_CASES").is_some(),
+        "a search of {states} states is too small"
+    );
 }
 
 /// Two halves of one search, so that two processors can have one each.
@@ -76,7 +83,7 @@ fn r1_r2_r3_r4_r5_r7_hold_in_every_state_of_another_random_world() {
 #[test]
 fn the_random_world_finds_what_is_broken_on_purpose() {
     for fault in faults::ALL {
-        let played = std::cell::Cell::new(0);
+        let played = Cell::new(0);
         let config = ProptestConfig { max_shrink_iters: 0, max_global_rejects: 0, ..config(2_000) };
         let outcome = same(3, config).run(&ops::stories(), |story| {
             played.set(played.get() + 1);
