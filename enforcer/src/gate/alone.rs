@@ -19,7 +19,7 @@ const ANCESTORS: usize = 8;
 /// Where what stands can be read without the daemon: the pinned maps, or after a reboot, before the daemon runs, the
 /// disk.
 enum Standing {
-    Maps(GateMaps),
+    Maps(Box<GateMaps>),
     Disk(Reader),
 }
 
@@ -27,7 +27,7 @@ impl Standing {
     fn find(config: &Config) -> Result<Self, String> {
         let pins = config.kernel.pin_path.display();
         match GateMaps::open(&config.kernel.pin_path) {
-            Ok(Some(maps)) => return Ok(Self::Maps(maps)),
+            Ok(Some(maps)) => return Ok(Self::Maps(Box::new(maps))),
             Ok(None) => {}
             Err(error) => return Err(format!("the pinned maps cannot be read: {error:#}")),
         }
