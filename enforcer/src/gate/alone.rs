@@ -20,7 +20,7 @@ const ANCESTORS: usize = 8;
 /// disk.
 enum Standing {
     Maps(Box<GateMaps>),
-    Disk(Reader),
+    Disk(Box<Reader>),
 }
 
 impl Standing {
@@ -32,7 +32,7 @@ impl Standing {
             Err(error) => return Err(format!("the pinned maps cannot be read: {error:#}")),
         }
         match Reader::open(&config.state.directory) {
-            Ok(Some(reader)) => Ok(Self::Disk(reader)),
+            Ok(Some(reader)) => Ok(Self::Disk(Box::new(reader))),
             Ok(None) => Err(format!(
                 "there are no pinned maps below {pins}, and no database in {}",
                 config.state.directory.display()
