@@ -257,7 +257,8 @@ impl Disk {
     }
 
     fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.join("ballast")).expect("a file");
+        let mut open = std::fs::OpenOptions::new();
+        let mut file = open.create(true).append(true).open(self.0.join("ballast")).expect("a file");
         while std::io::Write::write_all(&mut file, &[0; 4_096]).is_ok() {}
     }
 
