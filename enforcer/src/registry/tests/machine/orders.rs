@@ -196,8 +196,11 @@ impl Machine {
                     self.lifted.insert(number);
                     self.dropped.clear();
                 }
+                // as above: it matched nothing, or is over, and the disk may have it still
                 Answer::Nothing(_) => {
-                    self.orders.remove(&number);
+                    if let Some(order) = self.orders.get_mut(&number) {
+                        order.let_go();
+                    }
                 }
                 Answer::Refused(why) if why.starts_with("not lifted") => {
                     // what the disk has taken, and did not say, the next daemon may find
