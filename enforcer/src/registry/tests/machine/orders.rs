@@ -129,6 +129,9 @@ impl Machine {
 
     /// Nobody will be told any more.
     pub fn lifts_are_open(&mut self) {
+        if !self.lifts.is_empty() || !self.unlocks.is_empty() {
+            self.dropped.clear();
+        }
         self.lifts.clear();
         self.unlocks.clear();
         self.orders.values_mut().for_each(|order| order.before = None);
