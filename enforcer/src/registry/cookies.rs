@@ -202,10 +202,13 @@ impl Registry {
         for (id, tries) in once_more {
             self.terminate(id, name, tries, out);
         }
+        // who is at the door is known once the workers were listed
+        let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
+        let is_known = listed_at.is_some_and(|at| asked >= at);
         for id in gone {
             self.set_fate(id, None, true, out);
             // nothing can bring it back: no cookie, no session, nobody at the door
-            let quiet = self.sessions.with_safe_id(id).next().is_none();
+            let quiet = is_known && self.sessions.with_safe_id(id).next().is_none();
             let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
                 .all(|number| !self.busy.contains(number));
             if quiet && settled {

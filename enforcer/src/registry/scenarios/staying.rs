@@ -259,3 +259,19 @@ fn r2_a_client_whose_cookie_was_deleted_is_refused_although_the_next_daemon_hear
     world.cookies(vec![]);
     assert!(world.admitted(at_gate("alice", 18, 3)), "R4");
 }
+
+#[test]
+fn r2_a_refusal_is_not_taken_back_before_it_is_known_who_is_at_the_door() {
+    let mut world = World::with(true, Rules::default());
+    world.connect("alice", 7, 1);
+    world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900)]);
+    world.restart();
+    world.up(1, true);
+    world.pass(4_000);
+    // its cookie is deleted by now, but not its client at the door
+    world.cookies(vec![]);
+    assert!(world.has(&Entry::SafeId(safe_id(1))));
+    world.list(vec![at_gate("alice", 17, 1)]);
+    world.cookies(vec![]);
+    assert!(!world.admitted(at_gate("alice", 17, 1)));
+}

@@ -129,6 +129,9 @@ impl Machine {
 
     /// Nobody will be told any more.
     pub fn lifts_are_open(&mut self) {
+        if !self.lifts.is_empty() || !self.unlocks.is_empty() {
+            self.dropped.clear();
+        }
         self.lifts.clear();
         self.unlocks.clear();
         self.orders.values_mut().for_each(|order| order.before = None);
@@ -196,8 +199,11 @@ impl Machine {
                     self.lifted.insert(number);
                     self.dropped.clear();
                 }
+                // as above: it matched nothing, or is over, and the disk may have it still
                 Answer::Nothing(_) => {
-                    self.orders.remove(&number);
+                    if let Some(order) = self.orders.get_mut(&number) {
+                        order.let_go();
+                    }
                 }
                 Answer::Refused(why) if why.starts_with("not lifted") => {
                     // what the disk has taken, and did not say, the next daemon may find

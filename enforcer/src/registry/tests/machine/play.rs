@@ -343,7 +343,11 @@ impl Machine {
         }
         if by < 0 {
             // a cookie from the future counts as old while a cutoff stands
-            let kept = |c: &Cookie| self.world.disk.cutoff(self.cutoff_key(&c.user)).is_some();
+            let disk = &self.world.disk;
+            let kept = |c: &Cookie| {
+                let key = self.cutoff_key(&c.user);
+                disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some()
+            };
             let old = self.cookies.iter().filter(|c| self.cuts_off(&c.user) || kept(c));
             let unclear: Vec<_> = old.map(|c| c.safe_id).collect();
             self.unclear.extend(unclear);
