@@ -65,7 +65,10 @@ impl Daemon {
                 self.attach_foreign_interfaces(name, netns);
                 self.handle(Event::NetnsAdded { netns });
             }
-            Err(error) => self.warn(format!("{name}: its network namespace cannot be entered: {error:#}")),
+            Err(error) => self.warn(format!(
+                "{name}: its network namespace cannot be entered, so nothing is dropped there: {error:#} (under systemd \
+                 the drop-in containers.conf, beside the unit, grants what that takes)"
+            )),
         }
     }
 }

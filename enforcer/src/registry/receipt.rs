@@ -129,7 +129,8 @@ impl Registry {
         let revocation = self.revocations.get(&number)?;
         let at_gate =
             held.iter().filter(|entry| matches!(entry, Entry::SafeId(_) | Entry::Cutoff(_))).count() as u64;
-        let others = held.len() as u64 - at_gate;
+        let locks = held.iter().filter(|entry| matches!(entry, Entry::Lock(_))).count() as u64;
+        let others = held.len() as u64 - at_gate - locks;
         let layer = |layer, done, text| LayerResult { layer, done, failed: 0, guarded: 0, text };
         let mut notes = Vec::new();
         if revocation.safe_ids.values().any(|fate| fate.gone) {
@@ -151,13 +152,18 @@ impl Registry {
                 ),
                 layer(
                     Layer::Cookie,
-                    at_gate,
-                    count(
-                        at_gate,
-                        "cookie no longer refused at the gate",
-                        "cookies no longer refused at the gate",
-                    )
-                    .unwrap_or_else(|| "none was refused".into()),
+                    at_gate + locks,
+                    sentence(
+                        [
+                            count(locks, "lock taken back", "locks taken back"),
+                            count(
+                                at_gate,
+                                "cookie no longer refused at the gate",
+                                "cookies no longer refused at the gate",
+                            ),
+                        ],
+                        "none was refused",
+                    ),
                 ),
             ],
             sessions: Vec::new(),
