@@ -14,6 +14,8 @@ use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, 
 impl Registry {
     pub(super) fn adopt(&mut self, left: Left, now: Now, out: &mut Effects) {
         let Left { entries, records, lifted, wall, rebooted } = left;
+        // a disk that took no write since the host was started does not know that it was
+        let rebooted = rebooted && entries.is_empty();
         if !rebooted {
             // cookies may have been made while the clock showed that
             self.wall_before = self.wall_before.max(wall);

@@ -123,7 +123,18 @@ impl World {
 
     /// A new daemon on what the old one left in the kernel and on the disk.
     pub fn restart(&mut self) {
-        let entries = (self.kernel.iter())
+        let entries = self.entries();
+        self.start(entries, false);
+    }
+
+    /// The same, and the disk has not heard of this boot.
+    pub fn start_as_after_a_reboot(&mut self) {
+        let entries = self.entries();
+        self.start(entries, true);
+    }
+
+    fn entries(&self) -> Vec<Adopted> {
+        (self.kernel.iter())
             .map(|(entry, (number, stands))| Adopted {
                 entry: entry.clone(),
                 number: *number,
@@ -131,8 +142,7 @@ impl World {
                 server: Some(server()),
                 moment: self.now.wall,
             })
-            .collect();
-        self.start(entries, false);
+            .collect()
     }
 
     /// The host starts anew: an empty kernel, and what is on the disk.

@@ -267,3 +267,14 @@ fn r4_a_lock_of_which_only_the_kernel_knew_is_written_down_with_its_time_as_boun
     world.pass(61_000);
     assert!(!world.kernel.keys().any(|entry| matches!(entry, Entry::Lock(_))), "{:?}", world.kernel);
 }
+
+#[test]
+fn r2_the_kernels_time_of_a_lock_counts_although_the_disk_does_not_know_this_boot() {
+    let mut world = World::new();
+    world.now.mono += Duration::from_millis(900);
+    world.revoke(lock("alice", Some(Duration::from_secs(10))));
+    world.now.mono += Duration::from_millis(9_200);
+    world.now.wall += 10;
+    world.start_as_after_a_reboot();
+    assert!(world.kernel.keys().any(|entry| matches!(entry, Entry::Lock(_))), "{:?}", world.kernel);
+}
