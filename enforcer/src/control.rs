@@ -5,6 +5,7 @@
 mod client;
 mod incoming;
 mod serve;
+pub mod target;
 
 /// The records and services of `proto/enforcer.proto`.
 #[allow(clippy::all, reason = "generated")]

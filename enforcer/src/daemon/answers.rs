@@ -7,20 +7,13 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::config::WhenBlind;
+use crate::control::target::{self, Asked, MAX_REASON};
 use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, api};
 use crate::ocserv;
 use crate::registry::{Answer, Event, Order, Phase, Receipt, RevocationState, SessionRow, Target, Verdict};
-use crate::session::{
-    Audit, Cookie, DEFAULT_REALM, Flow, Identity, Observed, SafeId, ServerName, Token, TokenKind,
-};
+use crate::session::{Audit, Cookie, Observed, ServerName};
 
 use super::{Answerer, Daemon, Input, Then, guard};
-
-/// ocserv's own limit on a user name (`MAX_USERNAME_SIZE` in its `src/vpn.h`) is lower; a longer one is nobody's.
-const MAX_NAME: usize = 256;
-const MAX_REASON: usize = 1_024;
-/// Beyond this the kernel's clock in nanoseconds would overflow.
-const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
 /// Who waits for an answer.
 pub(super) enum Waiter {
@@ -108,20 +101,7 @@ impl Daemon {
     }
 
     fn order(&self, request: &api::RevokeRequest, caller: Caller) -> Result<Order, Status> {
-        let target = request
-            .target
-            .as_ref()
-            .ok_or_else(|| Status::invalid_argument("whom or what? a target is needed"))?;
-        check_reason(&request.reason)?;
-        let stands = for_seconds(request.for_seconds)?;
-        let server = Some(&target.server).filter(|name| !name.is_empty()).map(|name| ServerName::new(name));
-        let target = parse_target(target)?;
-        let explicit = matches!(target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
-        if stands.is_some() && !explicit {
-            return Err(Status::invalid_argument(
-                "a session's end has no duration: it stands until nothing could bring it back",
-            ));
-        }
+        let Asked { target, server, stands } = target::read_revoke(request)?;
         Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller), bulk: false })
     }
 
@@ -170,31 +150,20 @@ impl Daemon {
     }
 
     fn lock_order(&self, request: &api::LockRequest, caller: Caller) -> Result<Order, Status> {
-        check_reason(&request.reason)?;
-        let identity = self.identity(&request.user, &request.realm)?;
-        let stands = for_seconds(request.for_seconds)?;
+        let (identity, stands) = target::read_lock(request, self.configured_realms(), &self.config.realms())?;
         let (reason, by) = (request.reason.clone(), who(caller));
         Ok(Order { target: Target::Lock(identity), server: None, stands, reason, by, bulk: false })
     }
 
-    fn identity(&self, user: &str, realm: &str) -> Result<Identity, Status> {
-        check_name(user)?;
-        let realm = if realm.is_empty() { DEFAULT_REALM } else { realm };
-        let known = self.config.ocserv.iter().any(|server| {
-            server.realm == realm || server.vhost_realms.values().any(|theirs| theirs == realm)
-        });
-        if !known && realm != DEFAULT_REALM {
-            return Err(Status::failed_precondition(format!(
-                "no server is of the realm {:?}: look at [ocserv] realm in the configuration",
-                short(realm)
-            )));
-        }
-        Ok(self.config.realms().person(realm, user))
+    /// The realms that somebody is of.
+    fn configured_realms(&self) -> impl Iterator<Item = &str> {
+        self.config.ocserv.iter().flat_map(|server| {
+            std::iter::once(&server.realm).chain(server.vhost_realms.values()).map(String::as_str)
+        })
     }
 
     fn call_unlock(&mut self, request: &api::UnlockRequest, caller: Caller, reply: Answerer) {
-        let identity =
-            check_reason(&request.reason).and_then(|()| self.identity(&request.user, &request.realm));
+        let identity = target::read_unlock(request, self.configured_realms(), &self.config.realms());
         let identity = match identity {
             Ok(identity) => identity,
             Err(status) => {
@@ -595,91 +564,11 @@ fn who(caller: Caller) -> String {
     name.unwrap_or_else(|| format!("uid {}", caller.uid))
 }
 
-fn check_name(name: &str) -> Result<(), Status> {
-    let bad = |text: String| Err(Status::invalid_argument(text));
-    match name {
-        "" => bad("the user's name is empty".into()),
-        _ if name.len() > MAX_NAME => {
-            bad(format!("a user name of {} bytes: ocserv's are at most {MAX_NAME}", name.len()))
-        }
-        _ if name.contains('\0') => bad("the user's name holds a NUL".into()),
-        _ => Ok(()),
-    }
-}
-
-fn check_reason(reason: &str) -> Result<(), Status> {
-    if reason.len() > MAX_REASON {
-        return Err(Status::invalid_argument(format!("the reason is longer than {MAX_REASON} bytes")));
-    }
-    Ok(())
-}
-
-fn for_seconds(seconds: u64) -> Result<Option<Duration>, Status> {
-    match seconds {
-        0 => Ok(None),
-        seconds if seconds <= MAX_SECONDS => Ok(Some(Duration::from_secs(seconds))),
-        _ => Err(Status::invalid_argument("it stands for at most 100 years")),
-    }
-}
-
 fn failed(bulk: &mut api::BulkReceipt, why: String) {
     bulk.failed += 1;
     if bulk.errors.len() < MAX_ERRORS {
         bulk.errors.push(why);
     }
-}
-
-fn parse_target(target: &api::Target) -> Result<Target, Status> {
-    let bad = |text: String| Status::invalid_argument(text);
-    match target.what.as_ref() {
-        None => Err(bad("whom or what? a target is needed".into())),
-        Some(api::target::What::User(name)) => check_name(name).map(|()| Target::User(name.clone())),
-        Some(api::target::What::Id(id)) if *id <= 0 => {
-            Err(bad(format!("{id} is no id: ids are worker pids, above 0")))
-        }
-        Some(api::target::What::Id(id)) => Ok(Target::Id(*id)),
-        Some(api::target::What::Session(id)) => id
-            .parse::<SafeId>()
-            .map(Target::Session)
-            .map_err(|error| bad(format!("{:?}: {error}", short(id)))),
-        Some(api::target::What::Address(address)) => (address.parse::<IpAddr>())
-            .map(|address| Target::Address(address.to_canonical()))
-            .map_err(|_| bad(format!("{:?} is no IP address", short(address)))),
-        Some(api::target::What::Flow(flow)) => parse_flow(flow).map(Target::Flow),
-        Some(api::target::What::Token(token)) => parse_token(token).map(Target::Token),
-    }
-}
-
-fn short(text: &str) -> String {
-    text.chars().take(80).collect()
-}
-
-fn parse_flow(text: &str) -> Result<Flow, Status> {
-    let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Flow));
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let [protocol, client, local] = words[..] else { return Err(bad()) };
-    let protocol = protocol
-        .parse()
-        .map_err(|error| Status::invalid_argument(format!("{:?}: {error}", short(protocol))))?;
-    Flow::new(protocol, client.parse().map_err(|_| bad())?, local.parse().map_err(|_| bad())?)
-        .map_err(|_| bad())
-}
-
-fn parse_token(text: &str) -> Result<Token, Status> {
-    let bad = || Status::invalid_argument(format!("{:?}: {}", short(text), crate::session::BadWord::Token));
-    let (kind, hex) = text.split_once(' ').ok_or_else(bad)?;
-    if kind != "dtls" {
-        return Err(Status::invalid_argument(format!(
-            "{:?} is no kind of token: there is dtls",
-            short(kind)
-        )));
-    }
-    if hex.len() % 2 != 0 || hex.len() > 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(bad());
-    }
-    let bytes =
-        (0..hex.len()).step_by(2).filter_map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect();
-    Token::new(TokenKind::Dtls, bytes).map_err(|_| bad())
 }
 
 pub(super) fn row(row: &SessionRow) -> api::SessionInfo {

@@ -1,16 +1,7 @@
-//! Our configuration: a configuration, or a sentence that says what is wrong. What is taken keeps its own rules.
 #![no_main]
 
-use enforcer::config::Config;
-use libfuzzer_sys::fuzz_target;
+#[path = "../bodies/mod.rs"]
+#[allow(dead_code, reason = "the others' bodies")]
+mod bodies;
 
-fuzz_target!(|text: &str| {
-    match Config::parse(text) {
-        Err(why) => assert!(!why.is_empty()),
-        Ok(config) => {
-            assert!(config.ocserv.iter().count() > 0);
-            assert!(config.ocserv.iter().all(|server| !server.name.is_empty()));
-            assert!(config.control.socket.is_absolute() && config.kernel.pin_path.is_absolute());
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bodies::config::body(input));

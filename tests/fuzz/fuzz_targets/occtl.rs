@@ -1,20 +1,7 @@
-//! Bytes from ocserv's control socket: the frames, and what is in them.
-//!
-//! First byte even: a stream of frames. Odd: the body of one message, so that the decoder is reached without a header.
 #![no_main]
 
-use enforcer::ocserv::{name_from_bytes, printable, untrusted};
-use libfuzzer_sys::fuzz_target;
+#[path = "../bodies/mod.rs"]
+#[allow(dead_code, reason = "the others' bodies")]
+mod bodies;
 
-fuzz_target!(|input: &[u8]| {
-    let Some((flags, bytes)) = input.split_first() else { return };
-    if flags & 1 == 0 {
-        let frames = untrusted::stream(bytes);
-        assert!(frames <= bytes.len() / 5, "a frame has a header of 5 bytes");
-    } else {
-        untrusted::message(bytes);
-    }
-    if let Some(name) = name_from_bytes(bytes) {
-        assert!(printable(&name).chars().all(|c| !c.is_control()));
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bodies::occtl::body(input));

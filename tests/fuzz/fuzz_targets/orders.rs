@@ -1,16 +1,7 @@
-//! Command lines, and the orders of `revoke --from`, which are in the same words. It only reads them.
-//!
-//! Slower than the others by far: the parser is built anew for each input.
 #![no_main]
 
-use clap::Parser as _;
-use enforcer::cli::{Cli, Command, Revoke};
-use libfuzzer_sys::fuzz_target;
+#[path = "../bodies/mod.rs"]
+#[allow(dead_code, reason = "the others' bodies")]
+mod bodies;
 
-fuzz_target!(|text: &str| {
-    let words = text.split_whitespace().take(16);
-    let Ok(cli) = Cli::try_parse_from(std::iter::once("enforcer").chain(words)) else { return };
-    if let Command::Revoke { what: Some(Revoke::Address { stands, .. }), .. } = cli.command {
-        assert!(stands.stands.is_none_or(|stands| stands.as_secs() > 0));
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bodies::orders::body(input));
