@@ -293,7 +293,8 @@ pub struct LockValue {
 pub struct Meta {
     /// [`ABI`] of who made the maps; 0: nobody has finished making them.
     pub abi: u32,
-    pub reserved: u32,
+    /// 1: the maps were made anew, and what stands is not back in them yet: a gate looks at the disk instead.
+    pub filling: u32,
     /// The number that the next revocation gets.
     pub next_revocation: u64,
 }

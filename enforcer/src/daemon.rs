@@ -240,6 +240,7 @@ impl Daemon {
         let wall = if loaded.fresh { 0 } else { loaded.wall };
         let left = Left { entries, records: loaded.records, lifted: loaded.lifted, wall, rebooted };
         daemon.handle(Event::Adopt(Box::new(left)));
+        daemon.dataplane.filled()?;
         daemon.remembered = if rebooted { Vec::new() } else { loaded.sessions };
         daemon.write_clock();
         Ok(daemon)

@@ -58,6 +58,9 @@ pub struct Settings {
     pub xdp: XdpPreference,
     pub tc: TcPreference,
     pub capacities: Capacities,
+    /// Whoever opens it fills new maps with what stands, and calls [`Dataplane::filled`]: until then no gate takes them
+    /// for the whole truth.
+    pub fill: bool,
 }
 
 impl Default for Settings {
@@ -67,6 +70,7 @@ impl Default for Settings {
             xdp: XdpPreference::Auto,
             tc: TcPreference::Auto,
             capacities: Capacities::default(),
+            fill: false,
         }
     }
 }
@@ -233,7 +237,7 @@ impl Dataplane {
             }
             instances
         };
-        let tables = Tables::open(&pins.maps)?;
+        let tables = Tables::open(&pins.maps, settings.fill)?;
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,
@@ -437,6 +441,14 @@ impl Dataplane {
     /// How full the tables are; counted, not read.
     pub fn usage(&self) -> Vec<Usage> {
         self.tables.usage()
+    }
+
+    /// Everything that stands is in the maps: see [`Settings::fill`].
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn filled(&mut self) -> Result<()> {
+        self.tables.filled()
     }
 
     /// The number that the next revocation gets, as it was last set; 0 on new maps.

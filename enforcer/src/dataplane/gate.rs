@@ -85,7 +85,11 @@ impl Set {
         if !exists(&folder.join(layout::META))? {
             return Ok(None);
         }
-        let locks = match MetaMap::open(folder)?.read()?.abi {
+        let meta = MetaMap::open(folder)?.read()?;
+        if meta.filling != 0 {
+            return Ok(None);
+        }
+        let locks = match meta.abi {
             ABI => Some(HashMap::try_from(table(folder, layout::LOCKS)?)?),
             1 => None,
             // the daemon is making its first maps at this moment
@@ -103,7 +107,8 @@ impl Set {
 }
 
 impl GateMaps {
-    /// `None`: nothing is pinned there (no daemon has run since the boot, or everything was unloaded).
+    /// `None`: nothing is pinned there (no daemon has run since the boot, or everything was unloaded), or the daemon
+    /// has just made the maps, and what stands is not back in them yet.
     ///
     /// # Errors
     /// Pins that cannot be opened, or of another layout. The caller must not take that for "nothing stands".

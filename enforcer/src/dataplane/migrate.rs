@@ -52,11 +52,14 @@ pub(super) fn migrate(
     for definition in copied(plan) {
         copy(&pinned(pins, definition)?, &pinned(&next, definition)?, definition, &lease)?;
     }
-    let next_revocation = match exists(&pins.maps.join(layout::META))? {
-        true => MetaMap::open(&pins.maps)?.read()?.next_revocation,
-        false => 0,
+    let (next_revocation, filling) = match exists(&pins.maps.join(layout::META))? {
+        true => {
+            let meta = MetaMap::open(&pins.maps)?.read()?;
+            (meta.next_revocation, meta.filling != 0)
+        }
+        false => (0, false),
     };
-    MetaMap::open(&next.maps)?.write(next_revocation)?;
+    MetaMap::open(&next.maps)?.write(next_revocation, filling)?;
 
     let mut instances = HashMap::from([(own, first)]);
     hooks::renew_all(pins, &mut instances, |netns| {

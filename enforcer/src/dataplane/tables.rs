@@ -29,8 +29,8 @@ impl MetaMap {
         Ok(meta)
     }
 
-    pub(super) fn write(&mut self, next_revocation: u64) -> Result<()> {
-        let meta = Meta { abi: ABI, reserved: 0, next_revocation };
+    pub(super) fn write(&mut self, next_revocation: u64, filling: bool) -> Result<()> {
+        let meta = Meta { abi: ABI, filling: filling.into(), next_revocation };
         self.0.set(0, Plain(meta), 0).context("cannot write the map meta")
     }
 }
@@ -67,14 +67,19 @@ pub(super) struct Tables {
     heartbeat: Heartbeat,
     meta: MetaMap,
     next_revocation: u64,
+    filling: bool,
 }
 
 impl Tables {
-    /// Opens what the loader has pinned, and writes the layout's number.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    /// Opens what the loader has pinned, and writes the layout's number. `fill`: somebody is about to fill them if
+    /// they are new, and says when it is done.
+    pub(super) fn open(folder: &Path, fill: bool) -> Result<Self> {
         let mut meta = MetaMap::open(folder)?;
-        let next_revocation = meta.read()?.next_revocation;
-        meta.write(next_revocation)?;
+        let found = meta.read()?;
+        let next_revocation = found.next_revocation;
+        // also of an earlier run that did not come to the end of it
+        let filling = fill && (found.abi == 0 || found.filling != 0);
+        meta.write(next_revocation, filling)?;
         let mut tables = Self {
             flows: Counted::open(folder, layout::FLOWS)?,
             addresses: Counted::open(folder, layout::ADDRESSES)?,
@@ -88,6 +93,7 @@ impl Tables {
             heartbeat: Heartbeat::open(folder)?,
             meta,
             next_revocation,
+            filling,
         };
         tables.sweep_gate_hits()?;
         Ok(tables)
@@ -261,8 +267,13 @@ impl Tables {
         self.next_revocation
     }
 
+    pub(super) fn filled(&mut self) -> Result<()> {
+        self.filling = false;
+        self.meta.write(self.next_revocation, false)
+    }
+
     pub(super) fn set_next_revocation(&mut self, next: u64) -> Result<()> {
-        self.meta.write(next)?;
+        self.meta.write(next, self.filling)?;
         self.next_revocation = next;
         Ok(())
     }

@@ -130,6 +130,7 @@ impl Lab {
             pin_path: self.pin_path(),
             xdp: XdpPreference::Auto,
             tc: TcPreference::Auto,
+            fill: false,
             capacities: Capacities {
                 flows: 64,
                 addresses: 64,
