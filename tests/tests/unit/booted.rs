@@ -95,8 +95,9 @@ impl Booted {
         let init = self.init.to_string();
         let mut inside = command(
             "nsenter",
-            ["--target", &init, "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"],
+            ["--target", &init, "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--root"],
         );
+        // the root as well: in a chroot it is not that of the mount namespace
         inside.arg("--").arg(program).args(arguments);
         inside
     }
