@@ -22,9 +22,10 @@ use enforcer::session::{
     CutoffKey, Device, Entry, Flow, Identity, LockKey, Netns, Protocol, SafeId, ServerName, Stands, Token,
     TokenKind,
 };
-use enforcer_ebpf::layout::{self, DeviceKey, MAPS, Standing};
+use enforcer_ebpf::layout::{self, DeviceKey, MAPS, Present, Standing};
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::{self, Verdict};
+use enforcer_ebpf::packed::TICK_NS;
 use lab::{CLIENT, GATEWAY, Lab, OTHER, PEER, Socket, Tun, ifindex, ip, lab};
 use packets::{Memory, Packet, client_hello};
 
@@ -343,7 +344,7 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
         let entries = [
             (flow(netns, &client, &server), Stands::Forever),
             (Entry::Address(netns, "10.9.0.9".parse().unwrap()), Stands::Leased),
-            (Entry::Address(netns, "fd09::9".parse().unwrap()), Stands::Until(12345)),
+            (Entry::Address(netns, "fd09::9".parse().unwrap()), Stands::Until(TICK_NS)),
             (Entry::Device(Device { netns, index: 99 }), Stands::Forever),
             (Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3]).unwrap()), Stands::Leased),
             (Entry::SafeId(SafeId::from_bytes([1; 20])), Stands::Forever),
@@ -504,7 +505,7 @@ fn a_lease_lapses_without_a_heartbeat_and_the_programs_say_so() {
         dataplane.remove(&entry).unwrap();
         insert(&mut dataplane, &entry, Stands::Until(Dataplane::kernel_monotonic_ns() + 400_000_000));
         assert!(!client.reaches(&server));
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(Duration::from_nanos(400_000_000 + TICK_NS));
         assert!(client.reaches(&server));
         assert_eq!(packets_by(&dataplane, "passed-expired"), 1);
         drop(dataplane);
@@ -773,6 +774,9 @@ fn kernel_and_host_agree_on_thousands_of_packets() {
         fill(&mut ebpf, layout::FLOWS, &memory.flows);
         fill(&mut ebpf, layout::TOKENS, &memory.tokens);
         fill(&mut ebpf, layout::ADDRESSES, &memory.addresses);
+        // no buckets: everything is in the plain maps
+        let mut present = Array::try_from(ebpf.map_mut(layout::PRESENT).unwrap()).unwrap();
+        present.set(0, Raw(Present { flows: 1, addresses: 1, devices: 1, tokens: 1 }), 0).unwrap();
         for (name, program) in ebpf.programs_mut() {
             match program {
                 aya::programs::Program::Xdp(program) => program.load(),
