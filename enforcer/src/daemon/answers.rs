@@ -50,8 +50,12 @@ impl Daemon {
                 let _ = reply.send(Ok(Reply::Users(self.users())));
             }
             Request::Sessions(_) => self.fetch_cookies(Then::ShowSessions(reply)),
-            Request::Revocations(_) => {
-                let _ = reply.send(self.revocations().map(Reply::Revocations));
+            Request::Revocations(page) => {
+                let (part, next) = self.revocations(page);
+                let _ = reply.send(Ok(Reply::Revocations(part, next)));
+            }
+            Request::CountRevocations(_) => {
+                let _ = reply.send(Ok(Reply::Count(self.count_revocations())));
             }
             Request::Events(_) => {
                 let events = self.events.iter().cloned().collect();
@@ -114,7 +118,7 @@ impl Daemon {
     fn call_lift(&mut self, request: &api::LiftRequest, caller: Caller, reply: Answerer) {
         if request.dry_run {
             let entries = self.registry.holdings().of(request.number).len();
-            let known = self.registry.revocations().find(|r| r.number == request.number);
+            let known = self.registry.revocation(request.number);
             let answer = known
                 .ok_or_else(|| Status::not_found(format!("there is no revocation {}", request.number)))
                 .map(|r| {

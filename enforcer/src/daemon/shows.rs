@@ -2,13 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use tonic::Status;
+use prost::Message as _;
 
-use crate::control::api;
+use crate::control::{Page, api};
 use crate::ocserv;
-use crate::registry::{LayerResult, Phase, Receipt, RevocationState, SessionRow};
+use crate::registry::{LayerResult, Number, Phase, Receipt, Revocation, RevocationState, SessionRow};
 
 use super::Daemon;
+
+/// A part of a list ends with the revocation by which it comes to one of these: so many of them, bytes, or entries that
+/// were looked up in the kernel (a microsecond each). A message of gRPC may have 4 MiB, and a revocation alone has some
+/// hundreds of bytes, at the very worst some hundred KiB.
+const MAX_PART: usize = 512;
+const PART_BYTES: usize = 256 * 1_024;
+const PART_ENTRIES: usize = 4_096;
+/// How many notes of a revocation are listed.
+const MAX_NOTES: usize = 100;
 
 impl Daemon {
     pub(super) fn users(&self) -> api::Users {
@@ -60,37 +69,74 @@ impl Daemon {
         api::Users { users }
     }
 
-    pub(super) fn revocations(&self) -> Result<api::Revocations, Status> {
-        let stored = self.dataplane.entries().map_err(|error| Status::internal(format!("{error:#}")))?;
-        let mut by_number: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        for entry in &stored {
-            let (entries, hits) = by_number.entry(entry.revocation).or_default();
-            *entries += 1;
-            *hits += entry.hits;
+    /// A part of the list: as much as the loop can tell without keeping others waiting.
+    ///
+    /// What is in the kernel is looked up for these alone, entry by entry: a dump of tables with a million entries takes
+    /// a second.
+    pub(super) fn revocations(&self, page: Page) -> (api::Revocations, Option<Page>) {
+        let up_to = page.up_to.unwrap_or(Number::MAX).min(self.registry.next_number().saturating_sub(1));
+        let mut rest =
+            self.registry.revocations_after(page.after).take_while(|r| r.number <= up_to).peekable();
+        let mut part = Vec::new();
+        let (mut bytes, mut looked) = (0, 0);
+        while part.len() < MAX_PART
+            && bytes < PART_BYTES
+            && looked < PART_ENTRIES
+            && let Some(revocation) = rest.next()
+        {
+            let info = self.revocation(revocation, &mut looked);
+            bytes += info.encoded_len();
+            part.push(info);
         }
-        let revocations = (self.registry.revocations())
-            .map(|r| {
-                let (entries, hits) = by_number.get(&r.number).copied().unwrap_or_default();
-                let receipt = self.registry.receipt_of(r.number, super::now());
-                let complete = receipt.as_ref().is_some_and(Receipt::is_complete);
-                api::RevocationInfo {
-                    number: r.number,
-                    target: r.order.target.to_string(),
-                    by: r.order.by.clone(),
-                    reason: r.order.reason.clone(),
-                    at: r.at.wall,
-                    state: state(r.state, complete).into(),
-                    entries,
-                    // what was taken out meanwhile is remembered
-                    hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
-                    layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
-                    notes: receipt.map(|receipt| receipt.notes).unwrap_or_default(),
-                    until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
-                }
-            })
-            .collect();
-        Ok(api::Revocations { revocations })
+        let last = part.last().filter(|_| rest.peek().is_some());
+        let next = last.map(|info| Page { after: info.number, up_to: Some(up_to) });
+        (api::Revocations { revocations: part }, next)
     }
+
+    /// `looked` grows by the entries that were looked up.
+    fn revocation(&self, r: &Revocation, looked: &mut usize) -> api::RevocationInfo {
+        let (mut entries, mut hits) = (0, 0);
+        for entry in self.registry.holdings().in_kernel_by(r.number) {
+            *looked += 1;
+            if let Some(its) = self.dataplane.hits(entry) {
+                entries += 1;
+                hits += its;
+            }
+        }
+        let receipt = self.registry.receipt_of(r.number, super::now());
+        let complete = receipt.as_ref().is_some_and(Receipt::is_complete);
+        api::RevocationInfo {
+            number: r.number,
+            target: r.order.target.to_string(),
+            by: r.order.by.clone(),
+            reason: r.order.reason.clone(),
+            at: r.at.wall,
+            state: state(r.state, complete).into(),
+            entries,
+            // what was taken out meanwhile is remembered
+            hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
+            layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
+            notes: receipt.map(|receipt| few(receipt.notes)).unwrap_or_default(),
+            until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
+        }
+    }
+
+    pub(super) fn count_revocations(&self) -> api::RevocationCount {
+        api::RevocationCount {
+            in_force: self.registry.revocations_in_force() as u64,
+            remembered: self.registry.revocations_remembered() as u64,
+        }
+    }
+}
+
+/// The first of the notes; how many more there are is said.
+fn few(mut notes: Vec<String>) -> Vec<String> {
+    let more = notes.len().saturating_sub(MAX_NOTES);
+    if more > 0 {
+        notes.truncate(MAX_NOTES);
+        notes.push(format!("… and {more} more"));
+    }
+    notes
 }
 
 fn state(state: RevocationState, complete: bool) -> &'static str {
