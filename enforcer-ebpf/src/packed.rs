@@ -207,6 +207,59 @@ pub const fn elsewhere(words: &[u64; 4]) -> u64 {
     words[3] >> COUNTS
 }
 
+/// Where a key is, as far as a reader can see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place<F> {
+    Here(F),
+    /// If anywhere, it is in the plain map.
+    Plain,
+    Nowhere,
+}
+
+/// What a reader sees of a table.
+pub trait Table<K> {
+    type Found;
+    /// The words of a line; `None`: there is no such bucket.
+    fn line(&self, bucket: u32) -> Option<[u64; 4]>;
+    /// Among the slots of that bucket with that tag, the one with that key.
+    fn search(&self, bucket: u32, tag: u16, key: &K) -> Option<Self::Found>;
+}
+
+/// A lookup among `buckets`; with none of them, everything is in the plain map.
+#[inline(always)]
+pub fn find<K: Key, T: Table<K>>(
+    table: &T,
+    buckets: u32,
+    secret: impl Fn(usize) -> u64,
+    key: &K,
+) -> Place<T::Found> {
+    if buckets == 0 {
+        return Place::Plain;
+    }
+    let hash = hash(key, secret);
+    let (home, tag) = (home(hash, buckets), tag(hash));
+    let Some(words) = table.line(home) else { return Place::Plain };
+    if may_have(&words, tag)
+        && let Some(found) = table.search(home, tag, key)
+    {
+        return Place::Here(found);
+    }
+    let elsewhere = elsewhere(&words);
+    if elsewhere == 0 {
+        return Place::Nowhere;
+    }
+    if elsewhere & 0xff != 0 {
+        let other = other(hash, buckets);
+        let Some(words) = table.line(other) else { return Place::Plain };
+        if may_have(&words, tag)
+            && let Some(found) = table.search(other, tag, key)
+        {
+            return Place::Here(found);
+        }
+    }
+    if elsewhere >> 8 == 0 { Place::Nowhere } else { Place::Plain }
+}
+
 const _: () = {
     // the words of a line are read as they lie in memory
     assert!(cfg!(target_endian = "little"));
@@ -286,7 +339,10 @@ mod tests {
         let buckets = 1 << 12;
         let mut counts = [0_u32; 1 << 12];
         for number in 0..buckets * 12 {
-            let key = AddressKey { address: crate::layout::Address::v4(u32::to_be(0x0a00_0000 + number)), netns: 7 };
+            let key = AddressKey {
+                address: crate::layout::Address::v4(u32::to_be(0x0a00_0000 + number)),
+                netns: 7,
+            };
             let hash = hash(&key, |at| secret[at]);
             counts[home(hash, buckets) as usize] += 1;
         }

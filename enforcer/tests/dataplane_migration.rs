@@ -85,8 +85,7 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
         let sent = traffic.flood(Duration::ZERO, || {
             for each in rounds {
                 // nothing is attached here: what hangs gets new programs all the same
-                let mut dataplane = Dataplane::open(settings(each)).unwrap();
-                dataplane.beat().unwrap();
+                let dataplane = Dataplane::open(settings(each)).unwrap();
                 assert_eq!(dataplane.next_revocation(), 42);
                 assert!(!dataplane.lapsed());
                 let stored = sorted(&dataplane);

@@ -9,15 +9,15 @@ use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, MMAPABLE, Meta, NO_PREALLOC,
-    Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, MMAPABLE, Meta, NO_PREALLOC, Present,
+    SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
-use enforcer_ebpf::packed::{Bucket, HashKeys, Line, MOST_HITS, Tail};
+use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, MOST_HITS, Place, Tail};
 use enforcer_ebpf::verdict::World;
 
-use super::packed::{self, Place};
+use super::packed::Maps;
 
 const FLAGS: usize = NO_PREALLOC as usize;
 pub const SHARED: usize = MMAPABLE as usize;
@@ -79,7 +79,7 @@ static META: Array<Meta, 1> = Array::new();
 
 /// One word of the secret, which is [`HashKeys`].
 #[inline(always)]
-pub fn secret(at: usize) -> u64 {
+fn secret(at: usize) -> u64 {
     match HASH_SECRET.get(at) {
         Some(word) => word.load(),
         None => 0,
@@ -123,7 +123,8 @@ impl World for Tables {
         if !present(|present| unsafe { &raw const (*present).flows }) {
             return None;
         }
-        match packed::find(&FLOW_LINES, &FLOW_BUCKETS, FLOW_BUCKET_COUNT.load(), key) {
+        let maps = Maps { lines: &FLOW_LINES, buckets: &FLOW_BUCKETS };
+        match packed::find(&maps, FLOW_BUCKET_COUNT.load(), secret, key) {
             Place::Here(tail) => Some(Found::Packed(tail)),
             Place::Plain => FLOWS.get_ptr_mut(key).map(Found::Plain),
             Place::Nowhere => None,
@@ -148,7 +149,8 @@ impl World for Tables {
         if !present(|present| unsafe { &raw const (*present).addresses }) {
             return None;
         }
-        match packed::find(&ADDRESS_LINES, &ADDRESS_BUCKETS, ADDRESS_BUCKET_COUNT.load(), key) {
+        let maps = Maps { lines: &ADDRESS_LINES, buckets: &ADDRESS_BUCKETS };
+        match packed::find(&maps, ADDRESS_BUCKET_COUNT.load(), secret, key) {
             Place::Here(tail) => Some(Found::Packed(tail)),
             Place::Plain => ADDRESSES.get_ptr_mut(key).map(Found::Plain),
             Place::Nowhere => None,

@@ -1,6 +1,8 @@
 //! The writer of a packed table: see `enforcer_ebpf::packed`, whose rules it keeps.
 
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -53,13 +55,11 @@ impl<K: Bits + Key> Packed<K> {
         secret: HashKeys,
         plain: impl Iterator<Item = K>,
     ) -> Result<Self> {
-        let mut new = Self {
-            memory: Memory::open(folder, maps)?,
-            secret,
-            used: 0,
-            freed: VecDeque::new(),
-            grace: Grace::default(),
-        };
+        Self::with(Memory::open(folder, maps)?, secret, plain)
+    }
+
+    fn with(memory: Memory<K>, secret: HashKeys, plain: impl Iterator<Item = K>) -> Result<Self> {
+        let mut new = Self { memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
         new.recover(plain)?;
         Ok(new)
     }
@@ -81,7 +81,9 @@ impl<K: Bits + Key> Packed<K> {
     /// Where the key is; `None`: not here, but perhaps in the plain map.
     pub(super) fn find(&self, key: &K) -> Option<Spot> {
         let Places { home, other, tag } = self.places(key);
-        let search = |bucket| self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot).as_ref() == Some(key));
+        let search = |bucket| {
+            self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot).as_ref() == Some(key))
+        };
         search(home).or_else(|| {
             let elsewhere = self.memory.in_other(home)?.load(Ordering::Relaxed) != 0;
             elsewhere.then(|| search(other)).flatten()
@@ -92,7 +94,9 @@ impl<K: Bits + Key> Packed<K> {
     /// is not written: the programs may be counting.
     pub(super) fn overwrite(&self, spot: Spot, old: Standing, new: Standing) -> bool {
         let Some((revocation, tail)) = encode(&new) else { return false };
-        let (Some([expires, hits, last]), Some(number)) = (self.memory.tail(spot), self.memory.revocation(spot)) else {
+        let (Some([expires, hits, last]), Some(number)) =
+            (self.memory.tail(spot), self.memory.revocation(spot))
+        else {
             return false;
         };
         number.store(revocation, Ordering::Relaxed);
@@ -133,7 +137,8 @@ impl<K: Bits + Key> Packed<K> {
     }
 
     fn publish(&mut self, spot: Spot, key: K, revocation: u32, tail: Tail, tag: u16) -> bool {
-        let (Some(slot), Some(number), Some(published)) = (self.memory.slot(spot), self.memory.revocation(spot), self.memory.tag(spot))
+        let (Some(slot), Some(number), Some(published)) =
+            (self.memory.slot(spot), self.memory.revocation(spot), self.memory.tag(spot))
         else {
             return false;
         };
@@ -174,6 +179,17 @@ impl<K: Bits + Key> Packed<K> {
         if !self.freed.is_empty() {
             self.grace.begin();
         }
+    }
+
+    /// Lets a grace period go by.
+    #[cfg(test)]
+    fn wait(&mut self) {
+        let waited = self.freed.back().map_or(0, |(period, _)| *period);
+        while !self.grace.is_over(waited) {
+            self.grace.begin();
+            std::thread::yield_now();
+        }
+        self.reclaim();
     }
 
     /// To be called before the key goes into the plain map.
@@ -225,12 +241,15 @@ impl<K: Bits + Key> Packed<K> {
         self.used = used;
         for (bucket, [other, plain]) in counts.into_iter().enumerate() {
             let bucket = u32::try_from(bucket)?;
-            if let (Some(in_other), Some(in_plain)) = (self.memory.in_other(bucket), self.memory.in_plain(bucket)) {
+            if let (Some(in_other), Some(in_plain)) =
+                (self.memory.in_other(bucket), self.memory.in_plain(bucket))
+            {
                 in_other.store(other, Ordering::Relaxed);
                 in_plain.store(plain, Ordering::Relaxed);
             }
         }
-        let freed: Vec<Spot> = (0..self.memory.count()).flat_map(|bucket| self.memory.with_tag(bucket, FREED)).collect();
+        let freed: Vec<Spot> =
+            (0..self.memory.count()).flat_map(|bucket| self.memory.with_tag(bucket, FREED)).collect();
         // who freed them has died, but a program that it has seen may still run
         if !freed.is_empty() && Grace::wait() {
             for spot in freed {
@@ -247,7 +266,9 @@ impl<K: Bits + Key> Packed<K> {
                 && self.find(&key).is_none()
                 && !self.insert(key, standing)
             {
-                bail!("an entry of the kernel's tables is in the wrong place, and there is no room in the right one");
+                bail!(
+                    "an entry of the kernel's tables is in the wrong place, and there is no room in the right one"
+                );
             }
             self.free(spot);
         }

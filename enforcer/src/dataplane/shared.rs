@@ -104,6 +104,12 @@ impl Grace {
         }
     }
 
+    /// One whose period never ends.
+    #[cfg(test)]
+    pub(super) fn stuck() -> Self {
+        Self { begun: 1, ended: Arc::default() }
+    }
+
     /// A whole period, now. `false`: it cannot be had.
     pub(super) fn wait() -> bool {
         membarrier().is_ok()

@@ -152,8 +152,7 @@ impl<K: Kept> Standings<K> {
             return Ok(true);
         }
         let Some(old) = self.plain.get(key)? else { return Ok(false) };
-        let sum =
-            Standing { hits: old.hits.saturating_add(hits), last_ns: old.last_ns.max(last_ns), ..old };
+        let sum = Standing { hits: old.hits.saturating_add(hits), last_ns: old.last_ns.max(last_ns), ..old };
         self.plain.put(key, sum, |_| sum).map_err(anyhow::Error::new)?;
         Ok(true)
     }

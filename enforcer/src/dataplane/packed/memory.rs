@@ -37,6 +37,13 @@ impl<K: Bits + Key> Memory<K> {
         Ok(new)
     }
 
+    /// Of two descriptors.
+    #[cfg(test)]
+    pub(super) fn of(maps: [&std::fs::File; 2], count: u32) -> Self {
+        let [lines, buckets] = maps;
+        Self { lines: Shared::of(lines, count).unwrap(), buckets: Shared::of(buckets, count).unwrap() }
+    }
+
     pub(super) fn count(&self) -> u32 {
         self.lines.count()
     }
@@ -45,7 +52,8 @@ impl<K: Bits + Key> Memory<K> {
         let line = self.lines.at(spot.bucket)?;
         // SAFETY: an aligned field of a line in the mapping, which lives as long as `self`, and is only ever touched
         // by single instructions on both sides.
-        (spot.slot < SLOTS).then(|| unsafe { AtomicU16::from_ptr((&raw mut (*line).tags).cast::<u16>().add(spot.slot)) })
+        (spot.slot < SLOTS)
+            .then(|| unsafe { AtomicU16::from_ptr((&raw mut (*line).tags).cast::<u16>().add(spot.slot)) })
     }
 
     pub(super) fn in_other(&self, bucket: u32) -> Option<&AtomicU8> {
@@ -69,7 +77,8 @@ impl<K: Bits + Key> Memory<K> {
         // SAFETY: as in `tag`.
         Some(unsafe {
             let tail = &raw mut (*slot).tail;
-            [&raw mut (*tail).expires, &raw mut (*tail).hits, &raw mut (*tail).last].map(|at| AtomicU32::from_ptr(at))
+            [&raw mut (*tail).expires, &raw mut (*tail).hits, &raw mut (*tail).last]
+                .map(|at| AtomicU32::from_ptr(at))
         })
     }
 
@@ -103,6 +112,13 @@ impl<K: Bits + Key> Memory<K> {
         })
     }
 
+    /// A line as a program reads it.
+    #[cfg(test)]
+    pub(super) fn words(&self, bucket: u32) -> Option<[u64; 4]> {
+        // SAFETY: within the mapping.
+        self.lines.at(bucket).map(|line| unsafe { line.cast::<[u64; 4]>().read_volatile() })
+    }
+
     /// Every entry once.
     pub(in crate::dataplane) fn each(&self, mut visit: impl FnMut(K, Standing)) {
         for (spot, _) in self.taken() {
@@ -125,7 +141,12 @@ fn shared<T>(folder: &Path, name: &str) -> Result<Shared<T>> {
     let cannot = || format!("cannot share the memory of the pinned map {}", path.display());
     let info = MapInfo::from_pin(&path).with_context(cannot)?;
     if usize::try_from(info.value_size()).ok() != Some(size_of::<T>()) {
-        bail!("the pinned map {} has elements of {} bytes, and {} are expected", path.display(), info.value_size(), size_of::<T>());
+        bail!(
+            "the pinned map {} has elements of {} bytes, and {} are expected",
+            path.display(),
+            info.value_size(),
+            size_of::<T>()
+        );
     }
     let map = sys::open_pin(&path).with_context(cannot)?;
     Shared::of(map, info.max_entries()).with_context(cannot)
