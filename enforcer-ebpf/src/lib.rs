@@ -4,6 +4,8 @@
 //! and nothing panics, whatever the bytes.
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod counters;
 pub mod layout;
 pub mod packed;

@@ -24,6 +24,8 @@ const PREBUILT: &str = "ENFORCER_BPF_OBJECT";
 const OBJECT: &str = "enforcer.bpf.o";
 /// The object of the layout 1, which the tests of its migration load. Empty with a prebuilt object: no test can run.
 const OBJECT_ABI_1: &str = "enforcer-abi-1.bpf.o";
+/// The limits that the measurements compare with (feature `bench`). Empty with a prebuilt object.
+const OBJECT_BENCH: &str = "enforcer-bench.bpf.o";
 const PROGRAMS: &str = "enforcer-ebpf";
 /// What of the outer cargo's environment the inner one needs: where its registries are and how to get there.
 const KEPT: [&str; 6] =
@@ -40,11 +42,15 @@ pub fn build() -> Result<()> {
         println!("cargo:rerun-if-changed={}", prebuilt.display());
         fs::copy(&prebuilt, out.join(OBJECT))
             .with_context(|| format!("cannot copy {}", prebuilt.display()))?;
-        fs::write(out.join(OBJECT_ABI_1), "").context("cannot write to OUT_DIR")?;
+        for name in [OBJECT_ABI_1, OBJECT_BENCH] {
+            fs::write(out.join(name), "").context("cannot write to OUT_DIR")?;
+        }
         return Ok(());
     }
+    let bench = env::var_os("CARGO_FEATURE_BENCH").map(|_| ("programs,bench", OBJECT_BENCH));
     // ours last: cargo leaves it in place
-    for (features, name) in [("programs,abi-1", OBJECT_ABI_1), ("programs", OBJECT)] {
+    let objects = bench.into_iter().chain([("programs,abi-1", OBJECT_ABI_1), ("programs", OBJECT)]);
+    for (features, name) in objects {
         let object = compile(&out, features)?;
         fs::copy(&object, out.join(name)).with_context(|| format!("cannot copy {}", object.display()))?;
     }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: what is done to this workspace. Needs nothing but a Rust toolchain to build.
 
+mod bench;
 mod packages;
 mod setup;
 mod steps;
@@ -32,11 +33,16 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
-    /// Measures, beside stock ocserv in the same run (after setup, and an optimized build)
+    /// Measures: sessions beside stock ocserv, packets and tables beside other firewalls (after setup)
     Bench {
-        /// Such as `--rounds 100 --json FILE`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        /// Only these of `ends`, `honest`, `drops`, `tables`
+        only: Vec<String>,
+        /// In so many rounds (default: what each of them has)
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// Every row as an object of one list
+        #[arg(long)]
+        json: Option<PathBuf>,
     },
     /// Format, lints and every test (after setup)
     Test {
@@ -82,23 +88,9 @@ fn run(task: Task) -> Result<ExitCode> {
             }
             return steps::exit_code(&mut demo);
         }
-        Task::Bench { arguments } => {
+        Task::Bench { only, rounds, json } => {
             setup::setup()?;
-            cargo([
-                "build",
-                "--release",
-                "-p",
-                "enforcer",
-                "-p",
-                "enforcer-tests",
-                "--bin",
-                "enforcer",
-                "--bin",
-                "bench",
-            ])?;
-            let mut bench = steps::command(steps::target().join("release/bench"))?;
-            bench.args(arguments);
-            return steps::exit_code(&mut bench);
+            bench::bench(&only, rounds, json.as_deref())?;
         }
         Task::Test { only } => {
             setup::setup()?;

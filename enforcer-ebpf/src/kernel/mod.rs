@@ -1,5 +1,7 @@
 //! The hooks: five, each for Ethernet and for bare IP frames.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod frame;
 mod packed;
 mod tables;

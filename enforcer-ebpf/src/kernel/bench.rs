@@ -1,0 +1,142 @@
+//! For the measurements alone (feature `bench`): the least that a program can do, and packets whose address is
+//! another one each time. A rewritten packet goes on by a tail call, so that the very programs of a gateway (or of
+//! others) can be measured with it, and the limits go the same way.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::btf_maps::{Array, ProgramArray};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::macros::{btf_map, classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use enforcer_ebpf::bench::Random;
+use enforcer_ebpf::layout::{Address, UDP};
+use enforcer_ebpf::packet::{Framing, addresses, dtls_session_id, segment};
+
+use super::frame::{self, Linear};
+use super::{NEXT, SHOT};
+
+#[btf_map(name = "bench_random")]
+static RANDOM: Array<Random, 1> = Array::new();
+#[btf_map(name = "bench_next_xdp")]
+static NEXT_XDP: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "bench_next_tc")]
+static NEXT_TC: ProgramArray<1> = ProgramArray::new();
+
+/// Of an IPv4 packet after an Ethernet header without tags.
+const SOURCE: usize = 14 + 12;
+const DESTINATION: usize = 14 + 16;
+
+/// The optimiser has to assume that somebody wants this.
+#[inline(always)]
+fn want(word: u32) {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {word} */", word = in(reg) u64::from(word), options(nomem, nostack, preserves_flags)) };
+}
+
+#[inline(always)]
+fn want_address(address: &Address) {
+    for at in 0..4 {
+        want(address.word(at));
+    }
+}
+
+/// All that `verdict::outer` reads of a packet.
+#[inline(always)]
+fn read_segment(frame: &Linear) {
+    let Ok(segment) = segment(frame, Framing::Ethernet) else { return };
+    want_address(&segment.source);
+    want_address(&segment.destination);
+    want(u32::from(segment.source_port) | u32::from(segment.destination_port) << 16);
+    want(segment.protocol);
+    if segment.protocol == UDP
+        && let Some(token) = dtls_session_id(frame, segment.at)
+    {
+        token.id.into_iter().for_each(want);
+    }
+}
+
+/// Gives the packet its next address.
+#[inline(always)]
+fn rewrite(start: usize, end: usize, at: usize) {
+    let Some(random) = RANDOM.get_ptr_mut(0) else { return };
+    if start + DESTINATION + 4 > end {
+        return;
+    }
+    // SAFETY: a value of the map, which programs on one CPU alone use; four bytes within the packet.
+    unsafe { *((start + at) as *mut u32) = (*random).draw().to_be() };
+}
+
+#[xdp]
+pub fn bench_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[xdp]
+pub fn bench_drop(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
+#[xdp]
+pub fn bench_parse(ctx: XdpContext) -> u32 {
+    read_segment(&Linear::new(ctx.data(), ctx.data_end()));
+    xdp_action::XDP_PASS
+}
+
+/// A random source address, and on to the program in the array.
+#[xdp]
+pub fn bench_source(ctx: XdpContext) -> u32 {
+    rewrite(ctx.data(), ctx.data_end(), SOURCE);
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { NEXT_XDP.tail_call(&ctx, 0) };
+    xdp_action::XDP_ABORTED
+}
+
+/// A random source address, and out through a device.
+#[xdp]
+pub fn bench_send(ctx: XdpContext) -> u32 {
+    rewrite(ctx.data(), ctx.data_end(), SOURCE);
+    let Some(random) = RANDOM.get_ptr(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: a value of the map; a helper.
+    unsafe { bpf_redirect((*random).ifindex, 0) as u32 }
+}
+
+#[classifier]
+pub fn bench_tc_pass(_: TcContext) -> i32 {
+    NEXT
+}
+
+#[classifier]
+pub fn bench_tc_drop(_: TcContext) -> i32 {
+    SHOT
+}
+
+/// All that the hooks on the LAN read of a packet.
+#[classifier]
+pub fn bench_tc_parse(ctx: TcContext) -> i32 {
+    if let Ok(both) = addresses(&frame::headers(&ctx), Framing::Ethernet) {
+        want_address(&both.source);
+        want_address(&both.destination);
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn go_on(ctx: &TcContext, at: usize) -> i32 {
+    rewrite(ctx.data(), ctx.data_end(), at);
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { NEXT_TC.tail_call(ctx, 0) };
+    SHOT
+}
+
+/// A random source address, and on to the program in the array.
+#[classifier]
+pub fn bench_tc_source(ctx: TcContext) -> i32 {
+    go_on(&ctx, SOURCE)
+}
+
+/// A random destination address, likewise.
+#[classifier]
+pub fn bench_tc_destination(ctx: TcContext) -> i32 {
+    go_on(&ctx, DESTINATION)
+}
