@@ -6,7 +6,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_ebpf::bench::Random;
@@ -24,6 +24,7 @@ static NEXT_XDP: ProgramArray<1> = ProgramArray::new();
 static NEXT_TC: ProgramArray<1> = ProgramArray::new();
 
 /// Of an IPv4 packet after an Ethernet header without tags.
+const CHECKSUM: usize = 14 + 10;
 const SOURCE: usize = 14 + 12;
 const DESTINATION: usize = 14 + 16;
 
@@ -62,15 +63,38 @@ fn read_segment(frame: &Linear) {
     }
 }
 
-/// Gives the packet its next address.
+/// Gives the packet its next address, and the checksum of its IP header that goes with it.
 #[inline(always)]
 fn rewrite(start: usize, end: usize, at: usize) {
     let Some(random) = RANDOM.get_ptr_mut(0) else { return };
     if start + DESTINATION + 4 > end {
         return;
     }
-    // SAFETY: a value of the map, which programs on one CPU alone use; four bytes within the packet.
-    unsafe { *((start + at) as *mut u32) = (*random).draw().to_be() };
+    // SAFETY: a value of the map, which programs on one CPU alone use; words within the packet.
+    unsafe {
+        let (address, checksum) = ((start + at) as *mut u32, (start + CHECKSUM) as *mut u16);
+        let new = (*random).draw().to_be();
+        // RFC 1624; in which order the bytes of words are added does not matter
+        let sum = u64::from(!*checksum) + u64::from(!*address) + u64::from(new);
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        *checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        *address = new;
+    }
+}
+
+/// What the clock costs that a drop reads.
+#[xdp]
+pub fn bench_clock(_: XdpContext) -> u32 {
+    // SAFETY: a helper without arguments.
+    if unsafe { bpf_ktime_get_ns() } == 0 { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}
+
+/// ... and one that is as old as the last tick (Linux 5.11).
+#[xdp]
+pub fn bench_clock_coarse(_: XdpContext) -> u32 {
+    // SAFETY: a helper without arguments.
+    if unsafe { bpf_ktime_get_coarse_ns() } == 0 { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 #[xdp]

@@ -36,10 +36,10 @@ fn send(lane: &Lane, limits: &mut Ebpf, softirqs: &Softirqs, first: u32, count: 
 /// One turn of a contender that has to drop all of them.
 pub fn turn(lane: &Lane, limits: &mut Ebpf, softirqs: &Softirqs, sources: u32) -> f64 {
     send(lane, limits, softirqs, FIRST, sources, PACKETS / 8);
-    let [_, before] = lane.received();
+    let before = lane.received();
     let cost = send(lane, limits, softirqs, FIRST, sources, PACKETS);
-    let [_, after] = lane.received();
-    assert_eq!(after - before, 0, "packets of revoked sources have come through");
+    // else they were dropped for something else
+    assert_eq!(lane.received(), before, "packets of revoked sources were malformed, or have come through");
     cost
 }
 

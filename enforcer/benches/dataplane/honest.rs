@@ -51,7 +51,23 @@ pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     }
     rows.extend(hot(&ours, &limits, rounds, "1,000,000 entries, one packet"));
     rows.extend(cold(&ours, &mut limits, rounds));
+    rows.push(clock(&limits, rounds));
     rows
+}
+
+/// The clock that a drop reads, beside one that the kernel has at hand.
+fn clock(limits: &Ebpf, rounds: usize) -> Row {
+    let frame = objects::frame([10, 0, 0, 1], LOCAL, [[2; 6]; 2]);
+    let mut row =
+        row("a program that reads the clock".to_owned(), &[("coarse clock", "", 0), ("return PASS", "", 0)]);
+    row.against = "return PASS";
+    for _ in 0..rounds {
+        row.ours.push(cost(xdp(limits, "bench_clock"), &frame, PASS));
+        for ((_, series), name) in row.limits.iter_mut().zip(["bench_clock_coarse", "bench_pass"]) {
+            series.push(cost(xdp(limits, name), &frame, PASS));
+        }
+    }
+    row
 }
 
 /// The hooks: ours, and whether it is XDP.

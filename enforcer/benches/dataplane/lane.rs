@@ -58,13 +58,13 @@ impl Lane {
         self.here(|| run("ethtool", &["-K", DEVICE, "gro", "on"], ""));
     }
 
-    /// How many packets the receiver's IP layer has seen, and how many have come past its firewall.
+    /// How many packets the receiver's IP layer has thrown away as malformed, and how many have come past its firewall.
     pub fn received(&self) -> [u64; 2] {
         let text = self.here(|| fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
         let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(str::split_whitespace);
         let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
         let all: Vec<_> = names.zip(values).collect();
-        ["InReceives", "InDelivers"]
+        ["InHdrErrors", "InDelivers"]
             .map(|wanted| all.iter().find(|(name, _)| *name == wanted).unwrap().1.parse().unwrap())
     }
 }
