@@ -80,7 +80,6 @@ fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
             map.insert(key(lab, number), Raw(STANDING), 0).unwrap();
         }
         series[1].push(seconds(cpu::thread() - before));
-        drop(map);
         let Some(aya::maps::Map::HashMap(map)) = plain.map(layout::ADDRESSES) else { panic!("a hash map") };
         bytes[1].push(memlock(map.fd().as_fd()) / f64::from(MILLION));
         drop(plain);
