@@ -60,6 +60,8 @@ fn main() -> ExitCode {
     unshare(CloneFlags::CLONE_NEWNS).expect("root is needed");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+    // xdp-filter's object pins its maps by name
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).expect("a bpffs of our own");
     println!("{}", rows::machine());
     let mut rows = Vec::new();
     for (name, group) in GROUPS {

@@ -64,6 +64,10 @@ pub fn iptables(lane: &Lane, count: u32) {
 /// xdp-filter's own program and maps, without the dispatcher that its command puts before it.
 pub fn xdp_filter(count: u32) -> Ebpf {
     let mut ebpf = objects::loaded(EbpfLoader::new().load_file(XDP_FILTER).expect("the package xdp-tools"));
+    // it has pinned them in our own bpffs; the next one gets maps of its own
+    for name in ["xdp_stats_map", "filter_ipv4", "filter_ipv6"] {
+        std::fs::remove_file(format!("/sys/fs/bpf/{name}")).expect("a pin");
+    }
     let mut map: PerCpuHashMap<_, [u8; 4], u64> = ebpf.map_mut("filter_ipv4").unwrap().try_into().unwrap();
     let cpus = nr_cpus().map_err(|(what, error)| format!("{what}: {error}")).unwrap();
     for source in sources(count) {
