@@ -41,6 +41,8 @@ pub struct Session {
     pub device: Option<Device>,
     pub netns: Option<Netns>,
     pub phase: Phase,
+    /// When its cookie was made, if a list told so while that mattered.
+    pub(super) made: Option<u64>,
     pub(super) seen_first: Duration,
     probed: Duration,
     /// When ocserv told of it, at the latest.
@@ -64,6 +66,7 @@ impl Session {
             device: None,
             netns: None,
             phase: Phase::Admitting,
+            made: None,
             seen_first: now.mono,
             probed: now.mono,
             told: Duration::ZERO,
@@ -249,7 +252,12 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
-        let is_later = seen.since > self.holdings.moment(&cutoff) && seen.since <= now.wall;
+        let moment = self.holdings.moment(&cutoff);
+        // the gate let it in, since a list showed its cookie to be younger, though not all of the others
+        if session.made.is_some_and(|made| made > moment) {
+            return;
+        }
+        let is_later = seen.since > moment && seen.since <= now.wall;
         for number in self.holdings.numbers(&cutoff) {
             if is_later && self.revocations.get(&number).is_some_and(|r| r.adopted) {
                 continue;

@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::registry::*;
-use crate::session::{Entry, Process};
+use crate::session::{CutoffKey, Entry, Process};
 
 #[test]
 fn r4_a_fresh_login_is_let_in_as_soon_as_the_answer_is_there() {
@@ -163,7 +163,7 @@ fn r4_a_fresh_login_that_the_gate_let_in_without_the_daemon_is_not_ended_by_the_
     world.connect("alice", 7, 1);
     world.revoke(user("alice"));
     world.silence();
-    let cutoff = Entry::Cutoff(crate::session::CutoffKey::new(&server(), "alice"));
+    let cutoff = Entry::Cutoff(CutoffKey::new(&server(), "alice"));
     assert!(world.has(&cutoff));
     let revoked_at = world.now.wall;
     world.restart();
@@ -211,4 +211,38 @@ fn r4_a_worker_that_was_gone_when_the_first_list_was_read_holds_up_no_fresh_logi
     world.cookies(vec![cookie("alice", 3, 900), cookie("alice", 4, world.now.wall)]);
     assert_eq!(world.verdicts.get(&ask), Some(&Verdict::Admit));
     assert!(!world.admitted(at_gate("alice", 19, 3)), "R2: her old one is refused");
+}
+
+#[test]
+fn r4_a_fresh_login_is_let_in_although_somebody_is_connected_whose_cookie_ocserv_deleted() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    // `occtl terminate session` leaves his session, and no list shows his cookie any more
+    world.now.wall = 2_000;
+    world.revoke(user("alice"));
+    for _ in 0..10 {
+        world.list(vec![sighting("bob", 7, 1)]);
+        world.cookies(vec![cookie("alice", 2, 1_900)]);
+        world.pass(300);
+    }
+    let cutoff = Entry::Cutoff(CutoffKey::new(&server(), "alice"));
+    assert!(world.has(&cutoff), "R2: a part of ocserv may not have told of its cookies");
+    world.now.wall = 2_010;
+    let cookies = vec![cookie("alice", 2, 1_900), cookie("alice", 3, 2_005)];
+    let fresh = world.look(at_gate("alice", 18, 3), true);
+    world.cookies(cookies.clone());
+    assert_eq!(world.verdicts.get(&fresh), Some(&Verdict::Admit), "it is listed, and its age is known");
+    world.list(vec![sighting("bob", 7, 1), sighting("alice", 18, 3)]);
+    assert!(!world.has(&Entry::Device(device(18))) && !world.has(&Entry::Device(device(7))));
+    // R2: not her old one, and none of unknown age
+    for (id, byte) in [(19, 2), (20, 4)] {
+        let old = world.look(at_gate("alice", id, byte), true);
+        world.cookies(cookies.clone());
+        world.pass(1_600);
+        assert!(world.refuses(old), "{:?}", world.verdicts);
+    }
+    // and not the same one after a further revocation
+    world.revoke(user("alice"));
+    assert!(world.has(&Entry::Device(device(18))));
+    assert!(!world.has(&Entry::Device(device(7))));
 }
