@@ -81,7 +81,9 @@ impl Registry {
         if let Some(number) = self.numbers_of(session).first() {
             return Some(Verdict::Refuse(format!("its session was revoked (revocation {number})")));
         }
-        match (self.is_cut_off(&waiting.server, &seen.vhost, &seen.user), session.safe_id()) {
+        let cutoff = self.cutoff_of(&waiting.server, &seen.vhost, &seen.user);
+        let is_younger = session.made.is_some_and(|made| made > self.holdings.moment(&cutoff));
+        match (self.holdings.holds(&cutoff) && !is_younger, session.safe_id()) {
             (true, Some(_)) => None,
             (true, None) => Some(Verdict::Refuse(UNKNOWN_AGE.into())),
             (false, None) => Some(Verdict::Blind("ocserv did not tell the safe_id of this login".into())),
@@ -90,8 +92,11 @@ impl Registry {
     }
 
     pub(super) fn is_cut_off(&self, name: &ServerName, vhost: &str, user: &str) -> bool {
-        let who = self.rules.realms.identity(name, vhost, user);
-        self.holdings.holds(&Entry::Cutoff(CutoffKey::of(name, &who)))
+        self.holdings.holds(&self.cutoff_of(name, vhost, user))
+    }
+
+    fn cutoff_of(&self, name: &ServerName, vhost: &str, user: &str) -> Entry {
+        Entry::Cutoff(CutoffKey::of(name, &self.rules.realms.identity(name, vhost, user)))
     }
 
     fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, now: Now, out: &mut Effects) {

@@ -41,6 +41,8 @@ pub struct Session {
     pub device: Option<Device>,
     pub netns: Option<Netns>,
     pub phase: Phase,
+    /// When its cookie was made, if a list told so while that mattered.
+    pub(super) made: Option<u64>,
     pub(super) seen_first: Duration,
     probed: Duration,
     /// When ocserv told of it, at the latest.
@@ -64,6 +66,7 @@ impl Session {
             device: None,
             netns: None,
             phase: Phase::Admitting,
+            made: None,
             seen_first: now.mono,
             probed: now.mono,
             told: Duration::ZERO,
@@ -234,7 +237,8 @@ impl Registry {
     }
 
     /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age. But
-    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one.
+    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one. (Not who connected
+    /// in the future: that was before the clock was set back, and says nothing.)
     fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
         // the key of a cutoff costs a hash, and there is seldom any
         if self.holdings.cutoffs().next().is_none() {
@@ -248,7 +252,12 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
-        let is_later = seen.since > self.holdings.moment(&cutoff);
+        let moment = self.holdings.moment(&cutoff);
+        // the gate let it in, since a list showed its cookie to be younger, though not all of the others
+        if session.made.is_some_and(|made| made > moment) {
+            return;
+        }
+        let is_later = seen.since > moment && seen.since <= now.wall;
         for number in self.holdings.numbers(&cutoff) {
             if is_later && self.revocations.get(&number).is_some_and(|r| r.adopted) {
                 continue;
