@@ -114,6 +114,10 @@ pub struct World {
     pub late: bool,
     /// Workers that have ended.
     pub ended: Vec<Worker>,
+    /// What connection tracking has: whose it is, by tunnel address; `None`: there is none; `Err`: it cannot be read.
+    pub tracked: Result<Option<BTreeMap<IpAddr, Vec<Process>>>, String>,
+    /// Taking connections out takes its time.
+    pub slow_conntrack: bool,
     pub disk: Disk,
     /// What the disk has to tell, once the event at hand is done.
     told: Vec<Event>,
@@ -159,6 +163,8 @@ impl World {
             blind: false,
             late: false,
             ended: Vec::new(),
+            tracked: Ok(Some(BTreeMap::new())),
+            slow_conntrack: false,
             disk: Disk::default(),
             told: Vec::new(),
             depth: 0,
@@ -284,6 +290,14 @@ impl World {
                     self.worker_of(worker).map(|w| vec![w.flow]).ok_or_else(|| "it is gone".to_owned());
                 self.handle(Event::Flows { key, outcome: flows.map(|flows| (self.netns, flows)) });
             }
+            Effect::ForgetConnections { netns, address, turn } if !self.slow_conntrack => {
+                let outcome = self.forget_connections(netns, address);
+                self.handle(Event::ConnectionsForgotten { netns, address, turn, outcome });
+            }
+            Effect::KeepConnections { turn } => {
+                let its = |task: &Task| matches!(task.what, Effect::ForgetConnections { turn: its, .. } if its == turn);
+                self.tasks.retain(|task| !its(task));
+            }
             Effect::DestroyFlow { number, flow } => {
                 let hit = self.workers.values().filter(|w| w.flow == flow).count() as u64;
                 self.handle(Event::FlowDestroyed { number, outcome: Ok(hit) });
@@ -308,8 +322,15 @@ impl World {
             | Effect::AskCookies { .. }
             | Effect::Terminate { .. }
             | Effect::Disconnect { .. }
+            | Effect::ForgetConnections { .. }
             | Effect::End { .. } => self.start(effect),
         }
+    }
+
+    fn forget_connections(&mut self, netns: Netns, address: IpAddr) -> Result<Option<u64>, String> {
+        assert_eq!(netns, self.netns);
+        let tracked = self.tracked.as_mut().map_err(|why| why.clone())?;
+        Ok(tracked.as_mut().map(|all| all.remove(&address).map_or(0, |theirs| theirs.len() as u64)))
     }
 
     pub fn save(&mut self) {
@@ -391,6 +412,10 @@ impl World {
                     }
                 };
                 self.handle(Event::Ended { key, ended });
+            }
+            Effect::ForgetConnections { netns, address, turn } => {
+                let outcome = self.forget_connections(netns, address);
+                self.handle(Event::ConnectionsForgotten { netns, address, turn, outcome });
             }
             Effect::Watch { key, .. } => self.handle(Event::WorkerGone { key }),
             Effect::WatchDevice { device } => self.handle(Event::DeviceGone { device }),
