@@ -241,15 +241,13 @@ impl Registry {
             let Entry::Address(netns, address) = entry else { continue };
             let owned = (self.sessions.with_address(address)).any(|session| session.netns == Some(netns));
             let place = (address, netns);
-            if owned || self.traces.places.len() >= MAX_SESSIONS {
+            let places = &self.traces.places;
+            if owned || places.contains_key(&place) || places.len() >= MAX_SESSIONS {
                 continue;
             }
             let numbers = self.holdings.numbers(&entry);
-            let trace = Trace { numbers, state: State::Waits, claimed: false };
-            if !self.traces.places.contains_key(&place) {
-                self.traces.places.insert(place, trace);
-                self.ask_to_forget(place, out);
-            }
+            self.traces.places.insert(place, Trace { numbers, state: State::Waits, claimed: false });
+            self.ask_to_forget(place, out);
         }
     }
 }
