@@ -234,8 +234,8 @@ impl Registry {
         }
     }
 
-    /// Sessions of an earlier run that are gone: whether their connections were taken out nobody knows. Of an address
-    /// that is somebody else's by now nothing is touched.
+    /// Sessions of an earlier run that are gone: whether their connections were taken out nobody knows. Every server has
+    /// told of its sessions: of an address that is somebody else's by now nothing is touched.
     pub(super) fn forget_orphans(&mut self, out: &mut Effects) {
         for entry in self.holdings.orphans() {
             let Entry::Address(netns, address) = entry else { continue };

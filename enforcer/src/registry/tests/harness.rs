@@ -116,6 +116,8 @@ pub struct World {
     pub ended: Vec<Worker>,
     /// What connection tracking has: whose it is, by tunnel address; `None`: there is none; `Err`: it cannot be read.
     pub tracked: Result<Option<BTreeMap<IpAddr, Vec<Process>>>, String>,
+    /// Whose connections were taken out.
+    pub deleted: Vec<Process>,
     /// Taking connections out takes its time.
     pub slow_conntrack: bool,
     pub disk: Disk,
@@ -164,6 +166,7 @@ impl World {
             late: false,
             ended: Vec::new(),
             tracked: Ok(Some(BTreeMap::new())),
+            deleted: Vec::new(),
             slow_conntrack: false,
             disk: Disk::default(),
             told: Vec::new(),
@@ -330,7 +333,11 @@ impl World {
     fn forget_connections(&mut self, netns: Netns, address: IpAddr) -> Result<Option<u64>, String> {
         assert_eq!(netns, self.netns);
         let tracked = self.tracked.as_mut().map_err(|why| why.clone())?;
-        Ok(tracked.as_mut().map(|all| all.remove(&address).map_or(0, |theirs| theirs.len() as u64)))
+        let Some(all) = tracked else { return Ok(None) };
+        let theirs = all.remove(&address).unwrap_or_default();
+        let count = theirs.len() as u64;
+        self.deleted.extend(theirs);
+        Ok(Some(count))
     }
 
     pub fn save(&mut self) {
