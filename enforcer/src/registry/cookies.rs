@@ -44,6 +44,10 @@ impl Registry {
         if let Some(server) = self.servers.get_mut(name) {
             server.incomplete_since = lacks.then(|| incomplete.unwrap_or(now.mono));
         }
+        if lacks {
+            // if its worker's process was never visible from here, only a list of workers tells that it has ended
+            self.ask_list(name, now, out);
+        }
         // most likely that session has just ended: it is asked again before anything is made of it
         if lacks && incomplete.is_none_or(|since| now.mono < since + INCOMPLETE_FOR) {
             if again || !self.waiting.is_empty() {

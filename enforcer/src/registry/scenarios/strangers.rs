@@ -180,3 +180,35 @@ fn r4_a_fresh_login_that_the_gate_let_in_without_the_daemon_is_not_ended_by_the_
     world.cookies(vec![cookie("alice", 2, revoked_at), cookie("alice", 3, revoked_at + 1)]);
     assert!(world.has(&Entry::SafeId(safe_id(2))) && !world.has(&Entry::SafeId(safe_id(3))));
 }
+
+#[test]
+fn r4_a_worker_that_was_gone_when_the_first_list_was_read_holds_up_no_fresh_login() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    world.revoke(user("alice"));
+    world.restart();
+    world.up(1, false);
+    // ocserv said so just before it was started anew, without its cookies: no process of it is visible any more
+    world.give(Event::ServerDown { server: server(), gone: true });
+    world.up(2, false);
+    let gone = Sighting { worker: None, device: None, netns: None, has_tun: false, ..sighting("bob", 7, 1) };
+    let asked = world.now.mono;
+    world.now.mono += Duration::from_millis(1);
+    world.give(Event::Listed { server: server(), asked, outcome: Ok(vec![gone]) });
+    // the next list was asked for in the moment in which that one came
+    let asked = world.now.mono;
+    world.give(Event::Listed { server: server(), asked, outcome: Ok(vec![]) });
+    world.effects.clear();
+    world.cookies(vec![cookie("alice", 3, 900)]);
+    assert_eq!(
+        world.asked(|e| matches!(e, Effect::AskList { .. })),
+        1,
+        "bob's cookie is not listed: is he there?"
+    );
+    world.list(vec![]);
+    world.now.wall += 10;
+    let ask = world.look(at_gate("alice", 18, 4), true);
+    world.cookies(vec![cookie("alice", 3, 900), cookie("alice", 4, world.now.wall)]);
+    assert_eq!(world.verdicts.get(&ask), Some(&Verdict::Admit));
+    assert!(!world.admitted(at_gate("alice", 19, 3)), "R2: her old one is refused");
+}
