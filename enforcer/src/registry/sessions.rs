@@ -254,7 +254,8 @@ impl Registry {
     }
 
     /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age. But
-    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one.
+    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one. (Not who connected
+    /// in the future: that was before the clock was set back, and says nothing.)
     fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
         // the key of a cutoff costs a hash, and there is seldom any
         if self.holdings.cutoffs().next().is_none() {
@@ -268,7 +269,7 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
-        let is_later = seen.since > self.holdings.moment(&cutoff);
+        let is_later = seen.since > self.holdings.moment(&cutoff) && seen.since <= now.wall;
         for number in self.holdings.numbers(&cutoff) {
             if is_later && self.revocations.get(&number).is_some_and(|r| r.adopted) {
                 continue;
