@@ -96,7 +96,8 @@ impl Machine {
             let drops = self.world.drops(&Entry::Device(worker.device));
             // R1, R2: a revoked session's device is dropped from when it is known, and as long as it is there
             let seen = self.alive && known(worker).is_some_and(|s| s.device.is_some());
-            let undecided = !worker.tun && self.cuts_off(&worker.user);
+            let open = !worker.tun || self.undatable.contains(&worker.process);
+            let undecided = open && self.cuts_off(&worker.user);
             assert!(
                 !(must || self.locked(&worker.user)) || !seen || drops || undecided,
                 "R1: {worker:?} is not dropped"
