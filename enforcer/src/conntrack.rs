@@ -24,11 +24,13 @@ use std::time::Instant;
 use message::End;
 use table::Table;
 
-/// Up to so many addresses of a family are looked for one by one, since the kernel skips what is not theirs quickly.
-/// For more than that everything is read once.
-const ONE_BY_ONE: usize = 8;
+/// Up to so many addresses of a family are looked for one by one, by the kernel, which skips quickly what is not theirs;
+/// but goes through all of its buckets twice for each. So for more of them, and where the table has few entries for each
+/// of them, everything is read once.
+const ONE_BY_ONE: usize = 4;
+const FEW: u64 = 4_000;
 
-/// How often the table is gone through at most: until nothing was found, which is seldom more than twice.
+/// How often the table is gone through at most: again where the kernel says that it changed its shape meanwhile.
 const PASSES: usize = 8;
 
 /// What was done for one address.
@@ -46,7 +48,7 @@ pub struct Outcome {
 pub enum Left {
     /// Time was up, or it was not wanted any more.
     Stopped,
-    /// New entries came as fast as they were taken out.
+    /// The table changed its shape again and again.
     Restless,
 }
 
@@ -65,7 +67,7 @@ impl fmt::Display for Outcome {
         }
         match self.left {
             Some(Left::Stopped) => f.write_str("; then time was up"),
-            Some(Left::Restless) => f.write_str("; new ones came as fast"),
+            Some(Left::Restless) => f.write_str("; some may have been missed, since the table changes"),
             None => Ok(()),
         }
     }
@@ -107,39 +109,42 @@ pub fn forget(
             .filter(|(address, _)| message::family(**address) == family)
             .map(|(address, outcome)| (*address, outcome))
             .collect();
-        if mine.len() <= ONE_BY_ONE {
+        let few = table.count <= FEW.saturating_mul(mine.len() as u64);
+        if mine.len() <= ONE_BY_ONE && !few {
             for one in mine.chunks_mut(1) {
-                sweep(&mut table, family, one, &wanted)?;
+                sweep(&mut table, family, true, one, &wanted)?;
             }
         } else {
-            sweep(&mut table, family, &mut mine, &wanted)?;
+            sweep(&mut table, family, false, &mut mine, &wanted)?;
         }
     }
     Ok(Some(outcomes))
 }
 
-/// Until nothing is found any more: what is called gone was seen to be.
+/// Nothing can be added meanwhile, since the addresses are dropped; so once is enough. `by_address`: the kernel picks what
+/// is the one address's.
 fn sweep(
     table: &mut Table,
     family: u8,
+    by_address: bool,
     mine: &mut [(IpAddr, &mut Outcome)],
     wanted: &dyn Fn(IpAddr) -> bool,
 ) -> Result<(), Error> {
     for _ in 0..PASSES {
         mine.iter_mut().for_each(|(_, outcome)| outcome.busy = 0);
-        let mut any = false;
-        let alone = if let [(address, _)] = mine { Some(*address) } else { None };
+        let mut again = false;
+        let alone = if let [(address, _)] = mine { Some(*address).filter(|_| by_address) } else { None };
         if let Some(address) = alone {
             for end in [End::Opened, End::Answers] {
-                any |= table.sweep(family, Some((end, address)), mine, wanted)?;
+                again |= table.sweep(family, Some((end, address)), mine, wanted)?;
             }
         } else {
-            any |= table.sweep(family, None, mine, wanted)?;
+            again |= table.sweep(family, None, mine, wanted)?;
         }
         for (address, outcome) in mine.iter_mut() {
             outcome.left = (!wanted(*address)).then_some(Left::Stopped);
         }
-        if !any || mine.iter().all(|(_, outcome)| outcome.left.is_some()) {
+        if !again || mine.iter().all(|(_, outcome)| outcome.left.is_some()) {
             return Ok(());
         }
     }

@@ -308,6 +308,33 @@ fn r3_nothing_is_deleted_that_is_not_wanted_any_more_or_comes_too_late() {
     });
 }
 
+/// In a large table the kernel is asked for what is the one address's.
+#[test]
+fn r1_r3_in_a_large_table_as_well() {
+    nat(|nat| {
+        let crowd = nat.lan("10.0.0.2", 53);
+        inside(nat.clients.as_fd(), || {
+            for port in 10_000..15_000 {
+                udp("192.168.8.3", port).send_to(b"query", crowd.local_addr().unwrap()).unwrap();
+            }
+        });
+        for (alice, neighbour, host) in FAMILIES {
+            let lan = nat.lan(host, 54);
+            for client in [nat.client(alice, 4000), nat.client(neighbour, 4000)] {
+                client.send_to(b"query", lan.local_addr().unwrap()).unwrap();
+                assert!(heard(&lan).is_some());
+            }
+        }
+        let (server, lan) = (nat.client("192.168.8.2", 9000), nat.lan("10.0.0.2", 9000));
+        lan.send_to(b"in", "10.0.0.1:9000").unwrap();
+        assert!(heard(&server).is_some());
+        assert_eq!(forget_one(None, "192.168.8.2"), taken(2));
+        assert_eq!(forget_one(None, "fd08::2"), taken(1));
+        assert_eq!((entries_of("192.168.8.2"), entries_of("fd08::2")), (0, 0));
+        assert_eq!((entries_of("192.168.8.3"), entries_of("fd08::3")), (5_001, 1));
+    });
+}
+
 /// More than the kernel is asked for one by one, and more entries than one read holds.
 #[test]
 fn r7_many_addresses_and_many_entries_are_gone_through_once() {

@@ -27,6 +27,8 @@ pub(super) struct Table {
     deletes: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// How many entries the namespace had at the start; the most that can be where that could not be read.
+    pub count: u64,
 }
 
 /// What the kernel said at the end of its answer.
@@ -49,18 +51,21 @@ impl Table {
     /// `None`: nothing is tracked in that namespace. Asking ctnetlink first would load it, and conntrack with it.
     pub fn open(netns: Option<BorrowedFd<'_>>) -> Result<Option<Self>, Error> {
         let sockets = netlink::within(netns, || {
-            match std::fs::read_to_string(COUNT) {
-                Ok(count) if count.trim() == "0" => return Ok(None),
+            let count = match std::fs::read_to_string(COUNT) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 // what cannot be read says nothing
-                Ok(_) | Err(_) => {}
+                read => read.ok().and_then(|count| count.trim().parse().ok()).unwrap_or(u64::MAX),
+            };
+            if count == 0 {
+                return Ok(None);
             }
-            Ok(Some((netlink::socket(NETLINK_NETFILTER)?, netlink::socket(NETLINK_NETFILTER)?)))
+            let sockets = (netlink::socket(NETLINK_NETFILTER)?, netlink::socket(NETLINK_NETFILTER)?);
+            Ok(Some((sockets, count)))
         });
         match sockets {
             Ok(None) => Ok(None),
-            Ok(Some((dumps, deletes))) => {
-                Ok(Some(Self { dumps, deletes, sequence: 0, buffer: vec![0; BUFFER] }))
+            Ok(Some(((dumps, deletes), count))) => {
+                Ok(Some(Self { dumps, deletes, sequence: 0, buffer: vec![0; BUFFER], count }))
             }
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Err(Error::NoCtnetlink),
             Err(error) => Err(failed("opening a ctnetlink socket in the network namespace")(error)),
@@ -68,7 +73,8 @@ impl Table {
     }
 
     /// Goes through the entries of a family (with `end`: through those that the kernel picks by it), and deletes what
-    /// ends at an address of `mine` for as long as it is `wanted`. True: there was any, or may have been.
+    /// ends at an address of `mine` for as long as it is `wanted`. True: the table has changed meanwhile, so that some may
+    /// have been missed.
     pub fn sweep(
         &mut self,
         family: u8,
@@ -76,8 +82,7 @@ impl Table {
         mine: &mut [(IpAddr, &mut Outcome)],
         wanted: &dyn Fn(IpAddr) -> bool,
     ) -> Result<bool, Error> {
-        let mut any = false;
-        let Self { dumps, deletes, sequence, buffer } = self;
+        let Self { dumps, deletes, sequence, buffer, .. } = self;
         *sequence += 1;
         let asked = *sequence;
         dumps.send(&message::dump(family, end, asked), 0).map_err(failed("asking ctnetlink"))?;
@@ -90,12 +95,9 @@ impl Table {
                 }
                 *sequence += 1;
                 match delete(deletes, &entry, *sequence)? {
-                    None => {
-                        outcome.taken += 1;
-                        any = true;
-                    }
+                    None => outcome.taken += 1,
                     Some(error) => match error.raw_os_error() {
-                        Some(libc::ENOENT) => any = true,
+                        Some(libc::ENOENT) => {}
                         Some(libc::EBUSY) => outcome.busy += 1,
                         _ => return Err(failed("deleting a connection")(error)),
                     },
@@ -105,7 +107,7 @@ impl Table {
             Ok(())
         })?;
         match said {
-            Said::Done { interrupted } => Ok(any || interrupted),
+            Said::Done { interrupted } => Ok(interrupted),
             Said::Refused(error) => match error.raw_os_error() {
                 Some(libc::EPERM) => Err(Error::NoPrivilege),
                 // a filter that this kernel knows otherwise
