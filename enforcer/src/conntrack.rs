@@ -22,6 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use message::End;
+pub use message::Entry;
 use table::Table;
 
 /// Up to so many addresses of a family are looked for one by one, by the kernel, which skips quickly what is not theirs;

@@ -98,6 +98,19 @@ impl Nat<'_> {
     fn lan(&self, address: &str, port: u16) -> UdpSocket {
         self.lab.there(|| udp(address, port))
     }
+
+    /// A connection by each of these ports of a client.
+    fn flood(&self, address: &str, ports: std::ops::Range<u16>, lan: &UdpSocket) {
+        let to = lan.local_addr().unwrap();
+        // what is sent before everybody knows everybody's hardware address is lost
+        self.client(address, ports.start).send_to(b"query", to).unwrap();
+        assert!(heard(lan).is_some());
+        inside(self.clients.as_fd(), || {
+            for port in ports {
+                udp(address, port).send_to(b"query", to).unwrap();
+            }
+        });
+    }
 }
 
 fn udp(address: &str, port: u16) -> UdpSocket {
@@ -313,11 +326,7 @@ fn r3_nothing_is_deleted_that_is_not_wanted_any_more_or_comes_too_late() {
 fn r1_r3_in_a_large_table_as_well() {
     nat(|nat| {
         let crowd = nat.lan("10.0.0.2", 53);
-        inside(nat.clients.as_fd(), || {
-            for port in 10_000..15_000 {
-                udp("192.168.8.3", port).send_to(b"query", crowd.local_addr().unwrap()).unwrap();
-            }
-        });
+        nat.flood("192.168.8.3", 10_000..15_000, &crowd);
         for (alice, neighbour, host) in FAMILIES {
             let lan = nat.lan(host, 54);
             for client in [nat.client(alice, 4000), nat.client(neighbour, 4000)] {
@@ -340,15 +349,8 @@ fn r1_r3_in_a_large_table_as_well() {
 fn r7_many_addresses_and_many_entries_are_gone_through_once() {
     nat(|nat| {
         let lan = nat.lan("10.0.0.2", 53);
-        let flood = |address: &'static str, ports: std::ops::Range<u16>| {
-            inside(nat.clients.as_fd(), || {
-                for port in ports {
-                    udp(address, port).send_to(b"query", lan.local_addr().unwrap()).unwrap();
-                }
-            });
-        };
-        flood("192.168.8.2", 10_000..12_000);
-        flood("192.168.8.3", 10_000..12_000);
+        nat.flood("192.168.8.2", 10_000..12_000, &lan);
+        nat.flood("192.168.8.3", 10_000..12_000, &lan);
         assert_eq!((entries_of("192.168.8.2"), entries_of("192.168.8.3")), (2_000, 2_000));
         let unused = (100..150).map(|last| IpAddr::from([192, 168, 8, last]));
         let alice = "192.168.8.2".parse().unwrap();
@@ -356,7 +358,7 @@ fn r7_many_addresses_and_many_entries_are_gone_through_once() {
         assert_eq!(outcomes[&alice], taken(2_000));
         assert!(outcomes.iter().all(|(address, outcome)| *address == alice || *outcome == taken(0)));
         assert_eq!((entries_of("192.168.8.2"), entries_of("192.168.8.3")), (0, 2_000));
-        flood("192.168.8.2", 10_000..12_000);
+        nat.flood("192.168.8.2", 10_000..12_000, &lan);
         assert_eq!(forget_one(None, "192.168.8.2"), taken(2_000));
         assert_eq!((entries_of("192.168.8.2"), entries_of("192.168.8.3")), (0, 2_000));
     });

@@ -67,9 +67,9 @@ pub(super) fn dump(family: u8, end: Option<(End, IpAddr)>, sequence: u32) -> Vec
     message(GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, family, &body)
 }
 
-/// An entry, as far as it is needed.
+/// An entry of the kernel's table, as far as it is needed. Read without a copy.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry<'a> {
+pub struct Entry<'a> {
     family: u8,
     /// The source of packets in the original direction, before any translation: who opened the connection.
     pub opened: IpAddr,
@@ -84,7 +84,8 @@ pub(super) struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// From what follows the netlink header of a [`NEW`] message.
+    /// From what follows the netlink header of ctnetlink's message `IPCTNL_MSG_CT_NEW`: netfilter's header of 4 bytes,
+    /// then attributes. An error says what is missing or cut off.
     pub fn parse(payload: &'a [u8]) -> Result<Self, DecodeError> {
         let family = *payload.first().ok_or("no family")?;
         let attributes = payload.get(NETFILTER_HEADER..).ok_or("no netfilter header")?;
@@ -116,7 +117,7 @@ impl<'a> Entry<'a> {
         self.opened == address || self.answers == address
     }
 
-    /// The order to delete exactly this entry.
+    /// The order to delete exactly this entry: a whole netlink message.
     pub fn delete(&self, sequence: u32) -> Vec<u8> {
         let mut body = Vec::new();
         put(&mut body, CTA_TUPLE_ORIG | NLA_F_NESTED, self.tuple);
