@@ -216,7 +216,11 @@ impl Registry {
             (self.servers.values()).all(|server| server.listed || server.state == super::ServerState::Gone);
         if self.adopted_at.is_some_and(|at| told || now.mono >= at + super::ADOPTED_FOR) {
             self.adopted_at = None;
-            self.holdings.release_orphans(out);
+            if told {
+                self.forget_orphans(out);
+            }
+            let traces = &self.traces;
+            self.holdings.release_orphans(|entry| !traces.keeps(entry), out);
         }
     }
 

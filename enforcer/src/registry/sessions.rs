@@ -54,6 +54,8 @@ pub struct Session {
     ending: Ending,
     worker_gone: bool,
     device_gone: bool,
+    /// Addresses of which nothing was left in connection tracking after its end.
+    pub(super) forgotten: Vec<IpAddr>,
 }
 
 impl Session {
@@ -75,6 +77,7 @@ impl Session {
             ending: Ending::No,
             worker_gone: false,
             device_gone: false,
+            forgotten: Vec::new(),
         }
     }
 
@@ -93,6 +96,21 @@ impl Session {
     /// In a connect-script that has not ended.
     pub(super) fn is_in_flight(&self) -> bool {
         self.phase == Phase::Admitting && !self.worker_gone
+    }
+
+    /// It has got through its connect-script, so that its packets may have passed.
+    pub(super) fn had_tunnel(&self) -> bool {
+        self.phase == Phase::Live
+    }
+
+    /// Nothing can come from it any more: its worker is gone, or its sockets, or its device.
+    pub(super) fn sends_no_more(&self) -> bool {
+        self.has_ended() || self.device_gone
+    }
+
+    /// Nothing of it has its addresses any more.
+    pub(super) fn has_left(&self) -> bool {
+        self.device_gone || (self.worker_gone && self.device.is_none())
     }
 
     pub(super) fn has_worker_gone(&self) -> bool {
@@ -183,7 +201,9 @@ impl Registry {
         self.enforce(key, out);
         // what is held anew stands before what was held for others goes
         for entry in claimed {
-            self.holdings.release_leases_of_others(&entry, key, out);
+            if !self.claim_connections(&entry, out) {
+                self.holdings.release_leases_of_others(&entry, key, out);
+            }
         }
         if at_gate {
             self.claim_device(key, out);
@@ -398,6 +418,8 @@ impl Registry {
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.under.extend(&numbers);
+        self.note_traces(key, &numbers, out);
+        let Some(session) = self.sessions.get_mut(key) else { return };
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
         if session.phase != Phase::Live
@@ -472,6 +494,7 @@ impl Registry {
         if session.ending == Ending::Done {
             // its sockets are gone: a neighbour may come from the very same port a moment later
             self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
+            self.forget_connections(key, out);
         }
         self.bury(key, out);
     }
@@ -486,6 +509,7 @@ impl Registry {
         }
         self.sessions.drop_id(key);
         self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
+        self.forget_connections(key, out);
         self.bury(key, out);
     }
 
@@ -502,7 +526,10 @@ impl Registry {
         if let Some(session) = self.sessions.get_mut(key) {
             session.device_gone = true;
         }
-        self.holdings.release_session(key, |entry| matches!(entry, Entry::Address(..)), out);
+        self.forget_connections(key, out);
+        let traces = &self.traces;
+        let goes = |entry: &Entry| matches!(entry, Entry::Address(..)) && !traces.keeps(entry);
+        self.holdings.release_session(key, goes, out);
         self.bury(key, out);
     }
 
@@ -512,7 +539,8 @@ impl Registry {
         if !session.worker_gone || !(session.device.is_none() || session.device_gone) {
             return;
         }
-        self.holdings.release_session(key, |_| true, out);
+        let traces = &self.traces;
+        self.holdings.release_session(key, |entry| !traces.keeps(entry), out);
         if session.ending != Ending::Asked {
             self.sessions.remove(key);
         }

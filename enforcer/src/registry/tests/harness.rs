@@ -119,6 +119,12 @@ pub struct World {
     pub late: bool,
     /// Workers that have ended.
     pub ended: Vec<Worker>,
+    /// What connection tracking has: whose it is, by tunnel address; `None`: there is none; `Err`: it cannot be read.
+    pub tracked: Result<Option<BTreeMap<IpAddr, Vec<Process>>>, String>,
+    /// Whose connections were taken out.
+    pub deleted: Vec<Process>,
+    /// Taking connections out takes its time.
+    pub slow_conntrack: bool,
     pub disk: Disk,
     /// What the disk has to tell, once the event at hand is done.
     told: Vec<Event>,
@@ -164,6 +170,9 @@ impl World {
             blind: false,
             late: false,
             ended: Vec::new(),
+            tracked: Ok(Some(BTreeMap::new())),
+            deleted: Vec::new(),
+            slow_conntrack: false,
             disk: Disk::default(),
             told: Vec::new(),
             depth: 0,

@@ -82,6 +82,14 @@ impl World {
                     self.worker_of(worker).map(|w| vec![w.flow]).ok_or_else(|| "it is gone".to_owned());
                 self.handle(Event::Flows { key, outcome: flows.map(|flows| (self.netns, flows)) });
             }
+            Effect::ForgetConnections { netns, address, turn } if !self.slow_conntrack => {
+                let outcome = self.forget_connections(netns, address);
+                self.handle(Event::ConnectionsForgotten { netns, address, turn, outcome });
+            }
+            Effect::KeepConnections { turn } => {
+                let its = |task: &Task| matches!(task.what, Effect::ForgetConnections { turn: its, .. } if its == turn);
+                self.tasks.retain(|task| !its(task));
+            }
             Effect::DestroyFlow { number, flow } => {
                 let hit = self.workers.values().filter(|w| w.flow == flow).count() as u64;
                 self.handle(Event::FlowDestroyed { number, outcome: Ok(hit) });
@@ -106,8 +114,19 @@ impl World {
             | Effect::AskCookies { .. }
             | Effect::Terminate { .. }
             | Effect::Disconnect { .. }
+            | Effect::ForgetConnections { .. }
             | Effect::End { .. } => self.start(effect),
         }
+    }
+
+    fn forget_connections(&mut self, netns: Netns, address: IpAddr) -> Result<Option<u64>, String> {
+        assert_eq!(netns, self.netns);
+        let tracked = self.tracked.as_mut().map_err(|why| why.clone())?;
+        let Some(all) = tracked else { return Ok(None) };
+        let theirs = all.remove(&address).unwrap_or_default();
+        let count = theirs.len() as u64;
+        self.deleted.extend(theirs);
+        Ok(Some(count))
     }
 
     pub fn save(&mut self) {
@@ -167,6 +186,10 @@ impl World {
                     }
                 };
                 self.handle(Event::Ended { key, ended });
+            }
+            Effect::ForgetConnections { netns, address, turn } => {
+                let outcome = self.forget_connections(netns, address);
+                self.handle(Event::ConnectionsForgotten { netns, address, turn, outcome });
             }
             Effect::Watch { key, .. } => self.handle(Event::WorkerGone { key }),
             Effect::WatchDevice { device } => self.handle(Event::DeviceGone { device }),

@@ -133,6 +133,7 @@ impl Machine {
         }
         let mut world = World::with(&["vpn"], Rules { realms, ..Rules::default() });
         world.late = true;
+        world.slow_conntrack = true;
         world.disk.late = true;
         world.disk.broken = fault.of_the_disk();
         world.disk.boot_id = world.boot_id.to_string();

@@ -55,7 +55,28 @@ impl Machine {
             }
         }
         self.take_answers();
+        self.track();
         self.check();
+    }
+
+    /// R3: no connection of somebody who may have it is deleted. Who sends has some from here on.
+    fn track(&mut self) {
+        let mine = |w: &Worker| {
+            let dropped = [Entry::Device(w.device), Entry::Address(self.world.netns, w.address)];
+            w.tun && !w.let_go && !dropped.iter().any(|entry| self.world.drops(entry))
+        };
+        let senders: Vec<Worker> = self.world.workers.values().filter(|w| mine(w)).cloned().collect();
+        for process in self.world.deleted.drain(..) {
+            let whose = senders.iter().find(|w| w.process == process);
+            assert!(whose.is_none(), "R3: connections of {whose:?} were deleted");
+        }
+        let Ok(Some(tracked)) = &mut self.world.tracked else { return };
+        for worker in senders {
+            let theirs = tracked.entry(worker.address).or_default();
+            if !theirs.contains(&worker.process) {
+                theirs.push(worker.process);
+            }
+        }
     }
 
     fn check(&mut self) {
@@ -99,7 +120,11 @@ impl Machine {
                 self.alive && known(worker).is_some_and(|s| s.observed.addresses.contains(&worker.address));
             let hit = |entry: &Entry| self.in_force(entry).is_some_and(|it| it.stands == Stands::Leased);
             let by_address = hit(&Entry::Address(self.world.netns, worker.address));
-            assert!(!owns || worker.let_go || !by_address, "R3: {worker:?} is hit by its address");
+            // what the last owner has left is being taken out: nobody is let in meanwhile by a gate
+            let cleared = (self.world.tasks.iter()).any(|task| {
+                matches!(task.what, Effect::ForgetConnections { address, .. } if address == worker.address)
+            });
+            assert!(!owns || worker.let_go || cleared || !by_address, "R3: {worker:?} is hit by its address");
             let quiet = self.alive && self.world.tasks.is_empty() && self.world.registry.adopted_at.is_none();
             let by_flow = hit(&Entry::Flow(self.world.netns, worker.flow));
             assert!(!quiet || !by_flow, "R3: {worker:?} is hit by its flow");
