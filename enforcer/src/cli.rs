@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bulk;
+mod listing;
 mod occtl;
 mod output;
 mod run;
@@ -309,7 +310,11 @@ pub enum Show {
     /// Every session, and every cookie whose client is offline
     Sessions,
     /// Revocations, and what they have stopped
-    Revocations,
+    Revocations {
+        /// Only how many there are
+        #[arg(long)]
+        count: bool,
+    },
     /// What happened lately
     Events,
 }

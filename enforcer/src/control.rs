@@ -15,4 +15,4 @@ pub mod api {
 
 pub use client::{ControlClient, GateClient, connect_control, connect_gate};
 pub use incoming::{Caller, bind};
-pub use serve::{Call, MAX_BATCH, MAX_ERRORS, Reply, Request, serve_control, serve_gate};
+pub use serve::{Call, MAX_BATCH, MAX_ERRORS, Page, Reply, Request, serve_control, serve_gate};

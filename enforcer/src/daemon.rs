@@ -7,6 +7,7 @@ mod guard;
 mod interfaces;
 mod namespaces;
 mod privileges;
+mod shows;
 mod sightings;
 mod state;
 

@@ -292,6 +292,26 @@ impl Registry {
         self.revocations.values().map(Box::as_ref)
     }
 
+    pub fn revocation(&self, number: Number) -> Option<&Revocation> {
+        self.revocations.get(&number).map(Box::as_ref)
+    }
+
+    /// Those with a higher number, in the order of their numbers; found without going through the others.
+    pub fn revocations_after(&self, number: Number) -> impl Iterator<Item = &Revocation> {
+        let after = (std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded);
+        self.revocations.range(after).map(|(_, revocation)| revocation.as_ref())
+    }
+
+    /// How many there are, also those that are over and not forgotten yet.
+    pub fn revocations_remembered(&self) -> usize {
+        self.revocations.len()
+    }
+
+    /// How many of them hold something. Counted as they come and go, and not here.
+    pub fn revocations_in_force(&self) -> usize {
+        self.holdings.numbers_held()
+    }
+
     pub fn holdings(&self) -> &Holdings {
         &self.holdings
     }

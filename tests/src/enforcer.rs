@@ -233,6 +233,12 @@ impl Enforcer {
     /// Starts the daemon, and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {
+        self.launch();
+        self.answers();
+    }
+
+    /// Starts the daemon, and waits for nothing.
+    pub fn launch(&mut self) {
         let mut command = match &self.boot {
             None => self.namespace.command(&binary().display().to_string()),
             // a mount namespace of its own, in which the kernel tells another boot id
@@ -249,6 +255,11 @@ impl Enforcer {
         }
         let log = self.log_path();
         self.process = Some(Process::start(&self.name, command, &log, None));
+    }
+
+    /// Waits until the daemon answers.
+    #[track_caller]
+    pub fn answers(&mut self) {
         eventually("the daemon answers", BOUND, || {
             let process = self.process.as_mut()?;
             if let Some(status) = process.exited() {

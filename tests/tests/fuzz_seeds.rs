@@ -8,7 +8,11 @@
 mod bodies;
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A test for each target, and all of their names.
 macro_rules! targets {
@@ -53,33 +57,150 @@ fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
-fn run(target: &str, body: fn(&[u8]), changed: u32) {
+/// A hang fails here, and names its input; no input of ours takes a hundredth of that, also on a loaded machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Feeds everything to `body`: how many inputs.
+fn run(target: &'static str, body: impl Fn(&[u8]) + Send + 'static, changed: u32) -> u32 {
+    watched(target, body, inputs(&seeds(target), changed), BOUND)
+}
+
+/// The seeds of a target, in the same order everywhere: a folder has none.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(fuzz().join("seeds").join(target))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
-    // a folder has no order, and the run shall be the same everywhere
     files.sort();
-    let seeds: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
-    assert!(!seeds.is_empty(), "{target} has no seeds");
-    feed(target, body, &[]);
-    for seed in &seeds {
-        feed(target, body, seed);
-    }
+    assert!(!files.is_empty(), "{target} has no seeds");
+    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+}
+
+/// Nothing, each seed as it is, and as many changed copies.
+fn inputs(seeds: &[Vec<u8>], changed: u32) -> impl Iterator<Item = Vec<u8>> + Send + use<> {
+    let seeds = seeds.to_vec();
     let mut dice = Dice(0x5eed);
-    for _ in 0..changed {
-        let mut input = dice.of(&seeds).clone();
-        for _ in 0..=dice.below(4) {
-            change(&mut input, &seeds, &mut dice);
+    let copies = {
+        let seeds = seeds.clone();
+        (0..changed).map(move |_| {
+            let mut input = dice.of(&seeds).clone();
+            for _ in 0..=dice.below(4) {
+                change(&mut input, &seeds, &mut dice);
+            }
+            input
+        })
+    };
+    std::iter::once(Vec::new()).chain(seeds).chain(copies)
+}
+
+/// Feeds the inputs on a thread of its own, and fails if one of them takes longer than `bound`.
+fn watched(
+    target: &'static str,
+    body: impl Fn(&[u8]) + Send + 'static,
+    inputs: impl Iterator<Item = Vec<u8>> + Send + 'static,
+    bound: Duration,
+) -> u32 {
+    // without room, so that what was told last is what is being fed
+    let (tell, told) = mpsc::sync_channel(0);
+    let feeding = std::thread::spawn(move || {
+        for input in inputs {
+            if tell.send(input.clone()).is_err() {
+                return;
+            }
+            feed(target, &body, &input);
         }
-        feed(target, body, &input);
+    });
+    let (mut fed, mut last) = (0, Vec::new());
+    loop {
+        match told.recv_timeout(bound) {
+            Ok(input) => (fed, last) = (fed + 1, input),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("{target} has not come to an end within {bound:?} with b\"{}\"", last.escape_ascii())
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
+    if let Err(panic) = feeding.join() {
+        std::panic::resume_unwind(panic);
+    }
+    fed
 }
 
 /// Says which input it was, so that it can become a seed and a unit test.
-fn feed(target: &str, body: fn(&[u8]), input: &[u8]) {
-    if std::panic::catch_unwind(|| body(input)).is_err() {
+fn feed(target: &str, body: &impl Fn(&[u8]), input: &[u8]) {
+    if std::panic::catch_unwind(AssertUnwindSafe(|| body(input))).is_err() {
         panic!("{target} fails (its message is above) with b\"{}\"", input.escape_ascii());
+    }
+}
+
+/// The runner itself: what is broken on purpose does not go by in silence.
+mod planted {
+    use super::*;
+
+    /// What the runner says of a body that breaks.
+    fn said(run: impl FnOnce() -> u32) -> String {
+        match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+            Ok(fed) => panic!("the runner noticed nothing in {fed} inputs"),
+            Err(panic) => panic.downcast_ref::<String>().unwrap().clone(),
+        }
+    }
+
+    #[test]
+    fn every_seed_and_every_changed_copy_is_fed() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&seen);
+        let fed = run("words", move |input| keep.lock().unwrap().push(input.to_vec()), 500);
+        let (seen, seeds) = (seen.lock().unwrap(), seeds("words"));
+        assert_eq!((fed as usize, seen.len()), (1 + seeds.len() + 500, 1 + seeds.len() + 500));
+        assert!(seen[0].is_empty());
+        assert!(seen[1..=seeds.len()] == seeds[..]);
+        let copies: BTreeSet<&Vec<u8>> =
+            seen[1 + seeds.len()..].iter().filter(|copy| !seeds.contains(copy)).collect();
+        assert!(copies.len() > 300, "{} different copies", copies.len());
+    }
+
+    #[test]
+    fn a_seed_at_which_a_body_panics_is_named() {
+        let seed = seeds("words").pop().unwrap();
+        let fails = seed.clone();
+        let said = said(|| run("words", move |input| assert!(input != fails, "planted"), 0));
+        let name = format!("words fails (its message is above) with b\"{}\"", seed.escape_ascii());
+        assert_eq!(said, name);
+    }
+
+    /// A rule that holds for every seed and not for everything: a changed copy has to find it, and to be named.
+    #[test]
+    fn a_rule_that_only_a_changed_copy_breaks_is_noticed() {
+        let known: BTreeSet<Vec<u8>> = seeds("record").into_iter().chain([Vec::new()]).collect();
+        let broken = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&broken);
+        let body = move |input: &[u8]| {
+            bodies::record::body(input);
+            if !known.contains(input) {
+                *keep.lock().unwrap() = Some(input.to_vec());
+                panic!("planted");
+            }
+        };
+        let said = said(|| run("record", body, 50));
+        let input = broken.lock().unwrap().take().unwrap();
+        let name = format!("record fails (its message is above) with b\"{}\"", input.escape_ascii());
+        assert_eq!(said, name);
+    }
+
+    #[test]
+    fn a_body_that_never_comes_to_an_end_is_named() {
+        // it hangs until it was noticed, so that nothing is left of it
+        let (release, hangs) = mpsc::channel::<()>();
+        let hangs = Mutex::new(hangs);
+        let body = move |input: &[u8]| {
+            if input == b"endless" {
+                let _ = hangs.lock().unwrap().recv();
+            }
+        };
+        let inputs = [b"short".to_vec(), b"endless".to_vec(), b"later".to_vec()].into_iter();
+        let said = said(|| watched("words", body, inputs, Duration::from_secs(2)));
+        assert_eq!(said, "words has not come to an end within 2s with b\"endless\"");
+        drop(release);
     }
 }
 

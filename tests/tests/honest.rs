@@ -70,7 +70,7 @@ fn r6_worker_stopped() {
 fn r6_cookie() {
     for era in Era::ALL {
         let scene = Scene::new("honest-cookie", era);
-        scene.session(&scene.alice, "alice");
+        let (_, _tunnel) = scene.session(&scene.alice, "alice");
         let answer = scene.enforcer.revoke("alice");
         let said = answer.receipt();
         if era.has_terminate() {

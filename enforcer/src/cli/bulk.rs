@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -61,6 +62,36 @@ pub fn orders(
     }))
 }
 
+/// How far it is, for whoever looks on: from the second second on, and once in each.
+pub struct Progress {
+    looked_on: bool,
+    told: Instant,
+    lines: u64,
+    is_shown: bool,
+}
+
+impl Progress {
+    /// `looked_on`: standard error is a terminal.
+    pub fn new(looked_on: bool, now: Instant) -> Self {
+        Self { looked_on, told: now, lines: 0, is_shown: false }
+    }
+
+    /// One line more was sent. What to print, if there is something.
+    pub fn line(&mut self, now: Instant) -> Option<String> {
+        self.lines += 1;
+        if !self.looked_on || now.saturating_duration_since(self.told) < Duration::from_secs(1) {
+            return None;
+        }
+        (self.told, self.is_shown) = (now, true);
+        Some(format!("\r{} lines …", self.lines))
+    }
+
+    /// What takes it away again.
+    pub fn end(&self) -> &'static str {
+        if self.is_shown { "\r\x1b[K" } else { "" }
+    }
+}
+
 fn parse(line: &str, from: &From) -> Result<api::RevokeRequest, String> {
     let line = Line::try_parse_from(line.split_whitespace()).map_err(|error| {
         let text = error.to_string();
@@ -94,6 +125,20 @@ mod tests {
         for bad in ["address", "address 10.0.0.300", "flow tcp 1 2", "nonsense", "--help"] {
             assert!(parse(bad, &change).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn progress_is_told_once_a_second_and_only_where_somebody_looks_on() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut quiet = Progress::new(false, start);
+        assert_eq!((quiet.line(at(5_000)), quiet.end()), (None, ""));
+        let mut progress = Progress::new(true, start);
+        assert_eq!((progress.line(at(999)), progress.end()), (None, ""));
+        assert_eq!(progress.line(at(1_000)).as_deref(), Some("\r2 lines …"));
+        assert_eq!(progress.line(at(1_999)), None);
+        assert_eq!(progress.line(at(2_000)).as_deref(), Some("\r4 lines …"));
+        assert_eq!(progress.end(), "\r\x1b[K");
     }
 
     proptest::proptest! {

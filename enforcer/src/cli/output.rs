@@ -12,10 +12,14 @@ pub fn print<T: Serialize>(json: bool, record: &T, human: impl FnOnce(&T) -> Str
     use std::io::Write as _;
     let text = if json { serde_json::to_string_pretty(record)? + "\n" } else { human(record) };
     match std::io::stdout().write_all(text.as_bytes()) {
-        // `| head` has read enough
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if has_read_enough(&error) => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// `| head` has.
+pub fn has_read_enough(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
 }
 
 /// Names come from the network: what could steer a terminal is shown as an escape.
@@ -25,48 +29,80 @@ fn safe(text: &str) -> String {
         .collect()
 }
 
-fn terminal_width() -> usize {
+pub fn terminal_width() -> usize {
     if !std::io::stdout().is_terminal() {
         return usize::MAX;
     }
     std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120)
 }
 
-/// Columns as wide as they need to be; the widest one gives way where the terminal is too narrow.
 fn table(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| safe(cell)).collect()).collect();
-    let length = |text: &str| text.chars().count();
-    let mut widths: Vec<usize> = head.iter().map(|title| length(title)).collect();
-    for row in &rows {
-        for (column, cell) in row.iter().enumerate() {
-            if let Some(width) = widths.get_mut(column) {
-                *width = (*width).max(length(cell));
+    let mut columns = Columns::new(head, width);
+    columns.titles(rows) + &columns.lines(rows)
+}
+
+/// Columns as wide as they need to be; the widest one gives way where the terminal is too narrow. A table that comes in
+/// parts keeps them, and widens them where a later part has to.
+pub struct Columns {
+    head: Vec<String>,
+    width: usize,
+    widths: Vec<usize>,
+}
+
+impl Columns {
+    pub fn new(head: &[&str], width: usize) -> Self {
+        Self {
+            head: head.iter().map(|title| (*title).to_owned()).collect(),
+            width,
+            widths: head.iter().map(|title| length(title)).collect(),
+        }
+    }
+
+    /// The line of titles; `rows`: the first ones below it.
+    pub fn titles(&mut self, rows: &[Vec<String>]) -> String {
+        self.widen(rows);
+        self.line(&self.head)
+    }
+
+    pub fn lines(&mut self, rows: &[Vec<String>]) -> String {
+        self.widen(rows);
+        rows.iter().map(|row| self.line(row)).collect()
+    }
+
+    fn widen(&mut self, rows: &[Vec<String>]) {
+        for row in rows {
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = (*width).max(length(&safe(cell)));
+            }
+        }
+        let room = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+        while room(&self.widths) > self.width {
+            match self.widths.iter_mut().max() {
+                Some(widest) if *widest > 8 => *widest -= 1,
+                _ => break,
             }
         }
     }
-    let room = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
-    while room(&widths) > width {
-        match widths.iter_mut().max() {
-            Some(widest) if *widest > 8 => *widest -= 1,
-            _ => break,
-        }
-    }
-    let mut text = String::new();
-    let titles: Vec<String> = head.iter().map(|title| (*title).to_owned()).collect();
-    for row in std::iter::once(&titles).chain(&rows) {
+
+    fn line(&self, row: &[String]) -> String {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let short = if length(cell) > *width {
+        for (cell, width) in row.iter().zip(&self.widths) {
+            let cell = safe(cell);
+            let short = if length(&cell) > *width {
                 cell.chars().take(width.saturating_sub(1)).chain(['…']).collect()
             } else {
-                cell.clone()
+                cell
             };
             let _ = write!(line, "{short:<width$}  ");
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+        line.truncate(line.trim_end().len());
+        line.push('\n');
+        line
     }
-    text
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
 }
 
 fn or_none(rows: Vec<Vec<String>>, head: &[&str], none: &str) -> String {
@@ -155,26 +191,24 @@ fn left(until: u64) -> String {
     span(until.saturating_sub(now))
 }
 
-pub fn revocations(list: &api::Revocations) -> String {
-    let rows = (list.revocations.iter())
-        .map(|r| {
-            vec![
-                r.number.to_string(),
-                r.target.clone(),
-                r.state.clone(),
-                ago(r.at),
-                number(r.entries),
-                number(r.hits),
-                r.by.clone(),
-                r.reason.clone(),
-            ]
-        })
-        .collect();
-    or_none(
-        rows,
-        &["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"],
-        "No revocations.",
-    )
+pub const REVOCATIONS: [&str; 8] = ["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"];
+
+/// A revocation's line in the table of [`REVOCATIONS`].
+pub fn revocation(r: &api::RevocationInfo) -> Vec<String> {
+    vec![
+        r.number.to_string(),
+        r.target.clone(),
+        r.state.clone(),
+        ago(r.at),
+        number(r.entries),
+        number(r.hits),
+        r.by.clone(),
+        r.reason.clone(),
+    ]
+}
+
+pub fn count(count: &api::RevocationCount) -> String {
+    format!("{} in force, {} listed\n", count.in_force, count.remembered)
 }
 
 pub fn events(list: &api::Events) -> String {

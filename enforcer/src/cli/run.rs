@@ -1,13 +1,15 @@
 //! From a command to the daemon and back.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 
-use super::output;
+use super::bulk::Progress;
 use super::{Change, Cli, Command, Common, Disconnect, From, Lock, Revoke, Show, Terminate, Unlock};
+use super::{listing, output};
 use crate::config::Config;
 use crate::control::{ControlClient, MAX_BATCH, api, connect_control};
 use crate::exit::Code;
@@ -29,7 +31,7 @@ pub(super) fn run(cli: Cli) -> ExitCode {
 }
 
 /// The daemon's errors carry their exit code with them.
-fn explain(error: &anyhow::Error) -> (Code, String) {
+pub(super) fn explain(error: &anyhow::Error) -> (Code, String) {
     match error.downcast_ref::<Status>() {
         Some(status) => {
             let code = match status.code() {
@@ -231,22 +233,21 @@ async fn bulk(
     // reading a file or a terminal blocks, and must not hold the stream up
     let reader = tokio::task::spawn_blocking(move || {
         let mut bad = Vec::new();
-        let (mut told, mut good) = (std::time::Instant::now(), 0_u64);
+        let mut progress = Progress::new(std::io::stderr().is_terminal(), std::time::Instant::now());
         for line in lines {
             match line {
                 Ok(order) => {
                     if send.blocking_send(order).is_err() {
                         break;
                     }
-                    good += 1;
                 }
                 Err(why) => bad.push(why),
             }
-            if told.elapsed().as_secs() >= 1 {
-                eprintln!("{good} sent …");
-                told = std::time::Instant::now();
+            if let Some(text) = progress.line(std::time::Instant::now()) {
+                eprint!("{text}");
             }
         }
+        eprint!("{}", progress.end());
         bad
     });
     // full messages, or what has come within a moment
@@ -275,8 +276,9 @@ async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Res
         Show::Sessions => {
             output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?
         }
-        Show::Revocations => {
-            output::print(json, &client.show_revocations(nothing).await?.into_inner(), output::revocations)?;
+        Show::Revocations { count: false } => return listing::revocations(client, json).await,
+        Show::Revocations { count: true } => {
+            output::print(json, &client.count_revocations(nothing).await?.into_inner(), output::count)?
         }
         Show::Events => {
             output::print(json, &client.show_events(nothing).await?.into_inner(), output::events)?

@@ -1,6 +1,8 @@
 //! The server's end: each call becomes a [`Call`] for the daemon's loop.
 
-use futures::StreamExt as _;
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request as Rpc, Response, Status, Streaming};
@@ -27,11 +29,22 @@ pub enum Request {
     Status(api::ShowRequest),
     Users(api::ShowRequest),
     Sessions(api::ShowRequest),
-    Revocations(api::ShowRequest),
+    /// A part of the list of revocations.
+    Revocations(Page),
+    CountRevocations(api::ShowRequest),
     Events(api::ShowRequest),
     Check(api::ShowRequest),
     Look(api::GateLook),
     Left(api::GateLook),
+}
+
+/// Which part of a list is asked for; how much of it is told at once is the daemon's to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// The number of the last revocation that was told; 0: from the first one on.
+    pub after: u64,
+    /// The number up to which the list goes, from its second part on: what is made meanwhile does not prolong it.
+    pub up_to: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -42,7 +55,9 @@ pub enum Reply {
     Status(Box<api::Status>),
     Users(api::Users),
     Sessions(api::Sessions),
-    Revocations(api::Revocations),
+    /// Some of them, and where to go on if there are more.
+    Revocations(api::Revocations, Option<Page>),
+    Count(api::RevocationCount),
     Events(api::Events),
     Findings(api::Findings),
     Verdict(api::GateVerdict),
@@ -81,6 +96,7 @@ pub async fn serve_gate(
         .await
 }
 
+#[derive(Clone)]
 struct Front {
     calls: mpsc::Sender<Call>,
 }
@@ -92,6 +108,18 @@ impl Front {
         let stopping = || Status::unavailable("the daemon is stopping");
         self.calls.send(Call { request, caller, reply }).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// A part of the list, and where to go on if there is more.
+    async fn revocations(
+        &self,
+        caller: Option<Caller>,
+        page: Page,
+    ) -> Result<(api::Revocations, Option<Page>), Status> {
+        match self.call(caller, Request::Revocations(page)).await? {
+            Reply::Revocations(part, next) => Ok((part, next)),
+            _ => Err(mixed_up()),
+        }
     }
 }
 
@@ -144,11 +172,37 @@ service! {
     show_status(api::ShowRequest) as Request::Status => Status(api::Status);
     show_users(api::ShowRequest) as Request::Users => Users(api::Users);
     show_sessions(api::ShowRequest) as Request::Sessions => Sessions(api::Sessions);
-    show_revocations(api::ShowRequest) as Request::Revocations => Revocations(api::Revocations);
+    count_revocations(api::ShowRequest) as Request::CountRevocations => Count(api::RevocationCount);
     show_events(api::ShowRequest) as Request::Events => Events(api::Events);
     check(api::ShowRequest) as Request::Check => Findings(api::Findings);
 
     {
+    async fn show_revocations(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<api::Revocations>, Status> {
+        match self.revocations(caller(&rpc), Page { after: 0, up_to: None }).await? {
+            (all, None) => Ok(Response::new(all)),
+            (_, Some(_)) => Err(Status::resource_exhausted(
+                "there are more revocations than fit into one message: ask for them by ListRevocations",
+            )),
+        }
+    }
+
+    type ListRevocationsStream = Pin<Box<dyn Stream<Item = Result<api::Revocations, Status>> + Send>>;
+
+    async fn list_revocations(&self, rpc: Rpc<api::ListRequest>) -> Result<Response<Self::ListRevocationsStream>, Status> {
+        let (front, caller) = (self.clone(), caller(&rpc));
+        let first = Page { after: rpc.into_inner().after, up_to: None };
+        // each part is a call of its own, made when there is room for it on the way to the reader: the loop answers
+        // others in between, and a reader that is slow holds up nobody and one part
+        let parts = futures::stream::try_unfold(Some(first), move |page| {
+            let front = front.clone();
+            async move {
+                let Some(page) = page else { return Ok(None) };
+                front.revocations(caller, page).await.map(Some)
+            }
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
     async fn revoke_many(&self, rpc: Rpc<Streaming<api::RevokeBatch>>) -> Result<Response<api::BulkReceipt>, Status> {
         let caller = caller(&rpc);
         // several at once, so that those that wait for the disk share one commit

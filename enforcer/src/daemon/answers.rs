@@ -10,9 +10,10 @@ use crate::config::WhenBlind;
 use crate::control::target::{self, Asked, MAX_REASON};
 use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, api};
 use crate::ocserv;
-use crate::registry::{Answer, Event, Order, Phase, Receipt, RevocationState, SessionRow, Target, Verdict};
+use crate::registry::{Answer, Event, Order, SessionRow, Target, Verdict};
 use crate::session::{Audit, Cookie, Observed, ServerName};
 
+use super::shows::{layer, row};
 use super::{Answerer, Daemon, Input, Then, guard};
 
 /// Who waits for an answer.
@@ -49,8 +50,12 @@ impl Daemon {
                 let _ = reply.send(Ok(Reply::Users(self.users())));
             }
             Request::Sessions(_) => self.fetch_cookies(Then::ShowSessions(reply)),
-            Request::Revocations(_) => {
-                let _ = reply.send(self.revocations().map(Reply::Revocations));
+            Request::Revocations(page) => {
+                let (part, next) = self.revocations(page);
+                let _ = reply.send(Ok(Reply::Revocations(part, next)));
+            }
+            Request::CountRevocations(_) => {
+                let _ = reply.send(Ok(Reply::Count(self.count_revocations())));
             }
             Request::Events(_) => {
                 let events = self.events.iter().cloned().collect();
@@ -80,12 +85,17 @@ impl Daemon {
                 return;
             }
         };
+        self.carry_out(order, request.dry_run, caller, reply);
+    }
+
+    /// An order that could be read: refused where it would hit the gateway itself, shown, or given.
+    fn carry_out(&mut self, order: Order, dry_run: bool, caller: Caller, reply: Answerer) {
         let rows = self.registry.preview(&order, &[]).sessions;
         if let Some(why) = guard::refusal(&order, &rows, caller) {
             let _ = reply.send(Err(Status::failed_precondition(why)));
             return;
         }
-        if request.dry_run {
+        if dry_run {
             return self.fetch_cookies(Then::Preview(order, reply));
         }
         let request = self.waits(Waiter::One(reply));
@@ -108,7 +118,7 @@ impl Daemon {
     fn call_lift(&mut self, request: &api::LiftRequest, caller: Caller, reply: Answerer) {
         if request.dry_run {
             let entries = self.registry.holdings().of(request.number).len();
-            let known = self.registry.revocations().find(|r| r.number == request.number);
+            let known = self.registry.revocation(request.number);
             let answer = known
                 .ok_or_else(|| Status::not_found(format!("there is no revocation {}", request.number)))
                 .map(|r| {
@@ -137,16 +147,7 @@ impl Daemon {
                 return;
             }
         };
-        let rows = self.registry.preview(&order, &[]).sessions;
-        if let Some(why) = guard::refusal(&order, &rows, caller) {
-            let _ = reply.send(Err(Status::failed_precondition(why)));
-            return;
-        }
-        if request.dry_run {
-            return self.fetch_cookies(Then::Preview(order, reply));
-        }
-        let request = self.waits(Waiter::One(reply));
-        self.handle(Event::Revoke { request: Some(request), order });
+        self.carry_out(order, request.dry_run, caller, reply);
     }
 
     fn lock_order(&self, request: &api::LockRequest, caller: Caller) -> Result<Order, Status> {
@@ -440,87 +441,6 @@ impl Daemon {
             }
         }
     }
-
-    fn users(&self) -> api::Users {
-        let mut users: BTreeMap<String, api::User> = BTreeMap::new();
-        for row in self.registry.rows(&[]) {
-            let user = users
-                .entry(row.user.clone())
-                .or_insert_with(|| api::User { user: row.user.clone(), ..api::User::default() });
-            user.sessions += 1;
-            user.revoked += u32::from(row.revoked.is_some());
-            if user.since == 0 || row.since < user.since {
-                user.since = row.since;
-            }
-            let server = row.server.to_string();
-            if !user.servers.contains(&server) {
-                user.servers.push(server);
-            }
-        }
-        let mut users: Vec<api::User> = users.into_values().collect();
-        let (realms, now) = (self.config.realms(), super::now());
-        for lock in self.registry.locks() {
-            let until = lock.until.map_or(0, |until| now.wall + until.saturating_sub(now.mono).as_secs());
-            let mut any = false;
-            for user in &mut users {
-                // a name may be several people's, and then the lock is told of each
-                let is =
-                    lock.identity.as_ref().is_some_and(|who| realms.person(&who.realm, &user.user) == *who);
-                if is {
-                    any = true;
-                    (user.lock, user.locked_until) = (lock.number, until);
-                    user.realm = lock.identity.as_ref().map(|who| who.realm.clone()).unwrap_or_default();
-                }
-            }
-            if !any {
-                let (user, realm) = match lock.identity {
-                    Some(who) => (who.name, who.realm),
-                    None => ("(found in the kernel)".to_owned(), String::new()),
-                };
-                users.push(api::User {
-                    user,
-                    lock: lock.number,
-                    locked_until: until,
-                    realm,
-                    ..api::User::default()
-                });
-            }
-        }
-        users.sort_by(|a, b| a.user.cmp(&b.user));
-        api::Users { users }
-    }
-
-    fn revocations(&self) -> Result<api::Revocations, Status> {
-        let stored = self.dataplane.entries().map_err(|error| Status::internal(format!("{error:#}")))?;
-        let mut by_number: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        for entry in &stored {
-            let (entries, hits) = by_number.entry(entry.revocation).or_default();
-            *entries += 1;
-            *hits += entry.hits;
-        }
-        let revocations = (self.registry.revocations())
-            .map(|r| {
-                let (entries, hits) = by_number.get(&r.number).copied().unwrap_or_default();
-                let receipt = self.registry.receipt_of(r.number, super::now());
-                let complete = receipt.as_ref().is_some_and(Receipt::is_complete);
-                api::RevocationInfo {
-                    number: r.number,
-                    target: r.order.target.to_string(),
-                    by: r.order.by.clone(),
-                    reason: r.order.reason.clone(),
-                    at: r.at.wall,
-                    state: state(r.state, complete).into(),
-                    entries,
-                    // what was taken out meanwhile is remembered
-                    hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
-                    layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
-                    notes: receipt.map(|receipt| receipt.notes).unwrap_or_default(),
-                    until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
-                }
-            })
-            .collect();
-        Ok(api::Revocations { revocations })
-    }
 }
 
 /// What a dry run of an explicit revocation has to tell; a session's tells whom it would touch.
@@ -534,18 +454,6 @@ fn would_do(target: &Target) -> Vec<String> {
         }
         Target::Token(_) => vec!["the first packet that shows it would be dropped in XDP".into()],
         _ => Vec::new(),
-    }
-}
-
-fn state(state: RevocationState, complete: bool) -> &'static str {
-    match (state, complete) {
-        (RevocationState::Acting, _) => "acting",
-        (RevocationState::Looking, true) => "looking",
-        (RevocationState::Looking, false) => "incomplete",
-        (RevocationState::Settled, true) => "complete",
-        (RevocationState::Settled, false) => "incomplete",
-        (RevocationState::Lifted, _) => "lifted",
-        (RevocationState::Expired, _) => "expired",
     }
 }
 
@@ -568,38 +476,6 @@ fn failed(bulk: &mut api::BulkReceipt, why: String) {
     bulk.failed += 1;
     if bulk.errors.len() < MAX_ERRORS {
         bulk.errors.push(why);
-    }
-}
-
-pub(super) fn row(row: &SessionRow) -> api::SessionInfo {
-    api::SessionInfo {
-        server: row.server.to_string(),
-        id: row.id,
-        user: ocserv::printable(&row.user),
-        group: ocserv::printable(&row.group),
-        vhost: ocserv::printable(&row.vhost),
-        client: row.client.clone(),
-        device: row.device.clone(),
-        addresses: row.addresses.iter().map(ToString::to_string).collect(),
-        safe_id: row.safe_id.map(|id| id.to_string()).unwrap_or_default(),
-        since: row.since,
-        state: match row.phase {
-            Some(Phase::Admitting) => "admitting",
-            Some(Phase::Live) => "live",
-            None => "offline",
-        }
-        .into(),
-        revocation: row.revoked.unwrap_or(0),
-    }
-}
-
-fn layer(layer: &crate::registry::LayerResult) -> api::Layer {
-    api::Layer {
-        layer: layer.layer.name().into(),
-        done: layer.done,
-        failed: layer.failed,
-        guarded: layer.guarded,
-        text: layer.text.clone(),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::config::{Config, WhenBlind};
 use crate::control::api;
 use crate::dataplane::Role;
 use crate::ocserv::FeedState;
-use crate::registry::{GateState, RevocationState, ServerState};
+use crate::registry::{GateState, ServerState};
 
 use super::Daemon;
 
@@ -64,10 +64,6 @@ impl Daemon {
                 how: a.how,
             })
             .collect();
-        let in_force = (self.registry.revocations())
-            .filter(|r| !matches!(r.state, RevocationState::Lifted | RevocationState::Expired))
-            .filter(|r| !self.registry.holdings().of(r.number).is_empty())
-            .count();
         let mut warnings = self.warnings.clone();
         let counters = self.dataplane.counters().unwrap_or_else(|error| {
             warnings.push(format!("the counters cannot be read: {error:#}"));
@@ -85,7 +81,7 @@ impl Daemon {
                 .map(|c| api::Counter { reason: c.reason.into(), packets: c.packets, bytes: c.bytes })
                 .collect(),
             sessions: self.registry.sessions().count() as u64,
-            revocations_in_force: in_force as u64,
+            revocations_in_force: self.registry.revocations_in_force() as u64,
             pin_path: self.config.kernel.pin_path.display().to_string(),
             warnings,
             locks_in_force: self.registry.locks().count() as u64,

@@ -279,6 +279,14 @@ impl Holdings {
         self.entries_of(number).cloned().collect()
     }
 
+    /// Those of them that the kernel has by this number: where several revocations want one, it has only one of theirs.
+    pub fn in_kernel_by(&self, number: Number) -> impl Iterator<Item = &Entry> {
+        self.entries_of(number).filter(move |entry| {
+            let holding = self.entries.get(*entry);
+            holding.and_then(|holding| holding.in_kernel).is_some_and(|(by, _)| by == number)
+        })
+    }
+
     pub(crate) fn holds_any(&self, number: Number) -> bool {
         self.entries_of(number).next().is_some()
     }

@@ -15,7 +15,7 @@ mod revoking;
 
 use std::collections::BTreeSet;
 
-use super::{Registry, Revocation};
+use super::{Registry, Revocation, RevocationState};
 
 impl Registry {
     /// The indexes say what the records say.
@@ -24,6 +24,15 @@ impl Registry {
         self.holdings.check();
         let busy: BTreeSet<_> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
         assert_eq!(self.busy.union(&self.writing).copied().collect::<BTreeSet<_>>(), busy);
+        for r in self.revocations() {
+            let is_over = matches!(r.state, RevocationState::Lifted | RevocationState::Expired);
+            // whoever counts those in force counts those that hold something
+            assert!(
+                !is_over || !self.holdings.holds_any(r.number),
+                "{} is over and holds something",
+                r.number
+            );
+        }
         for (id, mark) in &self.marks {
             assert!(!mark.numbers.is_empty(), "{id} is refused for nobody");
             for revocation in mark.numbers.iter().filter_map(|n| self.revocations.get(n)) {
