@@ -12,10 +12,13 @@ use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The number of this layout, kept in the map [`META`].
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// A lease ends that long after the last heartbeat.
 pub const LEASE_NS: u64 = 10_000_000_000;
+
+/// For how long a datagram is remembered whose first fragment was dropped: the others come within milliseconds.
+pub const FRAGMENT_NS: u64 = 1_000_000_000;
 
 /// [`Standing::expires_ns`] of an entry that stands until it is removed.
 pub const FOREVER: u64 = u64::MAX;
@@ -32,6 +35,7 @@ pub const SAFE_IDS: &str = "safe_ids";
 pub const CUTOFFS: &str = "cutoffs";
 pub const LOCKS: &str = "locks";
 pub const GATE_HITS: &str = "gate_hits";
+pub const FRAGMENTS: &str = "fragments";
 pub const COUNTERS: &str = "counters";
 pub const QUIET: &str = "quiet";
 pub const META: &str = "meta";
@@ -46,6 +50,7 @@ pub enum Kind {
     Hash = 1,
     Array = 2,
     PerCpuArray = 6,
+    LruHash = 9,
 }
 
 /// `BPF_F_NO_PREALLOC`: a hash map takes memory for the entries it has, not for those it could have.
@@ -67,12 +72,18 @@ const fn hash<K, V>(name: &'static str) -> Definition {
     Definition { name, kind: Kind::Hash, key, value, entries: None, flags: NO_PREALLOC }
 }
 
+/// What may be forgotten: at the bound the longest unused entry goes.
+const fn lru<K, V>(name: &'static str, entries: u32) -> Definition {
+    let (key, value) = (size_of::<K>() as u32, size_of::<V>() as u32);
+    Definition { name, kind: Kind::LruHash, key, value, entries: Some(entries), flags: 0 }
+}
+
 const fn array<V>(name: &'static str, kind: Kind, entries: u32) -> Definition {
     Definition { name, kind, key: 4, value: size_of::<V>() as u32, entries: Some(entries), flags: 0 }
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 12] = [
+pub const MAPS: [Definition; 13] = [
     hash::<FlowKey, Standing>(FLOWS),
     hash::<AddressKey, Standing>(ADDRESSES),
     hash::<DeviceKey, Standing>(DEVICES),
@@ -81,8 +92,9 @@ pub const MAPS: [Definition; 12] = [
     hash::<CutoffKey, CutoffValue>(CUTOFFS),
     hash::<LockKey, LockValue>(LOCKS),
     hash::<GateHitKey, u64>(GATE_HITS),
-    array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::REASONS as u32),
-    array::<u64>(QUIET, Kind::Array, crate::counters::REASONS as u32),
+    lru::<FragmentKey, u64>(FRAGMENTS, FRAGMENT_ENTRIES),
+    array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::SLOTS as u32),
+    array::<u64>(QUIET, Kind::Array, crate::counters::SLOTS as u32),
     array::<Meta>(META, Kind::Array, 1),
     array::<u64>(HEARTBEAT, Kind::Array, 1),
 ];
@@ -153,6 +165,9 @@ fn bytes<const W: usize, const B: usize>(words: [u32; W]) -> [u8; B] {
 /// IANA's numbers of the protocols that have ports, as in [`FlowKey::protocol`].
 pub const TCP: u32 = 6;
 pub const UDP: u32 = 17;
+/// ... and of those that tell of errors.
+pub const ICMP: u32 = 1;
+pub const ICMPV6: u32 = 58;
 
 /// An outer flow within a network namespace. Ports are in network byte order.
 #[repr(C)]
@@ -180,6 +195,21 @@ pub struct AddressKey {
 pub struct DeviceKey {
     pub netns: u32,
     pub ifindex: u32,
+}
+
+/// How many datagrams are remembered whose first fragment was dropped.
+pub const FRAGMENT_ENTRIES: u32 = 8192;
+
+/// A fragmented datagram within a network namespace, by what the kernel puts it together by: see
+/// [`crate::packet::Fragment`]. The value is the moment until which its fragments are dropped.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FragmentKey {
+    pub client: Address,
+    pub local: Address,
+    pub id: u32,
+    pub protocol: u32,
+    pub netns: u32,
 }
 
 /// [`TokenKey::kind`] of a DTLS session id.
@@ -304,6 +334,7 @@ const _: () = {
     assert!(size_of::<AddressKey>() == 20);
     assert!(size_of::<DeviceKey>() == 8);
     assert!(size_of::<TokenKey>() == 40);
+    assert!(size_of::<FragmentKey>() == 44);
     assert!(size_of::<Digest>() == 20);
     assert!(size_of::<GateHitKey>() == 24);
     assert!(size_of::<Standing>() == 32);

@@ -22,8 +22,10 @@ use anyhow::{Context as _, Result, bail};
 const PREBUILT: &str = "ENFORCER_BPF_OBJECT";
 /// The name under which `dataplane` includes it from OUT_DIR.
 const OBJECT: &str = "enforcer.bpf.o";
-/// The object of the layout 1, which the tests of its migration load. Empty with a prebuilt object: no test can run.
-const OBJECT_ABI_1: &str = "enforcer-abi-1.bpf.o";
+/// The objects of the layouts 1 and 2, which the tests of their migration load. Empty with a prebuilt object: no such
+/// test can run.
+const OBJECTS_OF_OLD: [(&str, &str); 2] =
+    [("programs,abi-1", "enforcer-abi-1.bpf.o"), ("programs,abi-2", "enforcer-abi-2.bpf.o")];
 const PROGRAMS: &str = "enforcer-ebpf";
 /// What of the outer cargo's environment the inner one needs: where its registries are and how to get there.
 const KEPT: [&str; 6] =
@@ -40,11 +42,13 @@ pub fn build() -> Result<()> {
         println!("cargo:rerun-if-changed={}", prebuilt.display());
         fs::copy(&prebuilt, out.join(OBJECT))
             .with_context(|| format!("cannot copy {}", prebuilt.display()))?;
-        fs::write(out.join(OBJECT_ABI_1), "").context("cannot write to OUT_DIR")?;
+        for (_, name) in OBJECTS_OF_OLD {
+            fs::write(out.join(name), "").context("cannot write to OUT_DIR")?;
+        }
         return Ok(());
     }
     // ours last: cargo leaves it in place
-    for (features, name) in [("programs,abi-1", OBJECT_ABI_1), ("programs", OBJECT)] {
+    for (features, name) in OBJECTS_OF_OLD.into_iter().chain([("programs", OBJECT)]) {
         let object = compile(&out, features)?;
         fs::copy(&object, out.join(name)).with_context(|| format!("cannot copy {}", object.display()))?;
     }

@@ -2,19 +2,29 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+#[cfg(not(feature = "abi-2"))]
+use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
-use enforcer_ebpf::counters::{Count, REASONS, Reason};
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::counters::SLOTS;
+use enforcer_ebpf::counters::{Count, Reason};
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::layout::FRAGMENT_ENTRIES;
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, Meta, NO_PREALLOC, SafeIdKey,
-    SafeIdValue, Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, Meta, NO_PREALLOC,
+    SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
 use enforcer_ebpf::verdict::World;
 
 const FLAGS: usize = NO_PREALLOC as usize;
+
+/// The reasons that the layouts 1 and 2 had room for.
+#[cfg(feature = "abi-2")]
+const SLOTS: usize = 10;
 
 /// The network namespace in which this instance of the programs runs: set by the loader.
 #[unsafe(no_mangle)]
@@ -29,10 +39,13 @@ static ADDRESSES: HashMap<AddressKey, Standing, 1, FLAGS> = HashMap::new();
 static DEVICES: HashMap<DeviceKey, Standing, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "tokens")]
 static TOKENS: HashMap<TokenKey, Standing, 1, FLAGS> = HashMap::new();
+#[cfg(not(feature = "abi-2"))]
+#[btf_map(name = "fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, u64, { FRAGMENT_ENTRIES as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
-static COUNTERS: PerCpuArray<Count, REASONS> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Count, SLOTS> = PerCpuArray::new();
 #[btf_map(name = "quiet")]
-static QUIET: Array<u64, REASONS> = Array::new();
+static QUIET: Array<u64, SLOTS> = Array::new();
 #[btf_map(name = "heartbeat")]
 static HEARTBEAT: Array<u64, 1> = Array::new();
 
@@ -110,6 +123,40 @@ impl World for Tables {
             (&raw mut (*found).last_ns).write_volatile(now_ns);
         }
     }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentKey) -> Option<u64> {
+        // SAFETY: as in `expires_ns`.
+        FRAGMENTS.get_ptr(key).map(|until| unsafe { until.read_volatile() })
+    }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn drop_fragments(&self, key: &FragmentKey, until_ns: u64) {
+        // fails where another CPU does the same at this moment
+        let _ = FRAGMENTS.insert(key, until_ns, 0);
+    }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn pass_fragments(&self, key: &FragmentKey) {
+        // almost always there is nothing
+        if FRAGMENTS.get_ptr(key).is_some() {
+            let _ = FRAGMENTS.remove(key);
+        }
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn fragments(&self, _: &FragmentKey) -> Option<u64> {
+        None
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn drop_fragments(&self, _: &FragmentKey, _: u64) {}
+
+    #[cfg(feature = "abi-2")]
+    fn pass_fragments(&self, _: &FragmentKey) {}
 }
 
 /// Counts, and says the two things that somebody should know of.

@@ -232,6 +232,22 @@ impl Tun {
         self.0.write_all(packet).unwrap();
     }
 
+    /// The first packet to the client of which `what` makes something.
+    pub fn next<T>(&mut self, what: impl Fn(&[u8]) -> Option<T>) -> T {
+        let mut buffer = [0; 2048];
+        for _ in 0..3000 {
+            match self.0.read(&mut buffer) {
+                Ok(length) => {
+                    if let Some(made) = what(&buffer[..length]) {
+                        return made;
+                    }
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        panic!("nothing of it came in fifteen seconds");
+    }
+
     /// Whether a packet with that payload at its end comes to the client.
     pub fn gets(&mut self, payload: &[u8]) -> bool {
         let mut buffer = [0; 2048];
