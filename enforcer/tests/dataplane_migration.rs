@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aya::maps::MapInfo;
 use enforcer::dataplane::{
     Dataplane, GateFacts, GateMaps, Role, Settings, StoredEntry, TcPreference, XdpPreference,
 };
@@ -398,4 +399,57 @@ fn r5_a_half_made_migration_is_put_right() {
 
 fn pin_again(from: &std::path::Path, to: &std::path::Path) {
     aya::maps::MapData::from_pin(from).unwrap().pin(to).unwrap();
+}
+
+/// R1, R5, R7: a table that is full becomes larger while packets are dropped by it, and begins small again when a start
+/// finds it nearly empty.
+#[test]
+fn r1_r5_r7_a_full_table_grows_without_a_gap() {
+    lab(|lab| {
+        let settings = || with(lab, 100_000);
+        let mut dataplane = Dataplane::open(settings()).unwrap();
+        attach(&mut dataplane, lab);
+        let traffic = Traffic::new(lab);
+        for (number, entry) in traffic.entries(lab).iter().enumerate() {
+            dataplane.insert(entry, number as u64 + 1, Stands::Forever, NONE).unwrap();
+        }
+        let buckets =
+            |name: &str| MapInfo::from_pin(lab.pin_path().join("maps").join(name)).unwrap().max_entries();
+        let small = (buckets("flow_lines"), buckets("address_lines"));
+        let other = |number: u32| {
+            let [a, b, c, d] = (0x0b00_0000 + number).to_be_bytes();
+            (address(lab.netns(), &format!("{a}.{b}.{c}.{d}")), number)
+        };
+        let many = 20_000;
+        let sent = traffic.flood(Duration::ZERO, || {
+            for (entry, number) in (0..many).map(other) {
+                dataplane.insert(&entry, u64::from(number) + 10, Stands::Forever, NONE).unwrap();
+            }
+        });
+        let large = (buckets("flow_lines"), buckets("address_lines"));
+        assert!(large.0 == small.0 && large.1 > small.1, "{small:?} {large:?}");
+        is_tidy(lab);
+        traffic.is_dropped();
+        let hits = dataplane.hits(&traffic.entries(lab)[2]).unwrap();
+        assert!(hits >= sent[0], "of the other table, and no hit is lost: {hits} of {}", sent[0]);
+        assert_eq!(dataplane.entries().unwrap().len(), many as usize + 3);
+        let usage = dataplane.usage();
+        let addresses = usage.iter().find(|usage| usage.name == "addresses").unwrap();
+        assert_eq!((addresses.used, addresses.capacity), (u64::from(many) + 1, 100_000));
+
+        // what has hung is renewed, and what comes later uses the same maps
+        drop(dataplane);
+        let mut dataplane = Dataplane::open(settings()).unwrap();
+        assert_eq!((buckets("flow_lines"), buckets("address_lines")), large, "a start keeps what fits");
+        for (entry, _) in (0..many).map(other) {
+            assert!(dataplane.remove(&entry).unwrap());
+        }
+        traffic.is_dropped();
+        drop(dataplane);
+        let dataplane = Dataplane::open(settings()).unwrap();
+        assert_eq!((buckets("flow_lines"), buckets("address_lines")), small);
+        assert_eq!(dataplane.entries().unwrap().len(), 3);
+        traffic.is_dropped();
+        eprintln!("{sent:?} packets while a table grew, none leaked");
+    });
 }

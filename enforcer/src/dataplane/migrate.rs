@@ -27,19 +27,15 @@ use super::standings::{self, Kept, Names, Standings};
 use super::sys::{self, Reader};
 use super::table::{self, Bits as _, Plain, from_bytes};
 use super::tables::{Heartbeat, MetaMap, PresentMap};
-use super::{Capacities, hooks, host};
+use super::{hooks, host};
 use crate::session::Netns;
 
 /// Makes the set that `plan` wants and puts it in force. Gives the programs that use it.
 ///
 /// # Errors
 /// The kernel refuses something. The old set counts then; the next start throws the new one away.
-pub(super) fn migrate(
-    pins: &Pins,
-    plan: &Plan,
-    capacities: &Capacities,
-    own: Netns,
-) -> Result<HashMap<Netns, Instance>> {
+pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Netns, Instance>> {
+    let capacities = &plan.sized;
     let next = pins.with_maps(&pins.next);
     host::make(&next.maps)?;
     for (definition, step) in &plan.steps {

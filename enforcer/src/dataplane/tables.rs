@@ -161,6 +161,14 @@ impl Tables {
         Ok(tables)
     }
 
+    pub(super) fn flows_used(&self) -> u64 {
+        self.flows.used()
+    }
+
+    pub(super) fn addresses_used(&self) -> u64 {
+        self.addresses.used()
+    }
+
     fn say_present(&mut self) -> Result<()> {
         let is = |used: u64| u32::from(used != 0);
         self.present.write(Present {
