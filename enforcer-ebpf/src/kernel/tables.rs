@@ -1,21 +1,21 @@
 //! The maps, and the world that the verdict sees through them.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 #[cfg(not(feature = "abi-2"))]
 use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
-#[cfg(not(feature = "abi-2"))]
-use enforcer_ebpf::layout::FRAGMENT_ENTRIES;
 use enforcer_ebpf::layout::{
     AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, Meta, NO_PREALLOC,
     SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
 use enforcer_ebpf::verdict::World;
@@ -42,6 +42,9 @@ static TOKENS: HashMap<TokenKey, Standing, 1, FLAGS> = HashMap::new();
 #[cfg(not(feature = "abi-2"))]
 #[btf_map(name = "fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, u64, { FRAGMENT_ENTRIES as usize }> = LruHashMap::new();
+#[cfg(not(feature = "abi-2"))]
+#[btf_map(name = "learned")]
+static LEARNED: LruHashMap<FlowKey, TokenKey, { LEARNED_ENTRIES as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Count, SLOTS> = PerCpuArray::new();
 #[btf_map(name = "quiet")]
@@ -146,6 +149,16 @@ impl World for Tables {
             let _ = FRAGMENTS.remove(key);
         }
     }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn learn(&self, flow: &FlowKey, token: &TokenKey) {
+        // as in `drop_fragments`
+        let _ = LEARNED.insert(flow, token, 0);
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn learn(&self, _: &FlowKey, _: &TokenKey) {}
 
     #[cfg(feature = "abi-2")]
     fn fragments(&self, _: &FragmentKey) -> Option<u64> {

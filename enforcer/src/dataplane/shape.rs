@@ -53,8 +53,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
     match (abi, ours.name) {
         // 1: before there were locks; everything else has kept its meaning
         (1, layout::LOCKS) => None,
-        // 2: before fragments were told apart, and with room for ten reasons
-        (1 | 2, layout::FRAGMENTS) => None,
+        // 2: before fragments were told apart and tokens learned, and with room for ten reasons
+        (1 | 2, layout::FRAGMENTS | layout::LEARNED) => None,
         (1 | 2, layout::COUNTERS | layout::QUIET) => Some(Definition { entries: Some(10), ..*ours }),
         _ => Some(*ours),
     }
