@@ -90,6 +90,7 @@ fn unread(unread: Unread) -> Verdict {
 #[inline(always)]
 pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     let (verdict, first) = match packet::outer(frame, framing) {
+        Ok(Outer::Segment(segment, First { is: false, .. })) => return sent(world, frame, &segment),
         Err(why) => return unread(why),
         Ok(Outer::Later(fragment)) => return later(world, fragment),
         Ok(Outer::Headless(of)) => (Verdict::Drop(Reason::DroppedFragment), First { is: true, of }),
