@@ -11,6 +11,8 @@
 use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::packed::{Bucket, HashKeys, Line};
+
 /// The number of this layout, kept in the map [`META`].
 pub const ABI: u32 = 3;
 
@@ -27,7 +29,13 @@ pub const FOREVER: u64 = u64::MAX;
 pub const LEASED: u64 = 0;
 
 /// Names of the maps: in the object and, below `maps/` of the pin folder, as pins.
+pub const FLOW_LINES: &str = "flow_lines";
+pub const FLOW_BUCKETS: &str = "flow_buckets";
+/// Flows that found no room in the buckets.
 pub const FLOWS: &str = "flows";
+pub const ADDRESS_LINES: &str = "address_lines";
+pub const ADDRESS_BUCKETS: &str = "address_buckets";
+/// Addresses that found no room in the buckets.
 pub const ADDRESSES: &str = "addresses";
 pub const DEVICES: &str = "devices";
 pub const TOKENS: &str = "tokens";
@@ -41,6 +49,13 @@ pub const COUNTERS: &str = "counters";
 pub const QUIET: &str = "quiet";
 pub const META: &str = "meta";
 pub const HEARTBEAT: &str = "heartbeat";
+pub const PRESENT: &str = "present";
+pub const HASH_KEYS: &str = "hash_keys";
+
+/// Globals of the programs: how many buckets the packed tables have, and the secret of their hash.
+pub const FLOW_BUCKET_COUNT: &str = "FLOW_BUCKET_COUNT";
+pub const ADDRESS_BUCKET_COUNT: &str = "ADDRESS_BUCKET_COUNT";
+pub const HASH_SECRET: &str = "HASH_SECRET";
 
 /// The global of the programs that says in which network namespace this instance runs.
 pub const NETNS: &str = "NETNS";
@@ -56,6 +71,8 @@ pub enum Kind {
 
 /// `BPF_F_NO_PREALLOC`: a hash map takes memory for the entries it has, not for those it could have.
 pub const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE`: an array map whose memory a process can share.
+pub const MMAPABLE: u32 = 1 << 10;
 
 /// What a map must look like to be taken over. `entries` is `None` where the configuration decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,9 +100,25 @@ const fn array<V>(name: &'static str, kind: Kind, entries: u32) -> Definition {
     Definition { name, kind, key: 4, value: size_of::<V>() as u32, entries: Some(entries), flags: 0 }
 }
 
+/// A part of a packed table: as many elements as it has buckets.
+const fn part<V>(name: &'static str) -> Definition {
+    Definition {
+        name,
+        kind: Kind::Array,
+        key: 4,
+        value: size_of::<V>() as u32,
+        entries: None,
+        flags: MMAPABLE,
+    }
+}
+
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 14] = [
+pub const MAPS: [Definition; 20] = [
+    part::<Line>(FLOW_LINES),
+    part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
+    part::<Line>(ADDRESS_LINES),
+    part::<Bucket<AddressKey>>(ADDRESS_BUCKETS),
     hash::<AddressKey, Standing>(ADDRESSES),
     hash::<DeviceKey, Standing>(DEVICES),
     hash::<TokenKey, Standing>(TOKENS),
@@ -99,7 +132,20 @@ pub const MAPS: [Definition; 14] = [
     array::<u64>(QUIET, Kind::Array, crate::counters::SLOTS as u32),
     array::<Meta>(META, Kind::Array, 1),
     array::<u64>(HEARTBEAT, Kind::Array, 1),
+    array::<Present>(PRESENT, Kind::Array, 1),
+    array::<HashKeys>(HASH_KEYS, Kind::Array, 1),
 ];
+
+/// The one entry of [`PRESENT`]: whether there is anything at all (not 0) in a table, so that an empty one costs no
+/// lookup. Set before the first entry comes, and taken back after the last one has gone.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Present {
+    pub flows: u32,
+    pub addresses: u32,
+    pub devices: u32,
+    pub tokens: u32,
+}
 
 /// An IPv4 (mapped: `::ffff:a.b.c.d`) or IPv6 address, in network byte order.
 #[repr(C)]
@@ -117,6 +163,17 @@ impl Address {
     #[inline(always)]
     pub const fn v6(words: [u32; 4]) -> Self {
         Self(words)
+    }
+
+    /// Four of its bytes, as they lie in memory. `at` is 0 to 3; the last one is answered for anything else.
+    #[inline(always)]
+    pub const fn word(&self, at: usize) -> u32 {
+        match at {
+            0 => self.0[0],
+            1 => self.0[1],
+            2 => self.0[2],
+            _ => self.0[3],
+        }
     }
 
     /// Whether this is an IPv4 address in its mapped form.
@@ -348,6 +405,8 @@ const _: () = {
     assert!(size_of::<CutoffValue>() == 24);
     assert!(size_of::<LockValue>() == 24);
     assert!(size_of::<Meta>() == 16);
+    assert!(size_of::<Present>() == 16);
+    assert!(size_of::<HashKeys>() == 104);
     assert!(size_of::<crate::counters::Count>() == 16);
 };
 

@@ -6,5 +6,6 @@
 
 pub mod counters;
 pub mod layout;
+pub mod packed;
 pub mod packet;
 pub mod verdict;

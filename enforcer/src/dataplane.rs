@@ -19,9 +19,12 @@ mod host;
 mod keys;
 mod mend;
 mod migrate;
+mod packed;
 mod pins;
 mod programs;
 mod shape;
+mod shared;
+mod standings;
 mod sys;
 mod table;
 mod tables;
@@ -237,7 +240,7 @@ impl Dataplane {
             }
             instances
         };
-        let tables = Tables::open(&pins.maps, settings.fill)?;
+        let tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,

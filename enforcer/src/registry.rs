@@ -7,6 +7,7 @@ mod admission;
 mod adopting;
 mod advancing;
 mod bans;
+mod connections;
 mod cookies;
 mod durable;
 mod holdings;
@@ -89,6 +90,7 @@ pub struct Registry {
     /// safe_ids that are refused at the gate.
     marks: BTreeMap<SafeId, Mark>,
     holdings: Holdings,
+    traces: connections::Traces,
     /// Boxed: there may be a million, and a tree's nodes are half empty.
     revocations: BTreeMap<Number, Box<Revocation>>,
     /// Those that are busy, of the revocations.
@@ -169,6 +171,7 @@ impl Registry {
             sessions: table::Table::default(),
             marks: BTreeMap::new(),
             holdings: Holdings::default(),
+            traces: connections::Traces::default(),
             revocations: BTreeMap::new(),
             busy: BTreeSet::new(),
             writing: BTreeSet::new(),
@@ -220,6 +223,9 @@ impl Registry {
                 self.terminated(&server, safe_id, outcome, &mut out)
             }
             Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome, now, &mut out),
+            Event::ConnectionsForgotten { netns, address, turn, outcome } => {
+                self.connections_forgotten(netns, address, turn, outcome, now, &mut out);
+            }
             Event::InsertFailed { entry, number, error } => {
                 self.insert_failed(entry, number, error, &mut out)
             }
@@ -262,7 +268,8 @@ impl Registry {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_tick(&self, now: Now) -> Duration {
-        let idle = if !(self.busy.is_empty() && self.writing.is_empty() && self.waiting.is_empty()) {
+        let waits = !(self.busy.is_empty() && self.writing.is_empty() && self.waiting.is_empty());
+        let idle = if waits || self.traces.any_asked() {
             self.rules.look_every.min(Duration::from_millis(50))
         } else {
             Duration::from_secs(1)

@@ -21,6 +21,7 @@ use enforcer_ebpf::layout::{
     AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, LockValue, SafeIdValue, TOKEN_DTLS,
     TokenKey, UDP,
 };
+use enforcer_ebpf::packed::TICK_NS;
 use lab::{CLIENT, ifindex, lab};
 use past::Past;
 use traffic::{Traffic, address, attach, flow, is_tidy, with};
@@ -60,7 +61,7 @@ fn capacity_up_and_down(xdp: XdpPreference, tc: TcPreference, how: [&'static str
         let entries = [
             (traffic.entries(lab)[0].clone(), Stands::Forever, NONE),
             (traffic.entries(lab)[1].clone(), Stands::Leased, NONE),
-            (address(lab.netns(), "fd09::9"), Stands::Until(12345), NONE),
+            (address(lab.netns(), "fd09::9"), Stands::Until(TICK_NS), NONE),
             (Entry::Device(Device { netns: lab.netns(), index: 99 }), Stands::Forever, NONE),
             (Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3]).unwrap()), Stands::Leased, NONE),
             (Entry::SafeId(SafeId::from_bytes([1; 20])), Stands::Forever, gate),

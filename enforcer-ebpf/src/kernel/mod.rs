@@ -1,6 +1,7 @@
 //! The hooks: five, each for Ethernet and for bare IP frames.
 
 mod frame;
+mod packed;
 mod tables;
 
 use aya_ebpf::bindings::xdp_action;

@@ -1,5 +1,7 @@
 //! The maps, and the world that the verdict sees through them.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::Global;
 #[cfg(not(feature = "abi-2"))]
 use aya_ebpf::btf_maps::LruHashMap;
@@ -11,16 +13,20 @@ use aya_log_ebpf::{debug, warn};
 use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, Meta, NO_PREALLOC,
-    SafeIdKey, SafeIdValue, Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
+    NO_PREALLOC, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
+use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, MOST_HITS, Place, Tail};
 use enforcer_ebpf::verdict::World;
 
+use super::packed::Maps;
+
 const FLAGS: usize = NO_PREALLOC as usize;
+pub const SHARED: usize = MMAPABLE as usize;
 
 /// The reasons that the layouts 1 and 2 had room for.
 #[cfg(feature = "abi-2")]
@@ -30,7 +36,29 @@ const SLOTS: usize = 10;
 #[unsafe(no_mangle)]
 static NETNS: Global<u32> = Global::new(0);
 
+// The secret of the packed tables' hash and their numbers of buckets: set by the loader. The verifier knows them as
+// constants.
+#[unsafe(no_mangle)]
+static HASH_SECRET: [Global<u64>; 13] = [const { Global::new(0) }; 13];
+#[unsafe(no_mangle)]
+static FLOW_BUCKET_COUNT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static ADDRESS_BUCKET_COUNT: Global<u32> = Global::new(0);
+
 // The capacities are set by the loader.
+#[btf_map(name = "flow_lines")]
+static FLOW_LINES: Array<Line, 1, SHARED> = Array::new();
+#[btf_map(name = "flow_buckets")]
+static FLOW_BUCKETS: Array<Bucket<FlowKey>, 1, SHARED> = Array::new();
+#[btf_map(name = "address_lines")]
+static ADDRESS_LINES: Array<Line, 1, SHARED> = Array::new();
+#[btf_map(name = "address_buckets")]
+static ADDRESS_BUCKETS: Array<Bucket<AddressKey>, 1, SHARED> = Array::new();
+#[btf_map(name = "present")]
+static PRESENT: Array<Present, 1> = Array::new();
+// of the secret, the copy that outlives the loader
+#[btf_map(name = "hash_keys")]
+static HASH_KEYS: Array<HashKeys, 1> = Array::new();
 #[btf_map(name = "flows")]
 static FLOWS: HashMap<FlowKey, Standing, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "addresses")]
@@ -65,10 +93,37 @@ static GATE_HITS: HashMap<GateHitKey, u64, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "meta")]
 static META: Array<Meta, 1> = Array::new();
 
+/// One word of the secret, which is [`HashKeys`].
+#[inline(always)]
+fn secret(at: usize) -> u64 {
+    match HASH_SECRET.get(at) {
+        Some(word) => word.load(),
+        None => 0,
+    }
+}
+
+/// An entry in a plain map or in a packed table.
+#[derive(Clone, Copy)]
+pub enum Found {
+    Plain(*mut Standing),
+    Packed(*mut Tail),
+}
+
 pub struct Tables;
 
+/// Whether there is anything in the table.
+#[inline(always)]
+fn present(table: impl Fn(*const Present) -> *const u32) -> bool {
+    // the layouts 1 and 2 know no such map
+    if cfg!(feature = "abi-2") {
+        return true;
+    }
+    // SAFETY: a value of the map; volatile, since the daemon may write it at any time.
+    PRESENT.get_ptr(0).is_some_and(|present| unsafe { table(present).read_volatile() } != 0)
+}
+
 impl World for Tables {
-    type Found = *mut Standing;
+    type Found = Found;
 
     #[inline(always)]
     fn netns(&self) -> u32 {
@@ -76,30 +131,67 @@ impl World for Tables {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<*mut Standing> {
-        FLOWS.get_ptr_mut(key)
+    fn flow(&self, key: &FlowKey) -> Option<Found> {
+        if cfg!(feature = "abi-2") {
+            return FLOWS.get_ptr_mut(key).map(Found::Plain);
+        }
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).flows }) {
+            return None;
+        }
+        let maps = Maps { lines: &FLOW_LINES, buckets: &FLOW_BUCKETS };
+        match packed::find(&maps, FLOW_BUCKET_COUNT.load(), secret, key) {
+            Place::Here(tail) => Some(Found::Packed(tail)),
+            Place::Plain => FLOWS.get_ptr_mut(key).map(Found::Plain),
+            Place::Nowhere => None,
+        }
     }
 
     #[inline(always)]
-    fn token(&self, key: &TokenKey) -> Option<*mut Standing> {
-        TOKENS.get_ptr_mut(key)
+    fn token(&self, key: &TokenKey) -> Option<Found> {
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).tokens }) {
+            return None;
+        }
+        TOKENS.get_ptr_mut(key).map(Found::Plain)
     }
 
     #[inline(always)]
-    fn address(&self, key: &AddressKey) -> Option<*mut Standing> {
-        ADDRESSES.get_ptr_mut(key)
+    fn address(&self, key: &AddressKey) -> Option<Found> {
+        if cfg!(feature = "abi-2") {
+            return ADDRESSES.get_ptr_mut(key).map(Found::Plain);
+        }
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).addresses }) {
+            return None;
+        }
+        let maps = Maps { lines: &ADDRESS_LINES, buckets: &ADDRESS_BUCKETS };
+        match packed::find(&maps, ADDRESS_BUCKET_COUNT.load(), secret, key) {
+            Place::Here(tail) => Some(Found::Packed(tail)),
+            Place::Plain => ADDRESSES.get_ptr_mut(key).map(Found::Plain),
+            Place::Nowhere => None,
+        }
     }
 
     #[inline(always)]
-    fn device(&self, key: &DeviceKey) -> Option<*mut Standing> {
-        DEVICES.get_ptr_mut(key)
+    fn device(&self, key: &DeviceKey) -> Option<Found> {
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).devices }) {
+            return None;
+        }
+        DEVICES.get_ptr_mut(key).map(Found::Plain)
     }
 
     #[inline(always)]
-    fn expires_ns(&self, found: *mut Standing) -> u64 {
-        // SAFETY: a value of the map, which stays readable until the program returns. Volatile: the daemon may
-        // write it at any time.
-        unsafe { (&raw const (*found).expires_ns).read_volatile() }
+    fn expires_ns(&self, found: Found) -> u64 {
+        // SAFETY: a value of a map, which stays readable until the program returns. Volatile: the daemon may write
+        // it at any time.
+        unsafe {
+            match found {
+                Found::Plain(standing) => (&raw const (*standing).expires_ns).read_volatile(),
+                Found::Packed(tail) => Tail::decode((&raw const (*tail).expires).read_volatile()),
+            }
+        }
     }
 
     #[inline(always)]
@@ -115,15 +207,23 @@ impl World for Tables {
     }
 
     #[inline(always)]
-    fn hit(&self, found: *mut Standing, now_ns: u64) {
+    fn hit(&self, found: Found, now_ns: u64) {
         // SAFETY: as in `expires_ns`. The addition is one atomic instruction; the time is a plain store, of
         // which the last one counts.
         unsafe {
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                &raw mut (*found).hits,
-                1,
-            );
-            (&raw mut (*found).last_ns).write_volatile(now_ns);
+            match found {
+                Found::Plain(standing) => {
+                    atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*standing).hits, 1);
+                    (&raw mut (*standing).last_ns).write_volatile(now_ns);
+                }
+                Found::Packed(tail) => {
+                    let hits = &raw mut (*tail).hits;
+                    if hits.read_volatile() < MOST_HITS {
+                        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(hits, 1);
+                    }
+                    (&raw mut (*tail).last).write_volatile(Tail::tick(now_ns));
+                }
+            }
         }
     }
 

@@ -126,6 +126,10 @@ impl Daemon {
                 let outcome = self.destroy_flow(&flow);
                 self.handle(Event::FlowDestroyed { number, outcome });
             }
+            Effect::ForgetConnections { netns, address, turn } => {
+                self.forget_connections(netns, address, turn);
+            }
+            Effect::KeepConnections { turn } => self.keep_connections(turn),
             Effect::Probe { server, observed, .. } => self.probe(&server, observed),
             Effect::WatchDevice { device } => {
                 self.devices.insert(device);

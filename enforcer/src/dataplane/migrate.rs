@@ -4,7 +4,7 @@
 //! counts (see `pins`):
 //! 1. The next set: maps that fit are pinned there as well, and are the same maps from then on, so that their
 //!    entries, counters and heartbeat need no carrying. The others are made.
-//! 2. Entries are copied. Nobody writes meanwhile: the one writer is us.
+//! 2. Entries are copied; those of a packed table each to its place there. Nobody writes meanwhile: the one writer is us.
 //! 3. Every program that hangs anywhere is replaced in place by one that uses the next set. Both sets say the
 //!    same, so it does not matter which one a packet meets.
 //! 4. Hits are carried over, now that nothing counts in the old set any more.
@@ -16,16 +16,17 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use enforcer_ebpf::counters::Count;
-use enforcer_ebpf::layout::{self, Definition, GateHitKey, MAPS, Standing};
+use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, Present, Standing};
 use enforcer_ebpf::verdict::lease_holds;
 
 use super::keys::{HITS_CUTOFF, HITS_LOCK, HITS_SAFE_ID};
 use super::pins::{Pins, exists, throw_away};
 use super::programs::Instance;
-use super::shape::{Plan, Step};
+use super::shape::{self, Plan, Step};
+use super::standings::{self, Kept, Names, Standings};
 use super::sys::{self, Reader};
 use super::table::{self, Bits as _, Plain, from_bytes};
-use super::tables::{Heartbeat, MetaMap};
+use super::tables::{Heartbeat, MetaMap, PresentMap};
 use super::{Capacities, hooks, host};
 use crate::session::Netns;
 
@@ -54,6 +55,22 @@ pub(super) fn migrate(
     for definition in copied(plan) {
         copy(&pinned(pins, definition)?, &pinned(&next, definition)?, definition, &lease)?;
     }
+    let mut flows = Standings::<FlowKey>::open_in(&next, capacities.flows)?;
+    let mut addresses = Standings::<AddressKey>::open_in(&next, capacities.addresses)?;
+    let rebuilt = Rebuilt::of(plan);
+    if rebuilt.flows {
+        rebuild(pins, &mut flows, &lease)?;
+    }
+    if rebuilt.addresses {
+        rebuild(pins, &mut addresses, &lease)?;
+    }
+    let is = |used: u64| u32::from(used != 0);
+    PresentMap::open(&next.maps)?.write(Present {
+        flows: is(flows.used()),
+        addresses: is(addresses.used()),
+        devices: is(shape::count_in(&next.maps, layout::DEVICES)?),
+        tokens: is(shape::count_in(&next.maps, layout::TOKENS)?),
+    })?;
     let (next_revocation, filling) = match exists(&pins.maps.join(layout::META))? {
         true => {
             let meta = MetaMap::open(&pins.maps)?.read()?;
@@ -79,13 +96,65 @@ pub(super) fn migrate(
             carry_counters(pins, &next).context("cannot carry over the counters")?;
         }
     }
+    if rebuilt.flows {
+        carry(pins, &mut flows, &lease)?;
+    }
+    if rebuilt.addresses {
+        carry(pins, &mut addresses, &lease)?;
+    }
     pins.swap()?;
     throw_away(&pins.next)?;
     Ok(instances)
 }
 
+/// Which of the packed tables are made anew.
+struct Rebuilt {
+    flows: bool,
+    addresses: bool,
+}
+
+impl Rebuilt {
+    fn of(plan: &Plan) -> Self {
+        let is = |name| plan.steps.iter().any(|(one, step)| one.name == name && *step == Step::Copy);
+        Self { flows: is(layout::FLOWS), addresses: is(layout::ADDRESSES) }
+    }
+}
+
+/// What is copied as it is. The packed tables are not: see [`rebuild`].
 fn copied(plan: &Plan) -> impl Iterator<Item = &'static Definition> {
-    plan.steps.iter().filter(|(_, step)| *step == Step::Copy).map(|(definition, _)| *definition)
+    let copied = |(definition, step): &&(&'static Definition, Step)| {
+        *step == Step::Copy && Names::of(definition.name).is_none()
+    };
+    plan.steps.iter().filter(copied).map(|(definition, _)| *definition)
+}
+
+/// How many entries are rebuilt before the lease is renewed.
+const AT_ONCE: u32 = 4096;
+
+/// Every entry, in its place among other buckets. Hits begin at 0.
+fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
+    let mut count = 0_u32;
+    standings::read::<K>(&from.maps, |key, standing| {
+        count = count.wrapping_add(1);
+        if count % AT_ONCE == 0 {
+            lease.keep()?;
+        }
+        let new = Standing { hits: 0, last_ns: 0, ..standing };
+        to.put(key, new, |_| new).map_err(anyhow::Error::new)
+    })
+    .with_context(|| format!("cannot rebuild the table {}", K::NAMES.plain))
+}
+
+/// Adds what the old entries have counted to what the new ones have: none is lost here that the old table has seen.
+fn carry<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
+    lease.keep()?;
+    standings::read::<K>(&from.maps, |key, old| {
+        if old.hits != 0 && !to.add(key, old.hits, old.last_ns)? {
+            bail!("an entry was not rebuilt");
+        }
+        Ok(())
+    })
+    .with_context(|| format!("cannot carry over the hits of the table {}", K::NAMES.plain))
 }
 
 fn pinned(pins: &Pins, definition: &Definition) -> Result<OwnedFd> {
@@ -95,7 +164,7 @@ fn pinned(pins: &Pins, definition: &Definition) -> Result<OwnedFd> {
 
 /// Whether the values of that map are [`Standing`]s, in which the programs count.
 fn counts_hits(definition: &Definition) -> bool {
-    [layout::FLOWS, layout::ADDRESSES, layout::DEVICES, layout::TOKENS].contains(&definition.name)
+    [layout::DEVICES, layout::TOKENS].contains(&definition.name)
 }
 
 /// What is leased is in force as long as a daemon lives, and one does: a large migration must not outlast the

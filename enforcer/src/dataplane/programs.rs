@@ -1,14 +1,18 @@
 //! The object, loaded once for each network namespace; all instances share the pinned maps.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::Map;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use enforcer_ebpf::layout::{self, MAPS};
+use enforcer_ebpf::packed::HashKeys;
 
-use super::pins::Pins;
+use super::packed::buckets;
+use super::pins::{Pins, exists};
+use super::tables::SecretMap;
 use super::{Capacities, shape, sys};
 use crate::session::Netns;
 
@@ -25,14 +29,24 @@ pub(super) struct Instance(Ebpf);
 impl Instance {
     /// Opens or makes the maps; the programs themselves go to the verifier when they are first needed.
     pub(super) fn load(pins: &Pins, capacities: &Capacities, netns: Netns) -> Result<Self> {
+        let (secret, new) = secret(&pins.maps)?;
+        let (flows, addresses) = (buckets(capacities.flows), buckets(capacities.addresses));
         let mut loader = EbpfLoader::new();
         loader.override_global(layout::NETNS, &netns.0, true);
+        loader.override_global(layout::HASH_SECRET, &secret, true);
+        loader.override_global(layout::FLOW_BUCKET_COUNT, &flows, true);
+        loader.override_global(layout::ADDRESS_BUCKET_COUNT, &addresses, true);
         for definition in &MAPS {
             loader.map_max_entries(definition.name, shape::entries(definition, capacities));
             loader.map_pin_path(definition.name, pins.maps.join(definition.name));
         }
         loader.map_pin_path(LOG, pins.log.clone());
-        loader.load(OBJECT).map(Self).context("cannot load the BPF object")
+        let loaded = loader.load(OBJECT).map(Self).context("cannot load the BPF object")?;
+        if new {
+            // before anything hangs anywhere that would hash by it
+            SecretMap::open(&pins.maps)?.write(secret)?;
+        }
+        Ok(loaded)
     }
 
     /// The kernel's number of one of its maps.
@@ -69,6 +83,21 @@ impl Instance {
         }
         Ok(program)
     }
+}
+
+/// The secret of the pinned tables, or a new one (`true`).
+fn secret(maps: &Path) -> Result<(HashKeys, bool)> {
+    if exists(&maps.join(layout::HASH_KEYS))? {
+        let secret = SecretMap::open(maps)?.read()?;
+        if secret != HashKeys::default() {
+            return Ok((secret, false));
+        }
+    }
+    let mut secret = HashKeys::default();
+    for word in &mut secret {
+        *word = sys::random().context("cannot get random bytes for the hash of the kernel's tables")?;
+    }
+    Ok((secret, true))
 }
 
 fn missing(name: &str) -> String {

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::MapInfo;
-use enforcer_ebpf::layout::{self, ABI, Definition, MAPS};
+use enforcer_ebpf::layout::{self, ABI, AddressKey, Definition, FlowKey, MAPS};
 
-use super::Capacities;
 use super::pins::exists;
+use super::standings::{self, Names};
 use super::sys::{self, Reader};
 use super::tables::MetaMap;
+use super::{Capacities, packed};
 
 const REMEDY: &str =
     "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
@@ -47,15 +48,24 @@ impl Plan {
 }
 
 /// What a map of ours was in an earlier layout; `None`: it was not. Whoever raises [`ABI`] says here what the
-/// former one was: a map whose entries meant something else needs a translation in `migrate`, which has none
-/// yet because none was needed.
+/// former one was: a map whose entries meant something else needs a translation in `migrate`.
 fn past(abi: u32, ours: &Definition) -> Option<Definition> {
     match (abi, ours.name) {
-        // 1: before there were locks; everything else has kept its meaning
+        // 1: before there were locks
         (1, layout::LOCKS) => None,
         // 2: before fragments were told apart and tokens learned, and with room for ten reasons
         (1 | 2, layout::FRAGMENTS | layout::LEARNED) => None,
         (1 | 2, layout::COUNTERS | layout::QUIET) => Some(Definition { entries: Some(10), ..*ours }),
+        // 1, 2: before there were packed tables; the plain maps had everything, and mean the same
+        (
+            1 | 2,
+            layout::FLOW_LINES
+            | layout::FLOW_BUCKETS
+            | layout::ADDRESS_LINES
+            | layout::ADDRESS_BUCKETS
+            | layout::PRESENT
+            | layout::HASH_KEYS,
+        ) => None,
         _ => Some(*ours),
     }
 }
@@ -63,8 +73,10 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
 /// How many entries a map gets.
 pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
     let configured = match definition.name {
-        layout::FLOWS => capacities.flows,
-        layout::ADDRESSES => capacities.addresses,
+        layout::FLOW_LINES | layout::FLOW_BUCKETS => packed::buckets(capacities.flows),
+        layout::ADDRESS_LINES | layout::ADDRESS_BUCKETS => packed::buckets(capacities.addresses),
+        layout::FLOWS => packed::overflow(capacities.flows),
+        layout::ADDRESSES => packed::overflow(capacities.addresses),
         layout::DEVICES => capacities.devices,
         layout::TOKENS => capacities.tokens,
         layout::SAFE_IDS => capacities.safe_ids,
@@ -90,7 +102,52 @@ pub(super) fn plan(maps: &Path, capacities: &Capacities) -> Result<Plan> {
         };
         steps.push((definition, step));
     }
+    for names in Names::ALL {
+        together(maps, names, &mut steps)?;
+    }
+    has_room::<FlowKey>(maps, capacities.flows)?;
+    has_room::<AddressKey>(maps, capacities.addresses)?;
     Ok(Plan { abi, steps })
+}
+
+/// The maps of one table stay together, or become others together, since a key's place depends on how many buckets
+/// there are.
+fn together(maps: &Path, names: Names, steps: &mut [(&Definition, Step)]) -> Result<()> {
+    let of_it = |name: &str| names.has(name) || name == layout::HASH_KEYS;
+    let stays = steps.iter().all(|(definition, step)| !of_it(definition.name) || *step == Step::Keep);
+    if stays || !exists(&maps.join(names.plain))? {
+        return Ok(());
+    }
+    for (definition, step) in steps {
+        if names.has(definition.name) {
+            *step = Step::Copy;
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// There is more in the table than it is to hold.
+fn has_room<K: standings::Kept>(maps: &Path, wanted: u32) -> Result<()> {
+    if !exists(&maps.join(K::NAMES.plain))? {
+        return Ok(());
+    }
+    let mut used = 0;
+    standings::read::<K>(maps, |_, _| {
+        used += 1;
+        Ok(())
+    })?;
+    room_for(K::NAMES.plain, used, wanted)
+}
+
+fn room_for(name: &str, used: u64, wanted: u32) -> Result<()> {
+    if used > u64::from(wanted) {
+        bail!(
+            "the table {name} holds {used} entries, and is to have room for {wanted} alone: configure at least \
+             {used}, or lift what is not needed any more before the change"
+        );
+    }
+    Ok(())
 }
 
 fn pinned_abi(maps: &Path) -> Result<u32> {
@@ -132,17 +189,16 @@ fn compare(path: &Path, past: &Definition, wanted: u32) -> Result<Step> {
         return Ok(Step::Keep);
     }
     // a count of refusals goes with the entry that refuses, so those that stand have room
-    if wanted < info.max_entries() && past.name != layout::GATE_HITS {
-        let used = count(path, past)?;
-        if used > u64::from(wanted) {
-            bail!(
-                "the table {} holds {used} entries, and is to have room for {wanted} alone: configure at least \
-                 {used}, or lift what is not needed any more before the change",
-                past.name
-            );
-        }
+    if wanted < info.max_entries() && past.name != layout::GATE_HITS && Names::of(past.name).is_none() {
+        room_for(past.name, count(path, past)?, wanted)?;
     }
     Ok(Step::Copy)
+}
+
+/// How many entries a pinned map has that is no packed table.
+pub(super) fn count_in(maps: &Path, name: &str) -> Result<u64> {
+    let definition = MAPS.iter().find(|definition| definition.name == name);
+    count(&maps.join(name), definition.with_context(|| format!("there is no map {name}"))?)
 }
 
 fn count(path: &Path, definition: &Definition) -> Result<u64> {

@@ -245,6 +245,14 @@ pub(super) fn write(map: BorrowedFd<'_>, piece: &Piece<'_>) -> io::Result<()> {
     bpf_mut(BPF_MAP_UPDATE_BATCH, &mut attributes).map(drop)
 }
 
+/// Eight random bytes that nobody can guess.
+pub(super) fn random() -> io::Result<u64> {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the kernel writes at most as many bytes as there are. So few it gives whole or not at all.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from_ne_bytes(bytes)) }
+}
+
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }

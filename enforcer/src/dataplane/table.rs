@@ -8,9 +8,10 @@ use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use enforcer_ebpf::counters::Count;
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffValue, DeviceKey, Digest, FlowKey, GateHitKey, LockValue, Meta, SafeIdValue, Standing,
-    TokenKey,
+    AddressKey, CutoffValue, DeviceKey, Digest, FlowKey, GateHitKey, LockValue, Meta, Present, SafeIdValue,
+    Standing, TokenKey,
 };
+use enforcer_ebpf::packed::HashKeys;
 
 use super::sys::Reader;
 use super::{InsertError, Usage};
@@ -45,7 +46,7 @@ macro_rules! bits {
     )+};
 }
 bits!(FlowKey, AddressKey, DeviceKey, TokenKey, Digest, GateHitKey);
-bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Count);
+bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Present, HashKeys, Count);
 
 // SAFETY: a transparent wrapper of a type without padding.
 unsafe impl<T: Bits> Pod for Plain<T> {}
@@ -89,10 +90,6 @@ impl<K: Bits, V: Bits> Counted<K, V> {
         new.each(|_, _: V| used += 1)?;
         new.used = used;
         Ok(new)
-    }
-
-    pub(super) fn name(&self) -> &'static str {
-        self.name
     }
 
     pub(super) fn get(&self, key: K) -> Result<Option<V>> {

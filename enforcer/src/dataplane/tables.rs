@@ -7,12 +7,14 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use enforcer_ebpf::counters::{Count, REASONS, Reason};
 use enforcer_ebpf::layout::{
     self, ABI, AddressKey, CutoffKey, CutoffValue, DeviceKey, FOREVER, FlowKey, GateHitKey, LEASED, LockKey,
-    LockValue, Meta, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    LockValue, Meta, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
+use enforcer_ebpf::packed::HashKeys;
 
 use super::keys::Key;
+use super::standings::Standings;
 use super::table::{ANY, Bits, Counted, Plain, open};
-use super::{Counter, GateFacts, InsertError, StoredEntry, Usage};
+use super::{Capacities, Counter, GateFacts, InsertError, StoredEntry, Usage};
 use crate::session::{Entry, Flow, Netns, Stands, Token};
 
 /// The one-entry map that says what the others mean.
@@ -53,12 +55,69 @@ impl Heartbeat {
     }
 }
 
+/// Whether there is anything in the tables that packets are asked for.
+pub(super) struct PresentMap {
+    map: Array<MapData, Plain<Present>>,
+    written: Present,
+}
+
+impl PresentMap {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let (data, _) = open(folder, layout::PRESENT)?;
+        let map = Array::try_from(Map::Array(data)).context("the map present is not ours")?;
+        let Plain(written) = map.get(&0, 0).context("cannot read the map present")?;
+        Ok(Self { map, written })
+    }
+
+    /// A system call if it is new.
+    pub(super) fn write(&mut self, present: Present) -> Result<()> {
+        if present != self.written {
+            self.map.set(0, Plain(present), 0).context("cannot write the map present")?;
+            self.written = present;
+        }
+        Ok(())
+    }
+
+    fn raise(&mut self, key: Key) -> Result<()> {
+        let mut present = self.written;
+        match key {
+            Key::Flow(_) => present.flows = 1,
+            Key::Address(_) => present.addresses = 1,
+            Key::Device(_) => present.devices = 1,
+            Key::Token(_) => present.tokens = 1,
+            Key::SafeId(_) | Key::Cutoff(_) | Key::Lock(_) => {}
+        }
+        self.write(present)
+    }
+}
+
+/// The secret of the packed tables' hash, for as long as the maps live.
+pub(super) struct SecretMap(Array<MapData, Plain<HashKeys>>);
+
+impl SecretMap {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let (data, _) = open(folder, layout::HASH_KEYS)?;
+        Ok(Self(Array::try_from(Map::Array(data)).context("the map hash_keys is not ours")?))
+    }
+
+    /// Zeroes: nobody has written it yet.
+    pub(super) fn read(&self) -> Result<HashKeys> {
+        let Plain(secret) = self.0.get(&0, 0).context("cannot read the map hash_keys")?;
+        Ok(secret)
+    }
+
+    pub(super) fn write(&mut self, secret: HashKeys) -> Result<()> {
+        self.0.set(0, Plain(secret), 0).context("cannot write the map hash_keys")
+    }
+}
+
 /// All tables.
 pub(super) struct Tables {
-    flows: Counted<FlowKey, Standing>,
-    addresses: Counted<AddressKey, Standing>,
+    flows: Standings<FlowKey>,
+    addresses: Standings<AddressKey>,
     devices: Counted<DeviceKey, Standing>,
     tokens: Counted<TokenKey, Standing>,
+    present: PresentMap,
     safe_ids: Counted<SafeIdKey, SafeIdValue>,
     cutoffs: Counted<CutoffKey, CutoffValue>,
     locks: Counted<LockKey, LockValue>,
@@ -74,18 +133,20 @@ pub(super) struct Tables {
 impl Tables {
     /// Opens what the loader has pinned, and writes the layout's number. `fill`: somebody is about to fill them if
     /// they are new, and says when it is done.
-    pub(super) fn open(folder: &Path, fill: bool) -> Result<Self> {
+    pub(super) fn open(folder: &Path, capacities: &Capacities, fill: bool) -> Result<Self> {
         let mut meta = MetaMap::open(folder)?;
         let found = meta.read()?;
         let next_revocation = found.next_revocation;
         // also of an earlier run that did not come to the end of it
         let filling = fill && (found.abi == 0 || found.filling != 0);
         meta.write(next_revocation, filling)?;
+        let secret = SecretMap::open(folder)?.read()?;
         let mut tables = Self {
-            flows: Counted::open(folder, layout::FLOWS)?,
-            addresses: Counted::open(folder, layout::ADDRESSES)?,
+            flows: Standings::open(folder, secret, capacities.flows)?,
+            addresses: Standings::open(folder, secret, capacities.addresses)?,
             devices: Counted::open(folder, layout::DEVICES)?,
             tokens: Counted::open(folder, layout::TOKENS)?,
+            present: PresentMap::open(folder)?,
             safe_ids: Counted::open(folder, layout::SAFE_IDS)?,
             cutoffs: Counted::open(folder, layout::CUTOFFS)?,
             locks: Counted::open(folder, layout::LOCKS)?,
@@ -98,7 +159,18 @@ impl Tables {
             filling,
         };
         tables.sweep_gate_hits()?;
+        tables.say_present()?;
         Ok(tables)
+    }
+
+    fn say_present(&mut self) -> Result<()> {
+        let is = |used: u64| u32::from(used != 0);
+        self.present.write(Present {
+            flows: is(self.flows.used()),
+            addresses: is(self.addresses.used()),
+            devices: is(self.devices.usage().used),
+            tokens: is(self.tokens.usage().used),
+        })
     }
 
     /// A gate may count a hit just after the entry was removed: such counts go at the next start.
@@ -142,9 +214,16 @@ impl Tables {
         gate: GateFacts,
     ) -> Result<(), InsertError> {
         let expires_ns = encode(stands);
-        match self.standings(Key::of(entry)) {
-            Checked::Flow(map, key) => put_standing(map, key, revocation, expires_ns),
-            Checked::Address(map, key) => put_standing(map, key, revocation, expires_ns),
+        let key = Key::of(entry);
+        // before, so that no packet passes once it stands
+        self.present.raise(key)?;
+        match self.standings(key) {
+            Checked::Flow(map, key) => {
+                map.put(key, standing(revocation, expires_ns), |old| merge(old, revocation, expires_ns))
+            }
+            Checked::Address(map, key) => {
+                map.put(key, standing(revocation, expires_ns), |old| merge(old, revocation, expires_ns))
+            }
             Checked::Device(map, key) => put_standing(map, key, revocation, expires_ns),
             Checked::Token(map, key) => put_standing(map, key, revocation, expires_ns),
             Checked::SafeId(map, key) => {
@@ -182,6 +261,9 @@ impl Tables {
         }?;
         if let Some(key) = Key::of(entry).gate_hits() {
             let _ = self.gate_hits.remove(&Plain(key));
+        }
+        if removed {
+            self.say_present()?;
         }
         Ok(removed)
     }
@@ -229,10 +311,10 @@ impl Tables {
 
     pub(super) fn dump(&self) -> Result<Vec<StoredEntry>> {
         let mut all = Vec::new();
-        dump_standings(&mut all, &self.flows, Key::Flow)?;
-        dump_standings(&mut all, &self.addresses, Key::Address)?;
-        dump_standings(&mut all, &self.devices, Key::Device)?;
-        dump_standings(&mut all, &self.tokens, Key::Token)?;
+        self.flows.each(|key, standing| push_standing(&mut all, Key::Flow(key), standing))?;
+        self.addresses.each(|key, standing| push_standing(&mut all, Key::Address(key), standing))?;
+        self.devices.each(|key, standing| push_standing(&mut all, Key::Device(key), standing))?;
+        self.tokens.each(|key, standing| push_standing(&mut all, Key::Token(key), standing))?;
         let mut push =
             |key, revocation, stands, gate| push_gate(&mut all, self, key, revocation, stands, gate);
         self.safe_ids.each(|id, SafeIdValue { revocation, server, since }| {
@@ -293,8 +375,8 @@ impl Tables {
 
 /// The table that an entry belongs to.
 enum Checked<'a> {
-    Flow(&'a mut Counted<FlowKey, Standing>, FlowKey),
-    Address(&'a mut Counted<AddressKey, Standing>, AddressKey),
+    Flow(&'a mut Standings<FlowKey>, FlowKey),
+    Address(&'a mut Standings<AddressKey>, AddressKey),
     Device(&'a mut Counted<DeviceKey, Standing>, DeviceKey),
     Token(&'a mut Counted<TokenKey, Standing>, TokenKey),
     SafeId(&'a mut Counted<SafeIdKey, SafeIdValue>, SafeIdKey),
@@ -349,31 +431,28 @@ fn merge_lock(old: LockValue, new: LockValue) -> LockValue {
     LockValue { revocation, expires_ns, since }
 }
 
+fn standing(revocation: u64, expires_ns: u64) -> Standing {
+    Standing { revocation, expires_ns, hits: 0, last_ns: 0 }
+}
+
 fn put_standing<K: Bits>(
     map: &mut Counted<K, Standing>,
     key: K,
     revocation: u64,
     expires_ns: u64,
 ) -> Result<(), InsertError> {
-    let new = Standing { revocation, expires_ns, hits: 0, last_ns: 0 };
-    map.put(key, new, |old| merge(old, revocation, expires_ns))
+    map.put(key, standing(revocation, expires_ns), |old| merge(old, revocation, expires_ns))
 }
 
-fn dump_standings<K: Bits>(
-    all: &mut Vec<StoredEntry>,
-    map: &Counted<K, Standing>,
-    wrap: impl Fn(K) -> Key,
-) -> Result<()> {
-    map.each(|key, Standing { revocation, expires_ns, hits, last_ns }| {
-        let stands = decode(expires_ns);
-        match wrap(key).entry() {
-            Some(entry) => {
-                let gate = GateFacts::default();
-                all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate });
-            }
-            None => tracing::warn!(map = map.name(), revocation, "an entry of the map means nothing to us"),
+fn push_standing(all: &mut Vec<StoredEntry>, key: Key, standing: Standing) {
+    let Standing { revocation, expires_ns, hits, last_ns } = standing;
+    match key.entry() {
+        Some(entry) => {
+            let (stands, gate) = (decode(expires_ns), GateFacts::default());
+            all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate });
         }
-    })
+        None => tracing::warn!(revocation, "an entry of the kernel's tables means nothing to us"),
+    }
 }
 
 fn push_gate(

@@ -31,6 +31,9 @@ impl Registry {
         let again = server.cookies.answered();
         let incomplete = server.incomplete_since;
         let mut lacks = false;
+        if let Ok(cookies) = &outcome {
+            self.learn_ages(name, cookies, now);
+        }
         let outcome = outcome.and_then(|cookies| match self.missing_from(name, asked, &cookies) {
             // main skips a sec-mod instance that does not answer, and does not say so
             Some(user) => {
@@ -44,8 +47,14 @@ impl Registry {
         if let Some(server) = self.servers.get_mut(name) {
             server.incomplete_since = lacks.then(|| incomplete.unwrap_or(now.mono));
         }
+        if lacks {
+            // if its worker's process was never visible from here, only a list of workers tells that it has ended
+            self.ask_list(name, now, out);
+        }
         // most likely that session has just ended: it is asked again before anything is made of it
         if lacks && incomplete.is_none_or(|since| now.mono < since + INCOMPLETE_FOR) {
+            // whose cookie it shows need not wait
+            self.decide_waiting(name, true, now, out);
             if again || !self.waiting.is_empty() {
                 self.ask_cookies(name, now, out);
             }
@@ -77,6 +86,27 @@ impl Registry {
         self.decide_waiting(name, outcome.is_ok(), now, out);
         if again {
             self.ask_cookies(name, now, out);
+        }
+    }
+
+    /// R4: when a cookie was made is told also by a list that is not complete.
+    fn learn_ages(&mut self, name: &ServerName, cookies: &[Cookie], now: Now) {
+        if self.holdings.cutoffs().next().is_none() {
+            return;
+        }
+        // one from the future was made before the clock was set back: who knows when
+        for cookie in cookies.iter().filter(|cookie| cookie.created <= now.wall) {
+            let its: Vec<SessionKey> = self
+                .sessions
+                .with_safe_id(cookie.safe_id)
+                .filter(|s| s.server == *name)
+                .map(|s| s.key)
+                .collect();
+            for key in its {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.made = Some(cookie.created);
+                }
+            }
         }
     }
 

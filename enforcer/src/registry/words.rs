@@ -190,6 +190,13 @@ pub enum Event {
         number: Number,
         error: String,
     },
+    /// Answers [`Effect::ForgetConnections`]: how many entries were taken out; `None`: the kernel tracks none there.
+    ConnectionsForgotten {
+        netns: Netns,
+        address: IpAddr,
+        turn: u64,
+        outcome: Result<Option<u64>, String>,
+    },
     /// Answers [`Effect::AskBanScore`].
     BanScore {
         server: ServerName,
@@ -294,6 +301,16 @@ pub enum Effect {
         number: Number,
         flow: Flow,
     },
+    /// Take everything that ends at this tunnel address out of the kernel's connection tracking. `turn` names this order.
+    ForgetConnections {
+        netns: Netns,
+        address: IpAddr,
+        turn: u64,
+    },
+    /// Whatever is read from now on for that order stays: it may be somebody else's.
+    KeepConnections {
+        turn: u64,
+    },
     /// Look at this worker again: is it past its connect-script, is it gone? Answered by a sighting.
     Probe {
         key: SessionKey,
@@ -359,7 +376,8 @@ impl Effect {
             | Self::CountRefusal { .. }
             | Self::Attach { .. }
             | Self::Watch { .. }
-            | Self::WatchDevice { .. } => 0,
+            | Self::WatchDevice { .. }
+            | Self::KeepConnections { .. } => 0,
             // its answer puts more into the kernel
             Self::FindFlows { .. } => 1,
             Self::Save => 2,
@@ -369,6 +387,7 @@ impl Effect {
             | Self::Disconnect { .. }
             | Self::End { .. }
             | Self::DestroyFlow { .. }
+            | Self::ForgetConnections { .. }
             | Self::AskBanScore { .. }
             | Self::Unban { .. }
             | Self::Probe { .. } => 3,

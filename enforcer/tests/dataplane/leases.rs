@@ -6,6 +6,7 @@ use std::time::Duration;
 use aya::maps::{Array, Map, MapData};
 use enforcer::dataplane::{Dataplane, Role};
 use enforcer::session::Stands;
+use enforcer_ebpf::packed::TICK_NS;
 
 use crate::lab::{GATEWAY, PEER, lab};
 use crate::{attach, flow, insert, packets_by};
@@ -66,7 +67,7 @@ fn a_lease_lapses_without_a_heartbeat_and_the_programs_say_so() {
         dataplane.remove(&entry).unwrap();
         insert(&mut dataplane, &entry, Stands::Until(Dataplane::kernel_monotonic_ns() + 400_000_000));
         assert!(!client.reaches(&server));
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(Duration::from_nanos(400_000_000 + TICK_NS));
         assert!(client.reaches(&server));
         assert_eq!(packets_by(&dataplane, "passed-expired"), 1);
         drop(dataplane);

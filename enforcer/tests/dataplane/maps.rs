@@ -7,6 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 use enforcer::dataplane::{Dataplane, GateFacts, GateMaps, InsertError, Role, Settings, StoredEntry};
 use enforcer::session::{CutoffKey, Device, Entry, SafeId, ServerName, Stands, Token, TokenKind};
 use enforcer_ebpf::layout::{self, MAPS};
+use enforcer_ebpf::packed::TICK_NS;
 
 use crate::lab::{GATEWAY, Lab, PEER, lab};
 use crate::{NONE, attach, flow, person};
@@ -38,7 +39,7 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
         let entries = [
             (flow(netns, &client, &server), Stands::Forever),
             (Entry::Address(netns, "10.9.0.9".parse().unwrap()), Stands::Leased),
-            (Entry::Address(netns, "fd09::9".parse().unwrap()), Stands::Until(12345)),
+            (Entry::Address(netns, "fd09::9".parse().unwrap()), Stands::Until(TICK_NS)),
             (Entry::Device(Device { netns, index: 99 }), Stands::Forever),
             (Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3]).unwrap()), Stands::Leased),
             (Entry::SafeId(SafeId::from_bytes([1; 20])), Stands::Forever),
@@ -67,6 +68,8 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
                 }
                 sent
             });
+            // also when something below panics
+            let stops = Stop(&stop);
             for _ in 0..5 {
                 let mut dataplane = lab.open();
                 attach(&mut dataplane, lab, "gw", Role::Outer);
@@ -80,7 +83,7 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
                     assert!(*facts == NONE || facts.moment == gate.moment);
                 }
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stops);
             flood.join().unwrap()
         });
         assert!(server.0.recv(&mut [0; 64]).is_err(), "a packet leaked");
@@ -89,6 +92,14 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
         assert_eq!(dataplane.entries().unwrap()[0].hits, sent);
         eprintln!("{sent} packets during five takeovers, none leaked");
     });
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn refusal(lab: &Lab, settings: Settings) -> String {

@@ -53,7 +53,7 @@ pub fn lab(test: impl FnOnce(&Lab) + Send + 'static) {
     }
 }
 
-fn new_netns() -> OwnedFd {
+pub fn new_netns() -> OwnedFd {
     std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace: run this as root");
         ip("link set lo up");

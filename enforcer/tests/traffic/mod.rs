@@ -5,9 +5,11 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use enforcer::dataplane::{Capacities, Dataplane, Role, Settings};
 use enforcer::session::{Entry, Flow, Netns, Protocol};
 
@@ -65,6 +67,7 @@ pub struct Traffic {
     flooding_client: Socket,
     flooding_revoked: Socket,
     flooded_lan: Socket,
+    maps: PathBuf,
 }
 
 impl Traffic {
@@ -80,6 +83,7 @@ impl Traffic {
             flooding_client: lab.far(&format!("{PEER}:4002")),
             flooding_revoked: lab.here(&format!("{CLIENT}:5001")),
             flooded_lan: lab.far(&format!("{PEER}:81")),
+            maps: lab.pin_path().join("maps"),
         }
     }
 
@@ -126,7 +130,16 @@ impl Traffic {
         let sent = [AtomicU64::new(0), AtomicU64::new(0)];
         let pairs =
             [(&self.flooding_client, &self.flooded_server), (&self.flooding_revoked, &self.flooded_lan)];
+        // The lease does not run out, however slow this machine is: that it holds is another test's matter.
+        let heartbeat = MapData::from_pin(self.maps.join("heartbeat")).unwrap();
+        let mut heartbeat = Array::<_, u64>::try_from(Map::Array(heartbeat)).unwrap();
         std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    heartbeat.set(0, Dataplane::kernel_monotonic_ns(), 0).unwrap();
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
             for ((from, to), sent) in pairs.into_iter().zip(&sent) {
                 let stop = &stop;
                 scope.spawn(move || {
@@ -147,7 +160,8 @@ impl Traffic {
             outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         });
         for (_, to) in pairs {
-            assert!(to.0.recv(&mut [0; 64]).is_err(), "a packet leaked");
+            let leaked = to.0.recv(&mut [0; 64]).is_ok();
+            assert!(!leaked, "a packet to {} leaked", to.0.local_addr().unwrap());
         }
         sent.map(AtomicU64::into_inner)
     }

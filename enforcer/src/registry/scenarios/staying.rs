@@ -275,3 +275,24 @@ fn r2_a_refusal_is_not_taken_back_before_it_is_known_who_is_at_the_door() {
     world.cookies(vec![]);
     assert!(!world.admitted(at_gate("alice", 17, 1)));
 }
+
+#[test]
+fn r1_who_connected_before_the_clock_was_set_back_is_not_taken_for_a_later_one() {
+    let connected = |since: u64| {
+        let mut world = World::new();
+        world.now.wall = 1_000;
+        world.revoke(user("alice"));
+        world.restart();
+        world.now.wall = 1_020;
+        world.up(1, false);
+        let mut hers = sighting("alice", 7, 1);
+        hers.observed.since = since;
+        world.list(vec![hers]);
+        world.has(&Entry::Device(device(7)))
+    };
+    // no daemon was there when it was set back from 1 340
+    assert!(connected(1_340), "it says nothing of whether she came before the revocation");
+    assert!(connected(990));
+    // R4: with no daemon there, the gate alone has let her in with a fresh cookie
+    assert!(!connected(1_010));
+}

@@ -6,7 +6,7 @@ use super::super::harness::*;
 use super::model::*;
 use super::ops::Op;
 use crate::registry::*;
-use crate::session::SafeId;
+use crate::session::{Guarded, LockKey, SafeId};
 
 fn asked(stands: u16) -> Option<Duration> {
     (stands > 0).then(|| Duration::from_secs(stands.into()))
@@ -25,11 +25,7 @@ impl Machine {
                 self.revoke(Order { stands: asked(stands), ..World::order(Target::Lock(who)) }, cookies);
             }
             Op::RevokeId(n) => {
-                let known = self.pick_worker(n).filter(|w| {
-                    let session = self.world.registry.session(&vpn(), w.process.pid);
-                    session.is_some_and(|s| s.worker == Some(w.process) && s.safe_id() == Some(w.cookie))
-                });
-                if let Some(worker) = known {
+                if let Some(worker) = self.pick_worker(n).filter(|w| self.is_known(w)) {
                     self.revoke(
                         World::order(Target::Id(worker.process.pid)),
                         BTreeSet::from([worker.cookie]),
@@ -57,6 +53,12 @@ impl Machine {
         }
     }
 
+    /// The daemon knows this worker's session.
+    fn is_known(&self, worker: &Worker) -> bool {
+        let session = self.world.registry.session(&vpn(), worker.process.pid);
+        session.is_some_and(|s| s.worker == Some(worker.process) && s.safe_id() == Some(worker.cookie))
+    }
+
     fn cookies_meant(&mut self, user: &str) -> BTreeSet<SafeId> {
         // a cutoff that stands moves to this moment: whoever came between is under both
         let between = self.cuts_off(user);
@@ -65,6 +67,12 @@ impl Machine {
         if between {
             self.unclear.extend(&all);
         }
+        // (of those that the daemon knows it need not be said)
+        let (who, latest) = (self.person(user), self.world.registry.latest_wall(self.world.now));
+        let undatable = (self.world.workers.values())
+            .filter(|w| w.since > latest && self.person(&w.user) == who && !self.is_known(w))
+            .map(|w| w.process);
+        self.undatable.extend(undatable.collect::<Vec<_>>());
         all
     }
 
@@ -227,7 +235,16 @@ impl Machine {
             self.unlocks.remove(&request);
             match answer {
                 Answer::Receipt(_) | Answer::Nothing(_) => {
-                    for (_, order) in self.orders.iter_mut().filter(|(number, _)| numbers.contains(number)) {
+                    let nothing = matches!(answer, Answer::Nothing(_));
+                    let (disk, key) = (&self.world.disk, LockKey::new(&who));
+                    // its time was over, and the disk may not have heard of that: by a clock that is set back over a
+                    // reboot it is not over there
+                    let kept = |number| nothing && disk.may_have(number, Guarded::Lock(key));
+                    for (_, order) in self
+                        .orders
+                        .iter_mut()
+                        .filter(|(number, _)| numbers.contains(number) && !kept(**number))
+                    {
                         order.lock.take_if(|(its, _)| *its == who);
                     }
                 }

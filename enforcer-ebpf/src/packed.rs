@@ -1,0 +1,353 @@
+//! A hash table that a packet can ask for one cache line: the layout of its memory, and where a key belongs.
+//!
+//! Two array maps make one table of [`SLOTS`] entries a bucket. A [`Line`] is half a cache line and has a tag of 16
+//! bits for each slot of its bucket: who finds no tag there has no entry, and that is all that an honest packet
+//! costs. A tag is only a hint; an entry counts if its whole key is the same ([`Bucket`]).
+//!
+//! A key belongs into its home bucket. If that is full, the home line's count of those elsewhere goes up, and the
+//! key goes into its other bucket; if that is full too, into a plain hash map of the kernel's. So a lookup takes at
+//! most two lines and one lookup there, whatever keys somebody chooses; which keys share a bucket depends on
+//! [`HashKeys`], which are random and secret.
+//!
+//! One process writes, through memory that it shares with the kernel (`BPF_F_MMAPABLE`); the programs read, and
+//! count hits. What the writer must keep to, so that no reader ever sees half an entry:
+//!
+//! - An entry is written whole before its tag is.
+//! - A count of those elsewhere goes up before an entry goes elsewhere, and down after it is gone.
+//! - Entries never move. To remove one, its tag becomes [`FREED`]; its slot gets no other entry before every
+//!   program that could have seen the tag has ended (an RCU grace period).
+//!
+//! A writer that dies between two steps leaves a free slot, or a count that is too high, which costs a lookup.
+
+use core::mem::size_of;
+
+use crate::layout::{AddressKey, FOREVER, FlowKey, LEASED};
+
+/// Slots of a bucket.
+pub const SLOTS: usize = 15;
+
+/// Tags of a slot without an entry: one that can be taken, and one that cannot yet. No key has them.
+pub const FREE: u16 = 0;
+pub const FREED: u16 = 1;
+const FIRST_TAG: u16 = 2;
+
+/// Tags of a bucket's slots, and how many entries whose home this is are elsewhere: in their other bucket, and in
+/// the plain map. A count that has come to 255 stays there.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Line {
+    pub tags: [u16; SLOTS],
+    pub in_other: u8,
+    pub in_plain: u8,
+}
+
+/// What stands of one key. Times are in [`TICK_NS`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tail {
+    /// [`TAIL_LEASED`], [`TAIL_FOREVER`], or the tick from which the entry is as good as absent.
+    pub expires: u32,
+    /// Packets dropped; written by the programs, which stop at [`MOST_HITS`].
+    pub hits: u32,
+    /// The tick of the last of them; 0: none.
+    pub last: u32,
+}
+
+/// An entry; no slot lies across two cache lines.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot<K> {
+    pub key: K,
+    pub tail: Tail,
+}
+
+/// The entries of a bucket, and the numbers of the revocations that say so, which no packet needs.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Bucket<K> {
+    pub slots: [Slot<K>; SLOTS],
+    pub revocations: [u32; SLOTS],
+    pub unused: u32,
+}
+
+/// The unit of times in a [`Tail`]: 2^26 ns, 67 ms; 9 years of them have numbers.
+pub const TICK_NS: u64 = 1 << TICK_BITS;
+const TICK_BITS: u32 = 26;
+pub const TAIL_LEASED: u32 = 0;
+pub const TAIL_FOREVER: u32 = u32::MAX;
+/// So many CPUs can count the same hit at once, and none makes the count start again from 0.
+pub const MOST_HITS: u32 = u32::MAX - 4096;
+
+impl Tail {
+    /// `expires_ns` of a [`crate::layout::Standing`], rounded up to a tick: an entry stands up to 67 ms longer,
+    /// never shorter. After 9 years of the clock it stands until it is removed.
+    pub const fn encode(expires_ns: u64) -> u32 {
+        match expires_ns {
+            FOREVER => TAIL_FOREVER,
+            LEASED => TAIL_LEASED,
+            until => {
+                let tick = until.div_ceil(TICK_NS);
+                if tick >= TAIL_FOREVER as u64 { TAIL_FOREVER - 1 } else { tick as u32 }
+            }
+        }
+    }
+
+    /// As [`crate::layout::Standing::expires_ns`].
+    #[inline(always)]
+    pub const fn decode(expires: u32) -> u64 {
+        match expires {
+            TAIL_FOREVER => FOREVER,
+            TAIL_LEASED => LEASED,
+            tick => (tick as u64) << TICK_BITS,
+        }
+    }
+
+    /// The tick of a moment, as [`Tail::last`]: never 0.
+    #[inline(always)]
+    pub const fn tick(now_ns: u64) -> u32 {
+        (now_ns >> TICK_BITS) as u32 | (now_ns < TICK_NS) as u32
+    }
+}
+
+/// The longest key, in words of 32 bits, rounded up to pairs.
+const WORDS: usize = 12;
+
+/// The secret of the hash, 64 random bits for each word and 64 more.
+pub type HashKeys = [u64; WORDS + 1];
+
+/// A key of such a table.
+pub trait Key: Copy + PartialEq {
+    const COUNT: usize;
+    /// Word by word, so that a reader can compare while somebody writes.
+    fn word(&self, at: usize) -> u32;
+}
+
+impl Key for FlowKey {
+    const COUNT: usize = 11;
+    #[inline(always)]
+    fn word(&self, at: usize) -> u32 {
+        match at {
+            0..=3 => self.client.word(at),
+            4..=7 => self.local.word(at - 4),
+            // as the two lie in memory
+            8 => self.client_port as u32 | (self.local_port as u32) << 16,
+            9 => self.protocol,
+            _ => self.netns,
+        }
+    }
+}
+
+impl Key for AddressKey {
+    const COUNT: usize = 5;
+    #[inline(always)]
+    fn word(&self, at: usize) -> u32 {
+        match at {
+            0..=3 => self.address.word(at),
+            _ => self.netns,
+        }
+    }
+}
+
+/// A strongly universal hash: Multilinear-HM of Lemire and Kaser, "Strongly universal string hashing is fast"
+/// (The Computer Journal 57, 2014), of which the upper 32 bits are kept. Two different keys collide with a
+/// probability of 2^-32, whoever chose them, as long as they do not know the secret.
+#[inline(always)]
+pub fn hash<K: Key>(key: &K, secret: impl Fn(usize) -> u64) -> u32 {
+    let mut sum = secret(0);
+    let mut at = 0;
+    while at < K::COUNT {
+        let first = key.word(at) as u64;
+        let second = if at + 1 < K::COUNT { key.word(at + 1) as u64 } else { 0 };
+        let product = secret(at + 1).wrapping_add(first).wrapping_mul(secret(at + 2).wrapping_add(second));
+        sum = sum.wrapping_add(product);
+        at += 2;
+    }
+    (sum >> 32) as u32
+}
+
+/// The bucket of a hash among `buckets`: its upper bits.
+#[inline(always)]
+pub const fn home(hash: u32, buckets: u32) -> u32 {
+    ((hash as u64 * buckets as u64) >> 32) as u32
+}
+
+/// The bucket of those that find no room in their home.
+#[inline(always)]
+pub const fn other(hash: u32, buckets: u32) -> u32 {
+    // odd, so that no two hashes become one; the lower bits, of which the home knows nothing, come up
+    let mixed = hash.rotate_left(16).wrapping_mul(0x9e37_79b1);
+    home(mixed, buckets)
+}
+
+/// The tag of a hash: its lower bits.
+#[inline(always)]
+pub const fn tag(hash: u32) -> u16 {
+    let tag = hash as u16;
+    if tag < FIRST_TAG { tag + FIRST_TAG } else { tag }
+}
+
+const ONES: u64 = 0x0001_0001_0001_0001;
+const TOPS: u64 = 0x8000_8000_8000_8000;
+/// The counts, in the last of a line's four words.
+const COUNTS: u32 = 48;
+
+/// Whether a line, as four words, may have that tag: never `false` if it has.
+#[inline(always)]
+pub const fn may_have(words: &[u64; 4], tag: u16) -> bool {
+    let wanted = ONES * tag as u64;
+    let (a, b, c, d) = (words[0] ^ wanted, words[1] ^ wanted, words[2] ^ wanted, words[3] ^ wanted);
+    let zero = (a.wrapping_sub(ONES) & !a) | (b.wrapping_sub(ONES) & !b) | (c.wrapping_sub(ONES) & !c);
+    let last = d.wrapping_sub(ONES) & !d & (u64::MAX >> 16);
+    (zero | last) & TOPS != 0
+}
+
+/// [`Line::in_other`] and [`Line::in_plain`] of a line as four words; not 0: some are elsewhere.
+#[inline(always)]
+pub const fn elsewhere(words: &[u64; 4]) -> u64 {
+    words[3] >> COUNTS
+}
+
+/// Where a key is, as far as a reader can see.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place<F> {
+    Here(F),
+    /// If anywhere, it is in the plain map.
+    Plain,
+    Nowhere,
+}
+
+/// What a reader sees of a table.
+pub trait Table<K> {
+    type Found;
+    /// The words of a line; `None`: there is no such bucket.
+    fn line(&self, bucket: u32) -> Option<[u64; 4]>;
+    /// Among the slots of that bucket with that tag, the one with that key.
+    fn search(&self, bucket: u32, tag: u16, key: &K) -> Option<Self::Found>;
+}
+
+/// A lookup among `buckets`; with none of them, everything is in the plain map.
+#[inline(always)]
+pub fn find<K: Key, T: Table<K>>(
+    table: &T,
+    buckets: u32,
+    secret: impl Fn(usize) -> u64,
+    key: &K,
+) -> Place<T::Found> {
+    if buckets == 0 {
+        return Place::Plain;
+    }
+    let hash = hash(key, secret);
+    let (home, tag) = (home(hash, buckets), tag(hash));
+    let Some(words) = table.line(home) else { return Place::Plain };
+    if may_have(&words, tag)
+        && let Some(found) = table.search(home, tag, key)
+    {
+        return Place::Here(found);
+    }
+    let elsewhere = elsewhere(&words);
+    if elsewhere == 0 {
+        return Place::Nowhere;
+    }
+    if elsewhere & 0xff != 0 {
+        let other = other(hash, buckets);
+        let Some(words) = table.line(other) else { return Place::Plain };
+        if may_have(&words, tag)
+            && let Some(found) = table.search(other, tag, key)
+        {
+            return Place::Here(found);
+        }
+    }
+    if elsewhere >> 8 == 0 { Place::Nowhere } else { Place::Plain }
+}
+
+const _: () = {
+    // the words of a line are read as they lie in memory
+    assert!(cfg!(target_endian = "little"));
+    assert!(size_of::<Line>() == 32);
+    assert!(size_of::<Tail>() == 12);
+    assert!(size_of::<Slot<AddressKey>>() == 32);
+    assert!(size_of::<Bucket<AddressKey>>() == 544);
+    assert!(size_of::<Slot<FlowKey>>() == 64);
+    assert!(size_of::<Bucket<FlowKey>>() == 1024);
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn words(line: &Line) -> [u64; 4] {
+        let word = |at: usize| {
+            (0..4).fold(0, |word, lane| {
+                let lane16 = match at * 4 + lane {
+                    15 => u16::from(line.in_other) | u16::from(line.in_plain) << 8,
+                    slot => line.tags[slot],
+                };
+                word | u64::from(lane16) << (16 * lane)
+            })
+        };
+        [word(0), word(1), word(2), word(3)]
+    }
+
+    proptest! {
+        #[test]
+        fn r1_a_tag_that_is_there_is_always_seen(
+            mut tags: [u16; SLOTS], in_other: u8, in_plain: u8, slot in 0..SLOTS, tag in FIRST_TAG..,
+        ) {
+            tags[slot] = tag;
+            let line = words(&Line { tags, in_other, in_plain });
+            prop_assert!(may_have(&line, tag));
+            prop_assert_eq!(elsewhere(&line), u64::from(in_other) | u64::from(in_plain) << 8);
+        }
+
+        #[test]
+        fn r3_an_empty_line_has_nothing(in_other: u8, in_plain: u8, tag in FIRST_TAG..) {
+            let line = words(&Line { tags: [FREE; SLOTS], in_other, in_plain });
+            prop_assert!(!may_have(&line, tag), "the counts are no tags");
+        }
+
+        #[test]
+        fn a_place_is_within_the_table(hash: u32, buckets in 1..=u32::MAX) {
+            prop_assert!(home(hash, buckets) < buckets && other(hash, buckets) < buckets);
+            prop_assert!(tag(hash) >= FIRST_TAG);
+        }
+
+        #[test]
+        fn an_expiry_is_rounded_up_and_by_less_than_a_tick(until in 1..u64::MAX >> 7) {
+            let back = Tail::decode(Tail::encode(until));
+            prop_assert!(back >= until && back - until < TICK_NS);
+        }
+    }
+
+    #[test]
+    fn what_is_no_moment_survives() {
+        for special in [FOREVER, LEASED] {
+            assert_eq!(Tail::decode(Tail::encode(special)), special);
+        }
+        assert_ne!(Tail::encode(FOREVER - 1), TAIL_FOREVER);
+        assert_eq!((Tail::tick(0), Tail::tick(TICK_NS), Tail::tick(TICK_NS * 2)), (1, 1, 2));
+    }
+
+    /// Keys that differ in one word only, or whose words change places, spread over buckets and tags.
+    #[test]
+    fn keys_that_look_alike_spread() {
+        let secret: HashKeys = core::array::from_fn(|at| {
+            let x = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (x ^ x >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        });
+        let buckets = 1 << 12;
+        let mut counts = [0_u32; 1 << 12];
+        for number in 0..buckets * 12 {
+            let key = AddressKey {
+                address: crate::layout::Address::v4(u32::to_be(0x0a00_0000 + number)),
+                netns: 7,
+            };
+            let hash = hash(&key, |at| secret[at]);
+            counts[home(hash, buckets) as usize] += 1;
+        }
+        let over = counts.iter().filter(|count| **count > SLOTS as u32).count();
+        // of a Poisson distribution with 12 a bucket, 15.6 % are above 15
+        assert!(over < counts.len() / 5, "{over} of {} buckets overflow", counts.len());
+    }
+}

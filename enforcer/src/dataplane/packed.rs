@@ -1,0 +1,300 @@
+//! The writer of a packed table: see `enforcer_ebpf::packed`, whose rules it keeps.
+
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use anyhow::{Result, bail};
+use enforcer_ebpf::layout::Standing;
+use enforcer_ebpf::packed::{self, FREE, FREED, HashKeys, Key, MOST_HITS, Slot, Tail};
+
+pub(super) use memory::{Memory, Spot};
+
+use super::shared::Grace;
+use super::table::Bits;
+
+/// How many buckets a table of `capacity` entries has: on average twelve and a half of a bucket's fifteen slots are
+/// taken when it is full, so that few entries find no room in their home.
+pub(super) fn buckets(capacity: u32) -> u32 {
+    u32::try_from(u64::from(capacity) * 2 / 25 + 1).unwrap_or(u32::MAX)
+}
+
+/// How many entries the plain map that goes with it has room for: one in sixty-four, several times as many as find no
+/// room in either of their buckets.
+pub(super) fn overflow(capacity: u32) -> u32 {
+    capacity / 64 + 256
+}
+
+/// Where a key may be.
+struct Places {
+    home: u32,
+    other: u32,
+    tag: u16,
+}
+
+pub(super) struct Packed<K> {
+    memory: Memory<K>,
+    secret: HashKeys,
+    used: u64,
+    /// Slots that get no entry before that period is over.
+    freed: VecDeque<(u64, Spot)>,
+    grace: Grace,
+}
+
+impl<K: Bits + Key> Packed<K> {
+    /// Opens the two pinned maps. `plain` are the keys in the plain map that goes with it.
+    ///
+    /// Puts right what a writer has left that died between two steps.
+    pub(super) fn open(
+        folder: &Path,
+        maps: [&str; 2],
+        secret: HashKeys,
+        plain: impl Iterator<Item = K>,
+    ) -> Result<Self> {
+        Self::with(Memory::open(folder, maps)?, secret, plain)
+    }
+
+    fn with(memory: Memory<K>, secret: HashKeys, plain: impl Iterator<Item = K>) -> Result<Self> {
+        let mut new = Self { memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
+        new.recover(plain)?;
+        Ok(new)
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    pub(super) fn memory(&self) -> &Memory<K> {
+        &self.memory
+    }
+
+    fn places(&self, key: &K) -> Places {
+        let hash = packed::hash(key, |at| self.secret.get(at).copied().unwrap_or(0));
+        let count = self.memory.count();
+        Places { home: packed::home(hash, count), other: packed::other(hash, count), tag: packed::tag(hash) }
+    }
+
+    /// Where the key is; `None`: not here, but perhaps in the plain map.
+    pub(super) fn find(&self, key: &K) -> Option<Spot> {
+        let Places { home, other, tag } = self.places(key);
+        let search = |bucket| {
+            self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot).as_ref() == Some(key))
+        };
+        search(home).or_else(|| {
+            let elsewhere = self.memory.in_other(home)?.load(Ordering::Relaxed) != 0;
+            elsewhere.then(|| search(other)).flatten()
+        })
+    }
+
+    /// Makes an entry that is there another one. `false`: a number that has no room here. A field that stays the same
+    /// is not written: the programs may be counting.
+    pub(super) fn overwrite(&self, spot: Spot, old: Standing, new: Standing) -> bool {
+        let Some((revocation, tail)) = encode(&new) else { return false };
+        let (Some([expires, hits, last]), Some(number)) =
+            (self.memory.tail(spot), self.memory.revocation(spot))
+        else {
+            return false;
+        };
+        number.store(revocation, Ordering::Relaxed);
+        if old.hits != new.hits {
+            hits.store(tail.hits, Ordering::Relaxed);
+        }
+        if old.last_ns != new.last_ns {
+            last.store(tail.last, Ordering::Relaxed);
+        }
+        expires.store(tail.expires, Ordering::Release);
+        true
+    }
+
+    /// Adds what was counted of it elsewhere, while the programs may be counting here.
+    pub(super) fn add(&self, spot: Spot, hits: u64, last_ns: u64) {
+        let Some([_, counted, last]) = self.memory.tail(spot) else { return };
+        let room = MOST_HITS.saturating_sub(counted.load(Ordering::Relaxed));
+        counted.fetch_add(u32::try_from(hits).unwrap_or(room).min(room), Ordering::Relaxed);
+        last.fetch_max(if last_ns == 0 { 0 } else { Tail::tick(last_ns) }, Ordering::Relaxed);
+    }
+
+    /// Puts in what is not there. `false`: there is no room for it here, and it belongs into the plain map.
+    pub(super) fn insert(&mut self, key: K, standing: Standing) -> bool {
+        let Some((revocation, tail)) = encode(&standing) else { return false };
+        self.reclaim();
+        let Places { home, other, tag } = self.places(&key);
+        let at_home = self.memory.with_tag(home, FREE).next();
+        if let Some(spot) = at_home {
+            return self.publish(spot, key, revocation, tail, tag);
+        }
+        let elsewhere = self.memory.with_tag(other, FREE).next();
+        let Some(spot) = elsewhere else { return false };
+        // first, so that whoever finds nothing at home goes on looking
+        if let Some(count) = self.memory.in_other(home) {
+            up(count);
+        }
+        self.publish(spot, key, revocation, tail, tag)
+    }
+
+    fn publish(&mut self, spot: Spot, key: K, revocation: u32, tail: Tail, tag: u16) -> bool {
+        let (Some(slot), Some(number), Some(published)) =
+            (self.memory.slot(spot), self.memory.revocation(spot), self.memory.tag(spot))
+        else {
+            return false;
+        };
+        number.store(revocation, Ordering::Relaxed);
+        // SAFETY: within the mapping; nobody reads a slot without a tag, nor is still reading this one.
+        unsafe { slot.write_volatile(Slot { key, tail }) };
+        published.store(tag, Ordering::Release);
+        self.used += 1;
+        true
+    }
+
+    /// Takes out what is there.
+    pub(super) fn remove(&mut self, key: &K, spot: Spot) {
+        self.free(spot);
+        let home = self.places(key).home;
+        if spot.bucket != home
+            && let Some(count) = self.memory.in_other(home)
+        {
+            down(count);
+        }
+        self.used = self.used.saturating_sub(1);
+    }
+
+    fn free(&mut self, spot: Spot) {
+        if let Some(tag) = self.memory.tag(spot) {
+            tag.store(FREED, Ordering::Release);
+        }
+        self.freed.push_back((self.grace.next(), spot));
+        self.grace.begin();
+    }
+
+    fn reclaim(&mut self) {
+        while let Some((_, spot)) = self.freed.pop_front_if(|(period, _)| self.grace.is_over(*period)) {
+            if let Some(tag) = self.memory.tag(spot) {
+                tag.store(FREE, Ordering::Relaxed);
+            }
+        }
+        if !self.freed.is_empty() {
+            self.grace.begin();
+        }
+    }
+
+    /// Lets a grace period go by.
+    #[cfg(test)]
+    fn wait(&mut self) {
+        let waited = self.freed.back().map_or(0, |(period, _)| *period);
+        while !self.grace.is_over(waited) {
+            self.grace.begin();
+            std::thread::yield_now();
+        }
+        self.reclaim();
+    }
+
+    /// To be called before the key goes into the plain map.
+    pub(super) fn to_plain(&self, key: &K) {
+        if let Some(count) = self.memory.in_plain(self.places(key).home) {
+            up(count);
+        }
+    }
+
+    /// To be called after the key was taken out of the plain map.
+    pub(super) fn from_plain(&self, key: &K) {
+        if let Some(count) = self.memory.in_plain(self.places(key).home) {
+            down(count);
+        }
+    }
+
+    /// Whether the plain map has keys whose home is that key's.
+    pub(super) fn may_be_plain(&self, key: &K) -> bool {
+        self.memory.in_plain(self.places(key).home).is_none_or(|count| count.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Counts anew, frees what was being freed, and puts what is in the wrong place (which it never is, unless
+    /// somebody else has written here) into the right one.
+    fn recover(&mut self, plain: impl Iterator<Item = K>) -> Result<()> {
+        let mut counts = vec![[0_u8; 2]; usize::try_from(self.memory.count())?];
+        let mut count = |home: u32, which: usize| {
+            let counts = usize::try_from(home).ok().and_then(|home| counts.get_mut(home));
+            if let Some(count) = counts.and_then(|counts| counts.get_mut(which)) {
+                *count = count.saturating_add(1);
+            }
+        };
+        let mut lost = Vec::new();
+        let mut used = 0;
+        for (spot, tag) in self.memory.taken() {
+            let Some(key) = self.memory.key(spot) else { continue };
+            let places = self.places(&key);
+            if tag != places.tag || (spot.bucket != places.home && spot.bucket != places.other) {
+                lost.push((spot, key, self.memory.read(spot)));
+                continue;
+            }
+            used += 1;
+            if spot.bucket != places.home {
+                count(places.home, 0);
+            }
+        }
+        for key in plain {
+            count(self.places(&key).home, 1);
+        }
+        self.used = used;
+        for (bucket, [other, plain]) in counts.into_iter().enumerate() {
+            let bucket = u32::try_from(bucket)?;
+            if let (Some(in_other), Some(in_plain)) =
+                (self.memory.in_other(bucket), self.memory.in_plain(bucket))
+            {
+                in_other.store(other, Ordering::Relaxed);
+                in_plain.store(plain, Ordering::Relaxed);
+            }
+        }
+        let freed: Vec<Spot> =
+            (0..self.memory.count()).flat_map(|bucket| self.memory.with_tag(bucket, FREED)).collect();
+        // who freed them has died, but a program that it has seen may still run
+        if !freed.is_empty() && Grace::wait() {
+            for spot in freed {
+                if let Some(tag) = self.memory.tag(spot) {
+                    tag.store(FREE, Ordering::Relaxed);
+                }
+            }
+        }
+        if !lost.is_empty() {
+            tracing::warn!(entries = lost.len(), "entries of the kernel's tables were in wrong places");
+        }
+        for (spot, key, standing) in lost {
+            if let Some(standing) = standing
+                && self.find(&key).is_none()
+                && !self.insert(key, standing)
+            {
+                bail!(
+                    "an entry of the kernel's tables is in the wrong place, and there is no room in the right one"
+                );
+            }
+            self.free(spot);
+        }
+        Ok(())
+    }
+}
+
+/// `None`: a number of a revocation that is too large for a slot.
+fn encode(standing: &Standing) -> Option<(u32, Tail)> {
+    let Standing { revocation, expires_ns, hits, last_ns } = *standing;
+    let tail = Tail {
+        expires: Tail::encode(expires_ns),
+        hits: u32::try_from(hits).unwrap_or(MOST_HITS).min(MOST_HITS),
+        last: if last_ns == 0 { 0 } else { Tail::tick(last_ns) },
+    };
+    Some((u32::try_from(revocation).ok()?, tail))
+}
+
+/// One more; a count that has come to its end stays there, since nobody knows any more how many there are.
+fn up(count: &AtomicU8) {
+    count.store(count.load(Ordering::Relaxed).saturating_add(1), Ordering::Release);
+}
+
+fn down(count: &AtomicU8) {
+    match count.load(Ordering::Relaxed) {
+        0 | u8::MAX => {}
+        some => count.store(some - 1, Ordering::Release),
+    }
+}

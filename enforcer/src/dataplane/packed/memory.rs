@@ -1,0 +1,153 @@
+//! The memory of a packed table: where its tags, keys and values are.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::MapInfo;
+use enforcer_ebpf::layout::Standing;
+use enforcer_ebpf::packed::{Bucket, FREE, FREED, Key, Line, SLOTS, Slot, TICK_NS, Tail};
+
+use crate::dataplane::shared::Shared;
+use crate::dataplane::sys;
+use crate::dataplane::table::Bits;
+
+/// Where an entry is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::dataplane) struct Spot {
+    pub(super) bucket: u32,
+    pub(super) slot: usize,
+}
+
+pub(in crate::dataplane) struct Memory<K> {
+    lines: Shared<Line>,
+    buckets: Shared<Bucket<K>>,
+}
+
+impl<K: Bits + Key> Memory<K> {
+    /// Of two pinned maps.
+    ///
+    /// # Errors
+    /// They are not of one table of such keys.
+    pub(in crate::dataplane) fn open(folder: &Path, [lines, buckets]: [&str; 2]) -> Result<Self> {
+        let new = Self { lines: shared(folder, lines)?, buckets: shared(folder, buckets)? };
+        if new.lines.count() != new.buckets.count() {
+            bail!("the maps {lines} and {buckets} are not of one table: they have other numbers of elements");
+        }
+        Ok(new)
+    }
+
+    /// Of two descriptors.
+    #[cfg(test)]
+    pub(super) fn of(maps: [&std::fs::File; 2], count: u32) -> Self {
+        let [lines, buckets] = maps;
+        Self { lines: Shared::of(lines, count).unwrap(), buckets: Shared::of(buckets, count).unwrap() }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.lines.count()
+    }
+
+    pub(super) fn tag(&self, spot: Spot) -> Option<&AtomicU16> {
+        let line = self.lines.at(spot.bucket)?;
+        // SAFETY: an aligned field of a line in the mapping, which lives as long as `self`, and is only ever touched
+        // by single instructions on both sides.
+        (spot.slot < SLOTS)
+            .then(|| unsafe { AtomicU16::from_ptr((&raw mut (*line).tags).cast::<u16>().add(spot.slot)) })
+    }
+
+    pub(super) fn in_other(&self, bucket: u32) -> Option<&AtomicU8> {
+        // SAFETY: as in `tag`.
+        self.lines.at(bucket).map(|line| unsafe { AtomicU8::from_ptr(&raw mut (*line).in_other) })
+    }
+
+    pub(super) fn in_plain(&self, bucket: u32) -> Option<&AtomicU8> {
+        // SAFETY: as in `tag`.
+        self.lines.at(bucket).map(|line| unsafe { AtomicU8::from_ptr(&raw mut (*line).in_plain) })
+    }
+
+    pub(super) fn slot(&self, spot: Spot) -> Option<*mut Slot<K>> {
+        let bucket = self.buckets.at(spot.bucket).filter(|_| spot.slot < SLOTS)?;
+        // SAFETY: within the bucket.
+        Some(unsafe { (&raw mut (*bucket).slots).cast::<Slot<K>>().add(spot.slot) })
+    }
+
+    pub(super) fn tail(&self, spot: Spot) -> Option<[&AtomicU32; 3]> {
+        let slot = self.slot(spot)?;
+        // SAFETY: as in `tag`.
+        Some(unsafe {
+            let tail = &raw mut (*slot).tail;
+            [&raw mut (*tail).expires, &raw mut (*tail).hits, &raw mut (*tail).last]
+                .map(|at| AtomicU32::from_ptr(at))
+        })
+    }
+
+    pub(super) fn revocation(&self, spot: Spot) -> Option<&AtomicU32> {
+        let bucket = self.buckets.at(spot.bucket).filter(|_| spot.slot < SLOTS)?;
+        // SAFETY: as in `tag`.
+        Some(unsafe { AtomicU32::from_ptr((&raw mut (*bucket).revocations).cast::<u32>().add(spot.slot)) })
+    }
+
+    pub(super) fn key(&self, spot: Spot) -> Option<K> {
+        // SAFETY: within the mapping; we alone write keys.
+        self.slot(spot).map(|slot| unsafe { (&raw const (*slot).key).read_volatile() })
+    }
+
+    pub(super) fn spots(bucket: u32) -> impl Iterator<Item = Spot> {
+        (0..SLOTS).map(move |slot| Spot { bucket, slot })
+    }
+
+    pub(super) fn with_tag(&self, bucket: u32, tag: u16) -> impl Iterator<Item = Spot> {
+        Self::spots(bucket)
+            .filter(move |spot| self.tag(*spot).is_some_and(|found| found.load(Ordering::Relaxed) == tag))
+    }
+
+    pub(in crate::dataplane) fn read(&self, spot: Spot) -> Option<Standing> {
+        let [expires, hits, last] = self.tail(spot)?.map(|word| word.load(Ordering::Relaxed));
+        Some(Standing {
+            revocation: self.revocation(spot)?.load(Ordering::Relaxed).into(),
+            expires_ns: Tail::decode(expires),
+            hits: hits.into(),
+            last_ns: u64::from(last) * TICK_NS,
+        })
+    }
+
+    /// A line as a program reads it.
+    #[cfg(test)]
+    pub(super) fn words(&self, bucket: u32) -> Option<[u64; 4]> {
+        // SAFETY: within the mapping.
+        self.lines.at(bucket).map(|line| unsafe { line.cast::<[u64; 4]>().read_volatile() })
+    }
+
+    /// Every entry once.
+    pub(in crate::dataplane) fn each(&self, mut visit: impl FnMut(K, Standing)) {
+        for (spot, _) in self.taken() {
+            if let (Some(key), Some(standing)) = (self.key(spot), self.read(spot)) {
+                visit(key, standing);
+            }
+        }
+    }
+
+    pub(super) fn taken(&self) -> impl Iterator<Item = (Spot, u16)> + '_ {
+        (0..self.lines.count()).flat_map(Self::spots).filter_map(|spot| {
+            let tag = self.tag(spot)?.load(Ordering::Acquire);
+            (tag != FREE && tag != FREED).then_some((spot, tag))
+        })
+    }
+}
+
+fn shared<T>(folder: &Path, name: &str) -> Result<Shared<T>> {
+    let path = folder.join(name);
+    let cannot = || format!("cannot share the memory of the pinned map {}", path.display());
+    let info = MapInfo::from_pin(&path).with_context(cannot)?;
+    if usize::try_from(info.value_size()).ok() != Some(size_of::<T>()) {
+        bail!(
+            "the pinned map {} has elements of {} bytes, and {} are expected",
+            path.display(),
+            info.value_size(),
+            size_of::<T>()
+        );
+    }
+    let map = sys::open_pin(&path).with_context(cannot)?;
+    Shared::of(map, info.max_entries()).with_context(cannot)
+}
