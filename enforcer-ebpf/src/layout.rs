@@ -44,6 +44,7 @@ pub const CUTOFFS: &str = "cutoffs";
 pub const LOCKS: &str = "locks";
 pub const GATE_HITS: &str = "gate_hits";
 pub const FRAGMENTS: &str = "fragments";
+pub const LEARNED: &str = "learned";
 pub const COUNTERS: &str = "counters";
 pub const QUIET: &str = "quiet";
 pub const META: &str = "meta";
@@ -112,7 +113,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 19] = [
+pub const MAPS: [Definition; 20] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -126,6 +127,7 @@ pub const MAPS: [Definition; 19] = [
     hash::<LockKey, LockValue>(LOCKS),
     hash::<GateHitKey, u64>(GATE_HITS),
     lru::<FragmentKey, u64>(FRAGMENTS, FRAGMENT_ENTRIES),
+    lru::<FlowKey, TokenKey>(LEARNED, LEARNED_ENTRIES),
     array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::SLOTS as u32),
     array::<u64>(QUIET, Kind::Array, crate::counters::SLOTS as u32),
     array::<Meta>(META, Kind::Array, 1),
@@ -271,6 +273,10 @@ pub struct FragmentKey {
 
 /// [`TokenKey::kind`] of a DTLS session id.
 pub const TOKEN_DTLS: u32 = 1;
+
+/// Of how many flows it is remembered which token they showed last ([`LEARNED`]). Whoever floods with hellos makes it
+/// forget: what is in there is a help, and nothing relies on it.
+pub const LEARNED_ENTRIES: u32 = 16_384;
 
 /// A wire token: `len` bytes (1 to 32) of `id`, the rest zero.
 #[repr(C)]

@@ -112,6 +112,13 @@ pub struct First {
     pub of: Fragment,
 }
 
+impl First {
+    const NO: Self = Self {
+        is: false,
+        of: Fragment { source: Address::v4(0), destination: Address::v4(0), id: 0, protocol: 0 },
+    };
+}
+
 /// What there is to be looked up of a packet from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outer {
@@ -202,7 +209,11 @@ pub fn addresses(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Addr
 /// What XDP looks at: the exact flow of a packet, or which one it belongs to.
 #[inline(always)]
 pub fn outer(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Outer, Unread> {
-    let Datagram { addresses, shape, id, at, shown } = datagram(frame, network(frame, framing)?)?;
+    let network = network(frame, framing)?;
+    if let Some(segment) = plain(frame, network) {
+        return Ok(Outer::Segment(segment, First::NO));
+    }
+    let Datagram { addresses, shape, id, at, shown } = datagram(frame, network)?;
     let protocol = shape.protocol();
     let part = shape.part();
     let Addresses { source, destination } = addresses;
@@ -238,6 +249,31 @@ pub fn outer(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Outer, U
         Err(_) if first.is => Ok(Outer::Other(of)),
         Err(why) => Err(why),
     }
+}
+
+/// What almost every packet is: TCP or UDP in one piece, of IPv6 without extension headers. [`datagram`] says the
+/// same of it, in more steps.
+#[inline(always)]
+fn plain(frame: &(impl Frame + ?Sized), network: Network) -> Option<Segment> {
+    let (addresses, protocol, at) = match network {
+        Network::V4(at) => {
+            let at = frame.forget(at);
+            let length = usize::from(frame.u8(at)? & 0xf) * 4;
+            if frame.u16(at + 6)? & u16::to_be(0x3fff) != 0 || length < 20 {
+                return None;
+            }
+            (v4_addresses(frame, at).ok()?, frame.u8(at + 9)?, at + length)
+        }
+        Network::V6(at) => {
+            let at = frame.forget(at);
+            (v6_addresses(frame, at).ok()?, frame.u8(at + 6)?, at + 40)
+        }
+    };
+    let (protocol, at) = (u32::from(protocol), frame.forget(at));
+    if protocol != TCP && protocol != UDP {
+        return None;
+    }
+    segment(frame, addresses, protocol, at).ok()
 }
 
 #[inline(always)]

@@ -34,6 +34,8 @@ pub trait World {
     fn drop_fragments(&self, key: &FragmentKey, until_ns: u64);
     /// The first fragment of that datagram passes: so do the others.
     fn pass_fragments(&self, key: &FragmentKey);
+    /// This flow has shown that token, and passes. It may be forgotten.
+    fn learn(&self, flow: &FlowKey, token: &TokenKey);
 }
 
 /// What happens to the packet.
@@ -88,11 +90,14 @@ fn unread(unread: Unread) -> Verdict {
 #[inline(always)]
 pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     let (verdict, first) = match packet::outer(frame, framing) {
+        Ok(Outer::Segment(segment, First { is: false, .. })) => return sent(world, frame, &segment),
         Err(why) => return unread(why),
         Ok(Outer::Later(fragment)) => return later(world, fragment),
         Ok(Outer::Headless(of)) => (Verdict::Drop(Reason::DroppedFragment), First { is: true, of }),
         Ok(Outer::Other(of)) => (Verdict::Pass, First { is: true, of }),
-        Ok(Outer::Quote(about, first)) => (flow(world, &about, Reason::DroppedError), first),
+        Ok(Outer::Quote(about, first)) => {
+            (judge(world, world.flow(&flow_key(world, &about)), Reason::DroppedError), first)
+        }
         Ok(Outer::Segment(segment, first)) => (sent(world, frame, &segment), first),
     };
     if first.is {
@@ -108,27 +113,33 @@ pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framin
 /// By the flow, and by the token that it shows.
 #[inline(always)]
 fn sent<W: World>(world: &W, frame: &(impl Frame + ?Sized), segment: &Segment) -> Verdict {
-    let verdict = flow(world, segment, Reason::DroppedFlow);
+    let flow = flow_key(world, segment);
+    let verdict = judge(world, world.flow(&flow), Reason::DroppedFlow);
     if matches!(verdict, Verdict::Drop(_)) || segment.protocol != UDP {
         return verdict;
     }
     match dtls_session_id(frame, segment.at) {
         None => verdict,
-        Some(token) => or_else(verdict, judge(world, world.token(&token), Reason::DroppedToken)),
+        Some(token) => match judge(world, world.token(&token), Reason::DroppedToken) {
+            Verdict::Drop(reason) => Verdict::Drop(reason),
+            said => {
+                world.learn(&flow, &token);
+                or_else(verdict, said)
+            }
+        },
     }
 }
 
 #[inline(always)]
-fn flow<W: World>(world: &W, segment: &Segment, reason: Reason) -> Verdict {
-    let key = FlowKey {
+fn flow_key<W: World>(world: &W, segment: &Segment) -> FlowKey {
+    FlowKey {
         client: segment.source,
         local: segment.destination,
         client_port: segment.source_port,
         local_port: segment.destination_port,
         protocol: segment.protocol,
         netns: world.netns(),
-    };
-    judge(world, world.flow(&key), reason)
+    }
 }
 
 /// A fragment without ports goes the way of its datagram's first one.

@@ -168,11 +168,14 @@ proptest! {
         world.tokens.insert(token(&id), forever(9));
         prop_assert_eq!(outer(&world, &packet), Verdict::Drop(Reason::DroppedToken));
         prop_assert_eq!(world.hits.take(), vec![9]);
+        prop_assert!(world.learned.borrow().is_empty(), "what is dropped is not learned");
 
         let mut other = id.clone();
         other[flip.index(id.len())] ^= 1;
         packet.payload = client_hello(&other);
         prop_assert_eq!(outer(&world, &packet), Verdict::Pass);
+        let learned = world.learned.take().into_iter().collect::<Vec<_>>();
+        prop_assert_eq!(learned, vec![(packet.flow(NETNS), token(&other))]);
         // its beginning is another id, too
         if id.len() > 1 {
             packet.payload = client_hello(&id[..id.len() - 1]);

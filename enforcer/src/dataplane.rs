@@ -53,7 +53,7 @@ use programs::Instance;
 use tables::Tables;
 pub use unload::Report;
 
-use crate::session::{Device, Entry, Netns, Stands};
+use crate::session::{Device, Entry, Flow, Netns, Stands, Token};
 
 /// How the kernel side is set up.
 #[derive(Clone, Debug)]
@@ -399,6 +399,11 @@ impl Dataplane {
     /// Packets that the entry has dropped, or logins that gates have refused by it. `None`: no such entry.
     pub fn hits(&self, entry: &Entry) -> Option<u64> {
         self.tables.hits(entry)
+    }
+
+    /// The token that a flow has shown last (a DTLS session id), if the programs saw and still remember it.
+    pub fn learned(&self, netns: Netns, flow: Flow) -> Option<Token> {
+        self.tables.learned(netns, flow)
     }
 
     /// Counts a login that the daemon itself has refused by this entry (a safe_id, a cutoff or a lock).

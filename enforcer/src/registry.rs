@@ -217,6 +217,7 @@ impl Registry {
             Event::WorkerGone { key } => self.worker_gone(key, &mut out),
             Event::DeviceGone { device } => self.device_gone(device, &mut out),
             Event::Flows { key, outcome } => self.flows(key, outcome, &mut out),
+            Event::Tokens { key, tokens } => self.tokens(key, tokens, &mut out),
             Event::Ended { key, ended } => self.ended(key, ended, &mut out),
             Event::Terminated { server, safe_id, outcome } => {
                 self.terminated(&server, safe_id, outcome, &mut out)

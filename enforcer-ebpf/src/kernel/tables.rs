@@ -12,12 +12,12 @@ use aya_log_ebpf::{debug, warn};
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
-#[cfg(not(feature = "abi-2"))]
-use enforcer_ebpf::layout::FRAGMENT_ENTRIES;
 use enforcer_ebpf::layout::{
     AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
     NO_PREALLOC, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
 use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, MOST_HITS, Place, Tail};
@@ -70,6 +70,9 @@ static TOKENS: HashMap<TokenKey, Standing, 1, FLAGS> = HashMap::new();
 #[cfg(not(feature = "abi-2"))]
 #[btf_map(name = "fragments")]
 static FRAGMENTS: LruHashMap<FragmentKey, u64, { FRAGMENT_ENTRIES as usize }> = LruHashMap::new();
+#[cfg(not(feature = "abi-2"))]
+#[btf_map(name = "learned")]
+static LEARNED: LruHashMap<FlowKey, TokenKey, { LEARNED_ENTRIES as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<Count, SLOTS> = PerCpuArray::new();
 #[btf_map(name = "quiet")]
@@ -246,6 +249,16 @@ impl World for Tables {
             let _ = FRAGMENTS.remove(key);
         }
     }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn learn(&self, flow: &FlowKey, token: &TokenKey) {
+        // as in `drop_fragments`
+        let _ = LEARNED.insert(flow, token, 0);
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn learn(&self, _: &FlowKey, _: &TokenKey) {}
 
     #[cfg(feature = "abi-2")]
     fn fragments(&self, _: &FragmentKey) -> Option<u64> {

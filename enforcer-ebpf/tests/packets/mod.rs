@@ -202,6 +202,7 @@ pub struct Memory {
     /// The revocation of every hit.
     pub hits: RefCell<Vec<u64>>,
     pub fragments: RefCell<HashMap<FragmentKey, u64>>,
+    pub learned: RefCell<HashMap<FlowKey, TokenKey>>,
 }
 
 impl World for Memory {
@@ -253,6 +254,10 @@ impl World for Memory {
 
     fn pass_fragments(&self, key: &FragmentKey) {
         self.fragments.borrow_mut().remove(key);
+    }
+
+    fn learn(&self, flow: &FlowKey, token: &TokenKey) {
+        self.learned.borrow_mut().insert(*flow, *token);
     }
 }
 

@@ -55,8 +55,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
     match (abi, ours.name) {
         // 1: before there were locks
         (1, layout::LOCKS) => None,
-        // 2: before fragments were told apart, and with room for ten reasons
-        (1 | 2, layout::FRAGMENTS) => None,
+        // 2: before fragments were told apart and tokens learned, and with room for ten reasons
+        (1 | 2, layout::FRAGMENTS | layout::LEARNED) => None,
         (1 | 2, layout::COUNTERS | layout::QUIET) => Some(Definition { entries: Some(10), ..*ours }),
         // 1, 2: before there were packed tables; the plain maps had everything, and mean the same
         (

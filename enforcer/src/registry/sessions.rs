@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName};
+use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Token};
 
 use super::holdings::Want;
 use super::{
@@ -479,6 +479,21 @@ impl Registry {
             Ok(_) => {}
             Err(why) => {
                 out.push(Effect::Note { kind: "sockets", text: format!("session {key}: {why}") });
+            }
+        }
+    }
+
+    /// What its flows have shown: another flow that shows the same would be taken for the session's. Nobody else has
+    /// it, so unlike its flows it stands until nothing of the session is left.
+    pub(super) fn tokens(&mut self, key: SessionKey, tokens: Vec<Token>, out: &mut Effects) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.worker_gone || session.ending == Ending::Done {
+            return;
+        }
+        let numbers = self.numbers_of(session);
+        for token in tokens {
+            for number in &numbers {
+                self.hold_packets(Entry::Token(token.clone()), *number, Want::Leased(Some(key)), out);
             }
         }
     }

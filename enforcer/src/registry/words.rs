@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::session::{
     Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
+    Token,
 };
 
 use super::durable::Ticket;
@@ -165,6 +166,11 @@ pub enum Event {
         key: SessionKey,
         outcome: Result<(Netns, Vec<Flow>), String>,
     },
+    /// What these flows have shown on the wire, as far as it was seen: by it another flow becomes the session's.
+    Tokens {
+        key: SessionKey,
+        tokens: Vec<Token>,
+    },
     Ended {
         key: SessionKey,
         ended: Ended,
@@ -267,7 +273,7 @@ pub enum Effect {
         key: SessionKey,
         worker: Process,
     },
-    /// Answered at once by [`Event::Flows`].
+    /// Answered at once by [`Event::Flows`], and by [`Event::Tokens`] if there are any.
     FindFlows {
         key: SessionKey,
         worker: Process,

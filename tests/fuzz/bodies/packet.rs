@@ -19,6 +19,8 @@ struct One {
     leased: bool,
     /// The datagram whose fragments are dropped.
     datagram: Cell<Option<FragmentKey>>,
+    /// The token that passed last.
+    learned: Cell<Option<TokenKey>>,
 }
 
 const NETNS: u32 = 7;
@@ -53,6 +55,9 @@ impl World for One {
     fn hit(&self, (): (), _now_ns: u64) {}
     fn fragments(&self, key: &FragmentKey) -> Option<u64> {
         (self.datagram.get() == Some(*key)).then_some(2)
+    }
+    fn learn(&self, _flow: &FlowKey, token: &TokenKey) {
+        self.learned.set(Some(*token));
     }
     fn drop_fragments(&self, key: &FragmentKey, _until_ns: u64) {
         self.datagram.set(Some(*key));
@@ -93,15 +98,18 @@ pub fn body(input: &[u8]) {
 
     match read {
         Ok(Outer::Segment(segment, first)) => {
-            by_flow(frame, framing, segment, first, Reason::DroppedFlow, &world);
+            by_flow(frame, framing, segment, first, Reason::DroppedFlow, world);
             if let Some(token) = dtls_session_id(frame, segment.at) {
                 assert!((1..=32).contains(&token.len));
-                let said = verdict::outer(&One { token: Some(token), ..world() }, frame, framing);
-                assert_eq!(dropped(said), segment.protocol == enforcer_ebpf::layout::UDP);
+                let is_udp = segment.protocol == enforcer_ebpf::layout::UDP;
+                let one = One { token: Some(token), ..world() };
+                assert_eq!(dropped(verdict::outer(&one, frame, framing)), is_udp);
+                assert_eq!(one.learned.get(), None);
+                assert_eq!(empty.learned.get(), is_udp.then_some(token));
             }
         }
         Ok(Outer::Quote(segment, first)) => {
-            by_flow(frame, framing, segment, first, Reason::DroppedError, &world);
+            by_flow(frame, framing, segment, first, Reason::DroppedError, world);
         }
         Ok(Outer::Later(fragment)) => {
             let one = world();
