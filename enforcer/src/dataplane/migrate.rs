@@ -132,7 +132,7 @@ fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result
     let mut count = 0_u32;
     standings::read::<K>(&from.maps, |key, standing| {
         count = count.wrapping_add(1);
-        if count % AT_ONCE == 0 {
+        if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
         let new = Standing { hits: 0, last_ns: 0, ..standing };
