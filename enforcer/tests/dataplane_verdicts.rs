@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
+mod attached;
 mod lab;
 #[path = "../../enforcer-ebpf/tests/packets/mod.rs"]
 mod packets;
@@ -13,10 +14,10 @@ mod packets;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use aya::maps::{HashMap, Map, MapData, MapInfo};
-use aya::programs::loaded_programs;
+use attached::test_run;
+use aya::maps::{HashMap, Map, MapData};
 use enforcer::dataplane::{Dataplane, GateFacts, Role};
 use enforcer::session::{Device, Entry, Flow, Netns, Protocol, Stands, Token, TokenKind};
 use enforcer_ebpf::layout::{self, DeviceKey, FragmentKey, LEASED, Standing};
@@ -136,16 +137,7 @@ impl World {
             dataplane.attach(None, lab.netns(), ifindex(device), device, role).unwrap();
         }
         let maps = lab.pin_path().join("maps");
-        let ours = MapInfo::from_pin(maps.join(layout::COUNTERS)).unwrap().id();
-        let programs = loaded_programs()
-            // somebody else's may go away meanwhile
-            .filter_map(Result::ok)
-            .filter(|program| matches!(program.map_ids(), Ok(Some(ids)) if ids.contains(&ours)))
-            .map(|program| {
-                let name = program.name_as_str().unwrap().to_owned();
-                (name, program.fd().unwrap().as_fd().try_clone_to_owned().unwrap())
-            })
-            .collect();
+        let programs = attached::programs(lab);
         let fragments = MapData::from_pin(maps.join(layout::FRAGMENTS)).unwrap();
         let fragments = HashMap::try_from(Map::LruHashMap(fragments)).unwrap();
         let memory = Memory { netns: lab.netns().0, ..Memory::default() };
@@ -243,31 +235,6 @@ fn suffix(framing: Framing) -> &'static str {
 fn words(key: FragmentKey) -> [u32; 11] {
     // SAFETY: eleven words without padding, as the layout asserts by its size.
     unsafe { std::mem::transmute(key) }
-}
-
-/// BPF_PROG_TEST_RUN; `None` where the kernel does not take the frame.
-fn test_run(program: &OwnedFd, frame: &[u8]) -> Option<u32> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        program: u32,
-        answer: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        rest: [u32; 12],
-    }
-    let mut attributes = Attributes {
-        program: program.as_raw_fd().unsigned_abs(),
-        size_in: u32::try_from(frame.len()).unwrap(),
-        data_in: frame.as_ptr() as u64,
-        ..Attributes::default()
-    };
-    let size = std::mem::size_of::<Attributes>();
-    // SAFETY: the frame outlives the call, and the kernel writes into the attributes alone.
-    let done = unsafe { nix::libc::syscall(nix::libc::SYS_bpf, 10, &raw mut attributes, size) };
-    (done == 0).then_some(attributes.answer)
 }
 
 /// R1, R3: `ENFORCER_TEST_PACKETS` says of how many packets; `ENFORCER_TEST_SEED` of which.
