@@ -54,7 +54,7 @@ impl Machine {
     }
 
     /// The daemon knows this worker's session.
-    fn is_known(&self, worker: &Worker) -> bool {
+    pub fn is_known(&self, worker: &Worker) -> bool {
         let session = self.world.registry.session(&vpn(), worker.process.pid);
         session.is_some_and(|s| s.worker == Some(worker.process) && s.safe_id() == Some(worker.cookie))
     }
