@@ -1,5 +1,6 @@
 //! The gate's question: may the client at the door get its tunnel?
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::session::{CutoffKey, Entry, ServerName};
@@ -171,6 +172,16 @@ impl Registry {
                 }
                 // that ends by itself
                 Look::NeedsCookies | Look::NeedsAddress => self.waiting.push(waiting),
+            }
+        }
+    }
+
+    /// Whose list was not complete is asked again for those that still wait.
+    pub(super) fn ask_for_waiting(&mut self, now: Now, out: &mut Effects) {
+        let names: BTreeSet<ServerName> = self.waiting.iter().map(|waiting| waiting.server.clone()).collect();
+        for name in names {
+            if self.servers.get(&name).is_some_and(|server| server.incomplete_since.is_some()) {
+                self.ask_cookies(&name, now, out);
             }
         }
     }

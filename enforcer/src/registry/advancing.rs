@@ -211,6 +211,7 @@ impl Registry {
         self.retry_writes(now);
         self.give_up_on_connections(now, out);
         self.expire_waiting(now, out);
+        self.ask_for_waiting(now, out);
         self.probe_in_flight(now, out);
         self.ask_after_stock_disconnects(now, out);
         let due: Vec<Number> = (self.busy.iter().filter_map(|number| self.revocations.get(number)))

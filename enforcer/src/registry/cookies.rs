@@ -55,7 +55,8 @@ impl Registry {
         if lacks && incomplete.is_none_or(|since| now.mono < since + INCOMPLETE_FOR) {
             // whose cookie it shows need not wait
             self.decide_waiting(name, true, now, out);
-            if again || !self.waiting.is_empty() {
+            // (once at once, and then with each tick: not as fast as ocserv answers)
+            if again || (incomplete.is_none() && !self.waiting.is_empty()) {
                 self.ask_cookies(name, now, out);
             }
             return;

@@ -246,3 +246,25 @@ fn r4_a_fresh_login_is_let_in_although_somebody_is_connected_whose_cookie_ocserv
     assert!(world.has(&Entry::Device(device(18))));
     assert!(!world.has(&Entry::Device(device(7))));
 }
+
+#[test]
+fn r7_ocserv_is_not_asked_again_and_again_while_its_list_is_not_complete() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    world.revoke(user("alice"));
+    world.cookies(vec![cookie("bob", 1, 900)]);
+    world.silence();
+    world.revoke(user("alice"));
+    let ask = world.look(at_gate("alice", 18, 3), true);
+    world.effects.clear();
+    let asked = |world: &World| world.asked(|e| matches!(e, Effect::AskCookies { .. }));
+    for _ in 0..20 {
+        world.cookies(vec![]);
+    }
+    let before = asked(&world);
+    assert!(before <= 2, "asked {before} times within a moment");
+    world.pass(50);
+    assert_eq!(asked(&world), before + 1, "somebody waits");
+    world.cookies(vec![cookie("bob", 1, 900), cookie("alice", 3, world.now.wall + 1)]);
+    assert!(world.refuses(ask), "{:?}", world.verdicts);
+}

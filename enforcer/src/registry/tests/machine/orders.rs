@@ -54,14 +54,16 @@ impl Machine {
     }
 
     /// The daemon knows this worker's session.
-    fn is_known(&self, worker: &Worker) -> bool {
+    pub fn is_known(&self, worker: &Worker) -> bool {
         let session = self.world.registry.session(&vpn(), worker.process.pid);
         session.is_some_and(|s| s.worker == Some(worker.process) && s.safe_id() == Some(worker.cookie))
     }
 
     fn cookies_meant(&mut self, user: &str) -> BTreeSet<SafeId> {
-        // a cutoff that stands moves to this moment: whoever came between is under both
-        let between = self.cuts_off(user);
+        // a cutoff that stands moves to this moment: whoever came between is under both. So does one that the disk has
+        // still (it hangs): after a crash it is the same as that of the order which comes now
+        let (disk, key) = (&self.world.disk, self.cutoff_key(user));
+        let between = self.cuts_off(user) || disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some();
         let (all, others) = self.all_cookies_of(user);
         self.unclear.extend(others);
         if between {

@@ -224,6 +224,16 @@ impl Machine {
                 // nor that it does not: with a deleted cookie at the door one is taken for older than the cutoff, also
                 // once that what deleted the cookie is lifted
                 self.unclear.insert(*safe_id);
+                // nor, as above, that it does, of a worker that nobody has seen yet: whatever knows of that cookie by
+                // the cutoff alone
+                let mut theirs = self.world.workers.values().filter(|w| w.cookie == *safe_id);
+                if theirs.any(|w| !self.is_known(w)) {
+                    let by_name = self.world.registry.marks[safe_id].numbers.clone();
+                    let others = self.orders.iter_mut().filter(|(number, _)| !by_name.contains(number));
+                    others.for_each(|(_, order)| {
+                        order.cookies.remove(safe_id);
+                    });
+                }
             }
         }
         self.world.carry_out(task);

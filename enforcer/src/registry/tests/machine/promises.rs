@@ -108,6 +108,9 @@ impl Machine {
             );
             if drops {
                 self.dropped.insert(worker.process);
+            } else if !must && self.lifts.is_empty() && self.unlocks.is_empty() {
+                // what dropped it is over: a later revocation of it begins anew
+                self.dropped.remove(&worker.process);
             }
             if self.may_be_covered(worker.cookie) || self.may_be_locked(&worker.user) {
                 continue;
