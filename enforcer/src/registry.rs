@@ -129,6 +129,8 @@ pub(crate) struct Mark {
     pub since: Duration,
     /// Seen to be gone from ocserv's list.
     pub gone: bool,
+    /// Since when, at the latest.
+    pub gone_since: Option<Duration>,
     pub terminate: Terminate,
     /// How often it was asked to be terminated.
     pub tries: u32,
@@ -143,6 +145,7 @@ impl Mark {
             numbers: BTreeSet::new(),
             since,
             gone: false,
+            gone_since: None,
             terminate: Terminate::Not,
             tries: 0,
             adopted: false,

@@ -69,7 +69,7 @@ impl Registry {
                     server.state = ServerState::Up;
                 }
                 self.apply_cutoffs(name, asked, cookies, now, out);
-                self.notice_gone_cookies(name, asked, cookies, out);
+                self.notice_gone_cookies(name, asked, cookies, now, out);
                 if !self.adopted_devices.is_empty() {
                     let listed = cookies.iter().map(|cookie| cookie.safe_id).collect();
                     self.release_adopted_devices(&listed, out);
@@ -196,6 +196,7 @@ impl Registry {
         name: &ServerName,
         asked: Duration,
         cookies: &[Cookie],
+        now: Now,
         out: &mut Effects,
     ) {
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
@@ -233,12 +234,19 @@ impl Registry {
         for (id, tries) in once_more {
             self.terminate(id, name, tries, out);
         }
-        // who is at the door is known once the workers were listed
-        let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
-        let is_known = listed_at.is_some_and(|at| asked >= at);
+        let servers = || self.servers.values().filter(|server| server.state != ServerState::Gone);
+        let everywhere = servers().map(|server| server.workers_asked_at).min().flatten();
+        let here = self.servers.get(name).and_then(|server| server.workers_asked_at);
+        let mut is_news = false;
         for id in gone {
             self.set_fate(id, None, true, out);
-            // nothing can bring it back: no cookie, no session, nobody at the door
+            let Some(mark) = self.marks.get_mut(&id) else { continue };
+            is_news |= mark.gone_since.is_none();
+            let since = *mark.gone_since.get_or_insert(now.mono);
+            // nothing can bring it back: no cookie, no session, and nobody at the door. Of who came there while the
+            // cookie was good only a list of workers tells that was asked for since (the host may have slept)
+            let known_at = if mark.server.is_some() { here } else { everywhere };
+            let is_known = known_at.is_some_and(|at| at >= since);
             let quiet = is_known && self.sessions.with_safe_id(id).next().is_none();
             let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
                 .all(|number| !self.busy.contains(number));
@@ -246,12 +254,18 @@ impl Registry {
                 self.unmark(id, out);
             }
         }
+        if is_news {
+            self.ask_list(name, now, out);
+        }
     }
 
     /// What became of a refused cookie, for every revocation of it.
     fn set_fate(&mut self, id: SafeId, server: Option<&ServerName>, gone: bool, out: &mut Effects) {
         let Some(mark) = self.marks.get_mut(&id) else { return };
         mark.gone = gone;
+        if !gone {
+            mark.gone_since = None;
+        }
         if mark.server.is_none() {
             mark.server = server.cloned();
             // the next run of the daemon has to know as well
