@@ -32,10 +32,19 @@ pub enum Reason {
     PassedCutOff = 8,
     /// Passed: more than two VLAN tags, or more than [`crate::packet::EXTENSION_HEADERS`] IPv6 extension headers.
     PassedTooDeep = 9,
+    /// XDP: a later fragment of a datagram whose first fragment was just dropped, or a first fragment that leaves
+    /// to the next one what has to be read.
+    DroppedFragment = 10,
+    /// XDP: an ICMP error about an exact outer flow.
+    DroppedError = 11,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 10;
+pub const REASONS: usize = 12;
+
+/// How many the maps have room for, so that a new reason is no new layout.
+pub const SLOTS: usize = 32;
+const _: () = assert!(REASONS <= SLOTS);
 
 impl Reason {
     pub const ALL: [Self; REASONS] = [
@@ -49,6 +58,8 @@ impl Reason {
         Self::PassedExpired,
         Self::PassedCutOff,
         Self::PassedTooDeep,
+        Self::DroppedFragment,
+        Self::DroppedError,
     ];
 
     /// The name in metrics and in `show status`.
@@ -64,6 +75,8 @@ impl Reason {
             Self::PassedExpired => "passed-expired",
             Self::PassedCutOff => "passed-cut-off",
             Self::PassedTooDeep => "passed-too-deep",
+            Self::DroppedFragment => "dropped-fragment",
+            Self::DroppedError => "dropped-icmp-error",
         }
     }
 }

@@ -19,6 +19,9 @@ pub const ABI: u32 = 3;
 /// A lease ends that long after the last heartbeat.
 pub const LEASE_NS: u64 = 10_000_000_000;
 
+/// For how long a datagram is remembered whose first fragment was dropped: the others come within milliseconds.
+pub const FRAGMENT_NS: u64 = 1_000_000_000;
+
 /// [`Standing::expires_ns`] of an entry that stands until it is removed.
 pub const FOREVER: u64 = u64::MAX;
 
@@ -40,6 +43,8 @@ pub const SAFE_IDS: &str = "safe_ids";
 pub const CUTOFFS: &str = "cutoffs";
 pub const LOCKS: &str = "locks";
 pub const GATE_HITS: &str = "gate_hits";
+pub const FRAGMENTS: &str = "fragments";
+pub const LEARNED: &str = "learned";
 pub const COUNTERS: &str = "counters";
 pub const QUIET: &str = "quiet";
 pub const META: &str = "meta";
@@ -61,6 +66,7 @@ pub enum Kind {
     Hash = 1,
     Array = 2,
     PerCpuArray = 6,
+    LruHash = 9,
 }
 
 /// `BPF_F_NO_PREALLOC`: a hash map takes memory for the entries it has, not for those it could have.
@@ -84,6 +90,12 @@ const fn hash<K, V>(name: &'static str) -> Definition {
     Definition { name, kind: Kind::Hash, key, value, entries: None, flags: NO_PREALLOC }
 }
 
+/// What may be forgotten: at the bound the longest unused entry goes.
+const fn lru<K, V>(name: &'static str, entries: u32) -> Definition {
+    let (key, value) = (size_of::<K>() as u32, size_of::<V>() as u32);
+    Definition { name, kind: Kind::LruHash, key, value, entries: Some(entries), flags: 0 }
+}
+
 const fn array<V>(name: &'static str, kind: Kind, entries: u32) -> Definition {
     Definition { name, kind, key: 4, value: size_of::<V>() as u32, entries: Some(entries), flags: 0 }
 }
@@ -101,7 +113,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 18] = [
+pub const MAPS: [Definition; 20] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -114,8 +126,10 @@ pub const MAPS: [Definition; 18] = [
     hash::<CutoffKey, CutoffValue>(CUTOFFS),
     hash::<LockKey, LockValue>(LOCKS),
     hash::<GateHitKey, u64>(GATE_HITS),
-    array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::REASONS as u32),
-    array::<u64>(QUIET, Kind::Array, crate::counters::REASONS as u32),
+    lru::<FragmentKey, u64>(FRAGMENTS, FRAGMENT_ENTRIES),
+    lru::<FlowKey, TokenKey>(LEARNED, LEARNED_ENTRIES),
+    array::<crate::counters::Count>(COUNTERS, Kind::PerCpuArray, crate::counters::SLOTS as u32),
+    array::<u64>(QUIET, Kind::Array, crate::counters::SLOTS as u32),
     array::<Meta>(META, Kind::Array, 1),
     array::<u64>(HEARTBEAT, Kind::Array, 1),
     array::<Present>(PRESENT, Kind::Array, 1),
@@ -210,6 +224,9 @@ fn bytes<const W: usize, const B: usize>(words: [u32; W]) -> [u8; B] {
 /// IANA's numbers of the protocols that have ports, as in [`FlowKey::protocol`].
 pub const TCP: u32 = 6;
 pub const UDP: u32 = 17;
+/// ... and of those that tell of errors.
+pub const ICMP: u32 = 1;
+pub const ICMPV6: u32 = 58;
 
 /// An outer flow within a network namespace. Ports are in network byte order.
 #[repr(C)]
@@ -239,8 +256,27 @@ pub struct DeviceKey {
     pub ifindex: u32,
 }
 
+/// How many datagrams are remembered whose first fragment was dropped.
+pub const FRAGMENT_ENTRIES: u32 = 8192;
+
+/// A fragmented datagram within a network namespace, by what the kernel puts it together by: see
+/// [`crate::packet::Fragment`]. The value is the moment until which its fragments are dropped.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FragmentKey {
+    pub client: Address,
+    pub local: Address,
+    pub id: u32,
+    pub protocol: u32,
+    pub netns: u32,
+}
+
 /// [`TokenKey::kind`] of a DTLS session id.
 pub const TOKEN_DTLS: u32 = 1;
+
+/// Of how many flows it is remembered which token they showed last ([`LEARNED`]). Whoever floods with hellos makes it
+/// forget: what is in there is a help, and nothing relies on it.
+pub const LEARNED_ENTRIES: u32 = 16_384;
 
 /// A wire token: `len` bytes (1 to 32) of `id`, the rest zero.
 #[repr(C)]
@@ -361,6 +397,7 @@ const _: () = {
     assert!(size_of::<AddressKey>() == 20);
     assert!(size_of::<DeviceKey>() == 8);
     assert!(size_of::<TokenKey>() == 40);
+    assert!(size_of::<FragmentKey>() == 44);
     assert!(size_of::<Digest>() == 20);
     assert!(size_of::<GateHitKey>() == 24);
     assert!(size_of::<Standing>() == 32);

@@ -6,12 +6,26 @@
 //!
 //! - A frame that is cut off, too deep, or not IP cannot be assigned to a session. Dropping it could hit a
 //!   stranger; passing it is bounded by the other layers (the session's sockets are destroyed).
-//! - A later fragment carries no ports and passes. Its first fragment does carry them and is dropped, so the
-//!   datagram is never put together, and the kernel throws the rest away.
 //! - An IPv6 header with an IPv4-mapped address is no traffic of ours ([`Unread::Foreign`]): the kernel drops
 //!   those itself, and it must not be taken for the IPv4 address.
+//!
+//! **Fragments.** Ports stand in the first fragment (offset 0) and nowhere else: offsets count in eights, so no
+//! later fragment can write over the first four bytes, and the kernel keeps none of less than eight. So whoever
+//! drops the first fragments of a flow has none of its datagrams put together, in whatever order they come.
+//! Two things are left:
+//!
+//! - A first fragment that does not show what we have to read ([`Outer::Headless`]): its IPv6 headers go on in
+//!   the next one, or it is so short that a session id would stand there. RFC 7112 and RFC 8200, 4.5 have the
+//!   receiver throw the former away; Linux does so except where the cut lies before a further extension header.
+//!   RFC 1858 has the latter filtered. No honest sender makes either; it is dropped.
+//! - The later fragments of a dropped first one ([`Outer::Later`]). Alone they would wait half a minute in the
+//!   host's reassembly: 4 MiB of them and nobody's fragments are put together any more, and each would be taken for
+//!   the neighbour's behind the same address who comes to the same id. So the verdict remembers the datagram for a
+//!   moment. Those that come before their first fragment pass: nothing tells whose they are.
+//!
+//! **ICMP errors** quote the packet that they are about ([`Outer::Quote`]), sent by us to the client.
 
-use crate::layout::{Address, TCP, TOKEN_DTLS, TokenKey, UDP};
+use crate::layout::{Address, ICMP, ICMPV6, TCP, TOKEN_DTLS, TokenKey, UDP};
 
 /// How many IPv6 extension headers are walked through before the transport header.
 pub const EXTENSION_HEADERS: usize = 6;
@@ -39,12 +53,12 @@ pub trait Frame {
 
 /// More than all headers that are walked through can be long together, and one less than a power of two.
 pub const MAX_OFFSET: usize = 0x3fff;
-const _: () = assert!(22 + 40 + EXTENSION_HEADERS * 256 * 8 + SESSION_ID + 33 <= MAX_OFFSET);
+const _: () = assert!(22 + 40 + EXTENSION_HEADERS * 256 * 8 + TOKEN_END <= MAX_OFFSET);
 
 /// Why a frame says nothing about a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unread {
-    /// Not IP, not TCP or UDP, a later fragment: there is nothing to look up.
+    /// Not IP, not TCP or UDP, no ICMP error about them: there is nothing to look up.
     Foreign,
     /// It ends within a header.
     CutOff,
@@ -79,6 +93,47 @@ pub struct Segment {
     pub at: usize,
 }
 
+/// What the kernel puts fragments together by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    pub source: Address,
+    pub destination: Address,
+    /// As it stands in the header; of IPv4 the two bytes that there are.
+    pub id: u32,
+    /// Of IPv4 the protocol, of IPv6 0: there it is no part of what names a datagram.
+    pub protocol: u32,
+}
+
+/// Whether a packet is the first fragment of a datagram, and of which one. Not an `Option`: the compiler would leave
+/// undefined what is in none, of which the verifier takes no copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct First {
+    pub is: bool,
+    pub of: Fragment,
+}
+
+impl First {
+    const NO: Self = Self {
+        is: false,
+        of: Fragment { source: Address::v4(0), destination: Address::v4(0), id: 0, protocol: 0 },
+    };
+}
+
+/// What there is to be looked up of a packet from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outer {
+    Segment(Segment, First),
+    /// An ICMP error about a packet to the client that sent such segments: `source` is whom the quoted packet was
+    /// for, `destination` who sent it. Its own sender may be any router.
+    Quote(Segment, First),
+    /// A later fragment.
+    Later(Fragment),
+    /// The first fragment of something else.
+    Other(Fragment),
+    /// A first fragment that leaves to the next one what we have to read.
+    Headless(Fragment),
+}
+
 const IPV4: u16 = u16::to_be(0x0800);
 const IPV6: u16 = u16::to_be(0x86dd);
 const VLAN: u16 = u16::to_be(0x8100);
@@ -96,17 +151,19 @@ fn or<T>(read: Option<T>, otherwise: Unread) -> Result<T, Unread> {
 /// path checks it again.
 #[inline(always)]
 pub fn network(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Network, Unread> {
+    // how much is known to be there would be another program for each tag, if it were known of the start itself
+    let start = frame.forget(0);
     let (at, kind) = match framing {
-        Framing::Bare => (0, None),
+        Framing::Bare => (start, None),
         Framing::Ethernet => {
-            let mut at = 14;
-            let mut kind = or(frame.u16(12), Unread::CutOff)?;
+            let mut at = start + 14;
+            let mut kind = or(frame.u16(start + 12), Unread::CutOff)?;
             if kind == VLAN || kind == QINQ {
-                kind = or(frame.u16(16), Unread::CutOff)?;
-                at = 18;
+                kind = or(frame.u16(start + 16), Unread::CutOff)?;
+                at = start + 18;
                 if kind == VLAN || kind == QINQ {
-                    kind = or(frame.u16(20), Unread::CutOff)?;
-                    at = 22;
+                    kind = or(frame.u16(start + 20), Unread::CutOff)?;
+                    at = start + 22;
                 }
             }
             match kind {
@@ -149,65 +206,265 @@ pub fn addresses(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Addr
     }
 }
 
-/// The exact flow of a packet: what XDP looks at.
+/// What XDP looks at: the exact flow of a packet, or which one it belongs to.
 #[inline(always)]
-pub fn segment(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Segment, Unread> {
-    let (addresses, protocol, at) = match network(frame, framing)? {
+pub fn outer(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Outer, Unread> {
+    let network = network(frame, framing)?;
+    if let Some(segment) = plain(frame, network) {
+        return Ok(Outer::Segment(segment, First::NO));
+    }
+    let Datagram { addresses, shape, id, at, shown } = datagram(frame, network)?;
+    let protocol = shape.protocol();
+    let part = shape.part();
+    let Addresses { source, destination } = addresses;
+    let of = Fragment { source, destination, id, protocol: if shape.is_v6() { 0 } else { protocol } };
+    let first = First { is: part != Shape::WHOLE, of };
+    if first.is {
+        let needed = match protocol {
+            TCP => 4,
+            UDP => TOKEN_END,
+            // that there is any shows that the walk was one through the packet, and not through its padding
+            _ => 1,
+        };
+        if part == Shape::LATER {
+            return Ok(Outer::Later(of));
+        }
+        if part == Shape::HEADLESS || shown < needed {
+            return Ok(Outer::Headless(of));
+        }
+    }
+    if protocol == TCP || protocol == UDP {
+        return match segment(frame, addresses, protocol, at) {
+            Ok(segment) => Ok(Outer::Segment(segment, first)),
+            Err(_) if first.is => Ok(Outer::Headless(of)),
+            Err(why) => Err(why),
+        };
+    }
+    let quoted = match (shape.is_v6(), protocol) {
+        (false, ICMP) | (true, ICMPV6) => quoted(frame, shape.is_v6(), at),
+        _ => Err(Unread::Foreign),
+    };
+    match quoted {
+        Ok(segment) => Ok(Outer::Quote(segment, first)),
+        Err(_) if first.is => Ok(Outer::Other(of)),
+        Err(why) => Err(why),
+    }
+}
+
+/// What almost every packet is: TCP or UDP in one piece, of IPv6 without extension headers. [`datagram`] says the
+/// same of it, in more steps.
+#[inline(always)]
+fn plain(frame: &(impl Frame + ?Sized), network: Network) -> Option<Segment> {
+    let (addresses, protocol, at) = match network {
         Network::V4(at) => {
             let at = frame.forget(at);
-            let addresses = v4_addresses(frame, at)?;
-            let length = usize::from(or(frame.u8(at), Unread::CutOff)? & 0xf) * 4;
-            let fragment = or(frame.u16(at + 6), Unread::CutOff)?;
-            // an offset other than 0: a later fragment; less than 20 bytes: the kernel drops it
-            if fragment & u16::to_be(0x1fff) != 0 || length < 20 {
-                return Err(Unread::Foreign);
+            let length = usize::from(frame.u8(at)? & 0xf) * 4;
+            if frame.u16(at + 6)? & u16::to_be(0x3fff) != 0 || length < 20 {
+                return None;
             }
-            (addresses, or(frame.u8(at + 9), Unread::CutOff)?, at + length)
+            (v4_addresses(frame, at).ok()?, frame.u8(at + 9)?, at + length)
         }
         Network::V6(at) => {
             let at = frame.forget(at);
-            let addresses = v6_addresses(frame, at)?;
-            let first = or(frame.u8(at + 6), Unread::CutOff)?;
-            let (protocol, at) = extensions(frame, first, at + 40)?;
-            (addresses, protocol, at)
+            (v6_addresses(frame, at).ok()?, frame.u8(at + 6)?, at + 40)
         }
     };
-    let at = frame.forget(at);
-    let protocol = u32::from(protocol);
+    let (protocol, at) = (u32::from(protocol), frame.forget(at));
     if protocol != TCP && protocol != UDP {
-        return Err(Unread::Foreign);
+        return None;
     }
-    let Addresses { source, destination } = addresses;
+    segment(frame, addresses, protocol, at).ok()
+}
+
+#[inline(always)]
+fn segment(
+    frame: &(impl Frame + ?Sized),
+    Addresses { source, destination }: Addresses,
+    protocol: u32,
+    at: usize,
+) -> Result<Segment, Unread> {
     let source_port = or(frame.u16(at), Unread::CutOff)?;
     let destination_port = or(frame.u16(at + 2), Unread::CutOff)?;
     Ok(Segment { source, destination, source_port, destination_port, protocol, at })
 }
 
-/// Walks to the transport header: its protocol and where it begins.
+/// The number of IPv6's fragment header.
+const FRAGMENT: u8 = 44;
+
+/// The ICMP types that are errors, a bit each: unreachable, quench, redirect, time exceeded, parameter problem.
+const ERRORS: u32 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 11 | 1 << 12;
+/// ... and of ICMPv6: unreachable, too big, time exceeded, parameter problem.
+const ERRORS_V6: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
+
+/// The segments that have caused the ICMP error at `at`. At least the ports are always quoted (RFC 792, RFC 4443).
+/// The version in the quoted header is not looked at, as the kernel does not. Of IPv6 extension headers only that of
+/// a fragment is expected: it is a packet of ours.
 #[inline(always)]
-fn extensions(frame: &(impl Frame + ?Sized), first: u8, at: usize) -> Result<(u8, usize), Unread> {
-    let (mut next, mut at) = (first, at);
+fn quoted(frame: &(impl Frame + ?Sized), v6: bool, at: usize) -> Result<Segment, Unread> {
+    let kind = or(frame.u8(at), Unread::CutOff)?;
+    let errors = if v6 { ERRORS_V6 } else { ERRORS };
+    if kind > 31 || errors >> kind & 1 == 0 {
+        return Err(Unread::Foreign);
+    }
+    let at = at + 8;
+    let (addresses, protocol, length) = if v6 {
+        let addresses = v6_addresses(frame, at)?;
+        match or(frame.u8(at + 6), Unread::CutOff)? {
+            FRAGMENT => {
+                if or(frame.u16(at + 42), Unread::CutOff)? & u16::to_be(0xfff8) != 0 {
+                    return Err(Unread::Foreign);
+                }
+                (addresses, or(frame.u8(at + 40), Unread::CutOff)?, 48)
+            }
+            next => (addresses, next, 40),
+        }
+    } else {
+        let addresses = v4_addresses(frame, at)?;
+        let length = usize::from(or(frame.u8(at), Unread::CutOff)? & 0xf) * 4;
+        let fragment = or(frame.u16(at + 6), Unread::CutOff)?;
+        if fragment & u16::to_be(0x1fff) != 0 || length < 20 {
+            return Err(Unread::Foreign);
+        }
+        (addresses, or(frame.u8(at + 9), Unread::CutOff)?, length)
+    };
+    let (at, protocol) = (frame.forget(at + length), u32::from(protocol));
+    if protocol != TCP && protocol != UDP {
+        return Err(Unread::Foreign);
+    }
+    let there = segment(frame, addresses, protocol, at)?;
+    Ok(Segment {
+        source: there.destination,
+        destination: there.source,
+        source_port: there.destination_port,
+        destination_port: there.source_port,
+        ..there
+    })
+}
+
+/// An IP packet up to its transport header.
+struct Datagram {
+    addresses: Addresses,
+    shape: Shape,
+    /// Of a fragment: see [`Fragment::id`].
+    id: u32,
+    /// Where the transport header begins, where there is one.
+    at: usize,
+    /// Of a first fragment: how many bytes there are from there to the end of the IP packet. What comes after that
+    /// is padding, which the kernel cuts off.
+    shown: usize,
+}
+
+/// Protocol, version and which part of a datagram it is, in one number, so that [`Frame::forget`] takes it: what the
+/// verifier knew of them it would take for so many programs.
+#[derive(Clone, Copy)]
+struct Shape(usize);
+
+impl Shape {
+    const WHOLE: usize = 0;
+    const FIRST: usize = 1 << 8;
+    const LATER: usize = 2 << 8;
+    /// A first fragment whose headers go on in the next one.
+    const HEADLESS: usize = 3 << 8;
+    const V6: usize = 1 << 10;
+
+    #[inline(always)]
+    fn protocol(self) -> u32 {
+        (self.0 & 0xff) as u32
+    }
+
+    #[inline(always)]
+    fn part(self) -> usize {
+        self.0 & (3 << 8)
+    }
+
+    #[inline(always)]
+    fn is_v6(self) -> bool {
+        self.0 & Self::V6 != 0
+    }
+}
+
+#[inline(always)]
+fn datagram(frame: &(impl Frame + ?Sized), network: Network) -> Result<Datagram, Unread> {
+    let (addresses, shape, id, at, end) = match network {
+        Network::V4(at) => {
+            let at = frame.forget(at);
+            let addresses = v4_addresses(frame, at)?;
+            let length = usize::from(or(frame.u8(at), Unread::CutOff)? & 0xf) * 4;
+            let fragment = or(frame.u16(at + 6), Unread::CutOff)?;
+            let protocol = usize::from(or(frame.u8(at + 9), Unread::CutOff)?);
+            if length < 20 {
+                // the kernel drops it
+                return Err(Unread::Foreign);
+            }
+            let (mut part, mut id, mut end) = (Shape::WHOLE, 0, 0);
+            // more fragments, or an offset
+            if fragment & u16::to_be(0x3fff) != 0 {
+                part = if fragment & u16::to_be(0x1fff) == 0 { Shape::FIRST } else { Shape::LATER };
+                id = u32::from(or(frame.u16(at + 4), Unread::CutOff)?);
+                end = at + usize::from(u16::from_be(or(frame.u16(at + 2), Unread::CutOff)?));
+            }
+            (addresses, protocol | part, id, at + length, end)
+        }
+        Network::V6(at) => {
+            let at = frame.forget(at);
+            let addresses = v6_addresses(frame, at)?;
+            let first = or(frame.u8(at + 6), Unread::CutOff)?;
+            let end = at + 40 + usize::from(u16::from_be(or(frame.u16(at + 4), Unread::CutOff)?));
+            let mut fragment = 0;
+            let walked = extensions(frame, first, at + 40, &mut fragment);
+            let (shape, at) = match walked {
+                Ok(there) => there,
+                // padding can look like any number of headers
+                Err(_) if fragment != 0 => (Shape::HEADLESS, 0),
+                Err(why) => return Err(why),
+            };
+            let mut id = 0;
+            if fragment != 0 {
+                [id] = or(frame.words(frame.forget(fragment) + 4), Unread::CutOff)?;
+            }
+            (addresses, shape | Shape::V6, id, at, end)
+        }
+    };
+    // two ways have come together here, and are one from here on
+    let at = frame.forget(at);
+    let shown = frame.forget(end.saturating_sub(at));
+    Ok(Datagram { addresses, shape: Shape(frame.forget(shape)), id, at, shown })
+}
+
+/// Walks to the transport header: its protocol with the [`Shape`]'s part, and where it begins. `fragment`: where the
+/// outermost fragment header is, by which the kernel goes first, unless it is of a datagram in one piece (RFC 6946).
+#[inline(always)]
+fn extensions(
+    frame: &(impl Frame + ?Sized),
+    first: u8,
+    at: usize,
+    fragment: &mut usize,
+) -> Result<(usize, usize), Unread> {
+    let (mut next, mut at, mut part) = (first, at, Shape::WHOLE);
     for _ in 0..EXTENSION_HEADERS {
         let length = match next {
             // hop-by-hop, routing, destination options
             0 | 43 | 60 => (usize::from(or(frame.u8(at + 1), Unread::CutOff)?) + 1) * 8,
-            // fragment
-            44 => {
-                if or(frame.u16(at + 2), Unread::CutOff)? & u16::to_be(0xfff8) != 0 {
-                    return Err(Unread::Foreign);
+            FRAGMENT => {
+                let field = or(frame.u16(at + 2), Unread::CutOff)?;
+                if field & u16::to_be(0xfff9) != 0 && *fragment == 0 {
+                    (*fragment, part) = (at, Shape::FIRST);
+                }
+                if field & u16::to_be(0xfff8) != 0 {
+                    return Ok((Shape::LATER, at));
                 }
                 8
             }
             // authentication
             51 => (usize::from(or(frame.u8(at + 1), Unread::CutOff)?) + 2) * 4,
-            _ => return Ok((next, at)),
+            _ => return Ok((usize::from(next) | part, at)),
         };
         next = or(frame.u8(at), Unread::CutOff)?;
         at = frame.forget(at + length);
     }
     match next {
         0 | 43 | 44 | 51 | 60 => Err(Unread::TooDeep),
-        _ => Ok((next, at)),
+        _ => Ok((usize::from(next) | part, at)),
     }
 }
 
@@ -217,6 +474,8 @@ fn extensions(frame: &(impl Frame + ?Sized), first: u8, at: usize) -> Result<(u8
 const RECORD: usize = 8;
 const HANDSHAKE: usize = RECORD + 13;
 const SESSION_ID: usize = HANDSHAKE + 12 + 2 + 32;
+/// Where the longest id has ended: a first fragment has to reach so far.
+const TOKEN_END: usize = SESSION_ID + 1 + 32;
 
 /// The session id of a DTLS ClientHello in a UDP datagram whose header begins at `at`. Anything else, and a
 /// hello without one, is `None`. The record's version is not looked at: AnyConnect's differs, and the id

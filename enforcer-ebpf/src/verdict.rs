@@ -1,8 +1,13 @@
 //! What each hook looks up, and what comes of it. The same code runs in the kernel and in the host's tests.
 
 use crate::counters::Reason;
-use crate::layout::{Address, AddressKey, DeviceKey, FOREVER, FlowKey, LEASE_NS, LEASED, TokenKey, UDP};
-use crate::packet::{Frame, Framing, Segment, Unread, addresses, dtls_session_id, segment};
+use crate::layout::{
+    Address, AddressKey, DeviceKey, FOREVER, FRAGMENT_NS, FlowKey, FragmentKey, LEASE_NS, LEASED, TokenKey,
+    UDP,
+};
+use crate::packet::{
+    self, First, Fragment, Frame, Framing, Outer, Segment, Unread, addresses, dtls_session_id,
+};
 
 /// The tables and the clock.
 pub trait World {
@@ -23,6 +28,14 @@ pub trait World {
     fn heartbeat_ns(&self) -> u64;
     /// Counts one drop by that entry.
     fn hit(&self, found: Self::Found, now_ns: u64);
+    /// Until when the fragments of that datagram are dropped; `None`: they are not.
+    fn fragments(&self, key: &FragmentKey) -> Option<u64>;
+    /// The first fragment of that datagram is dropped: so are the others, until then. It may be forgotten.
+    fn drop_fragments(&self, key: &FragmentKey, until_ns: u64);
+    /// The first fragment of that datagram passes: so do the others.
+    fn pass_fragments(&self, key: &FragmentKey);
+    /// This flow has shown that token, and passes. It may be forgotten.
+    fn learn(&self, flow: &FlowKey, token: &TokenKey);
 }
 
 /// What happens to the packet.
@@ -76,30 +89,72 @@ fn unread(unread: Unread) -> Verdict {
 /// XDP on an outer device: the sender is the client, the receiver is us.
 #[inline(always)]
 pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
-    let Segment { source, destination, source_port, destination_port, protocol, at } =
-        match segment(frame, framing) {
-            Ok(segment) => segment,
-            Err(why) => return unread(why),
-        };
-    let key = FlowKey {
-        client: source,
-        local: destination,
-        client_port: source_port,
-        local_port: destination_port,
-        protocol,
-        netns: world.netns(),
+    let (verdict, first) = match packet::outer(frame, framing) {
+        Ok(Outer::Segment(segment, First { is: false, .. })) => return sent(world, frame, &segment),
+        Err(why) => return unread(why),
+        Ok(Outer::Later(fragment)) => return later(world, fragment),
+        Ok(Outer::Headless(of)) => (Verdict::Drop(Reason::DroppedFragment), First { is: true, of }),
+        Ok(Outer::Other(of)) => (Verdict::Pass, First { is: true, of }),
+        Ok(Outer::Quote(about, first)) => {
+            (judge(world, world.flow(&flow_key(world, &about)), Reason::DroppedError), first)
+        }
+        Ok(Outer::Segment(segment, first)) => (sent(world, frame, &segment), first),
     };
-    let verdict = judge(world, world.flow(&key), Reason::DroppedFlow);
-    if matches!(verdict, Verdict::Drop(_)) || protocol != UDP {
+    if first.is {
+        let key = fragment_key(world, first.of);
+        match verdict {
+            Verdict::Drop(_) => world.drop_fragments(&key, world.now_ns().saturating_add(FRAGMENT_NS)),
+            _ => world.pass_fragments(&key),
+        }
+    }
+    verdict
+}
+
+/// By the flow, and by the token that it shows.
+#[inline(always)]
+fn sent<W: World>(world: &W, frame: &(impl Frame + ?Sized), segment: &Segment) -> Verdict {
+    let flow = flow_key(world, segment);
+    let verdict = judge(world, world.flow(&flow), Reason::DroppedFlow);
+    if matches!(verdict, Verdict::Drop(_)) || segment.protocol != UDP {
         return verdict;
     }
-    match dtls_session_id(frame, at) {
+    match dtls_session_id(frame, segment.at) {
         None => verdict,
         Some(token) => match judge(world, world.token(&token), Reason::DroppedToken) {
-            Verdict::Pass => verdict,
-            said => said,
+            Verdict::Drop(reason) => Verdict::Drop(reason),
+            said => {
+                world.learn(&flow, &token);
+                or_else(verdict, said)
+            }
         },
     }
+}
+
+#[inline(always)]
+fn flow_key<W: World>(world: &W, segment: &Segment) -> FlowKey {
+    FlowKey {
+        client: segment.source,
+        local: segment.destination,
+        client_port: segment.source_port,
+        local_port: segment.destination_port,
+        protocol: segment.protocol,
+        netns: world.netns(),
+    }
+}
+
+/// A fragment without ports goes the way of its datagram's first one.
+#[inline(always)]
+fn later<W: World>(world: &W, fragment: Fragment) -> Verdict {
+    match world.fragments(&fragment_key(world, fragment)) {
+        Some(until) if world.now_ns() < until => Verdict::Drop(Reason::DroppedFragment),
+        _ => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn fragment_key<W: World>(world: &W, fragment: Fragment) -> FragmentKey {
+    let Fragment { source, destination, id, protocol } = fragment;
+    FragmentKey { client: source, local: destination, id, protocol, netns: world.netns() }
 }
 
 #[inline(always)]

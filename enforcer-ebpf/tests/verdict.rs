@@ -3,8 +3,8 @@
 mod packets;
 
 use enforcer_ebpf::counters::Reason;
-use enforcer_ebpf::layout::{DeviceKey, LEASE_NS, LEASED, Standing};
-use enforcer_ebpf::packet::{Framing, Unread, addresses, segment};
+use enforcer_ebpf::layout::{DeviceKey, FRAGMENT_NS, LEASE_NS, LEASED, Standing};
+use enforcer_ebpf::packet::{self, Framing, Outer, Unread, addresses};
 use enforcer_ebpf::verdict::{self, Verdict};
 use packets::{Memory, Packet, address, client_hello, forever, token};
 use proptest::prelude::*;
@@ -56,7 +56,20 @@ fn packets() -> impl Strategy<Value = Packet> {
             |((from, to), (from_port, to_port), protocol, tags, options, extensions, fragment, payload)| {
                 let end = |ip: std::net::IpAddr, port| std::net::SocketAddr::new(ip, port);
                 let (from, to) = (end(from, from_port), end(to, to_port));
-                Packet { tags, from, to, protocol, options, extensions, fragment, payload }
+                let mut packet = Packet {
+                    tags,
+                    options,
+                    extensions,
+                    fragment,
+                    payload,
+                    ..Packet::new(protocol, "[::]:0", "[::]:0")
+                };
+                (packet.from, packet.to) = (from, to);
+                if fragment.is_some() {
+                    // a first fragment that is no shorter than the longest token
+                    packet.payload.resize(packet.payload.len() + 96, 7);
+                }
+                packet
             },
         )
 }
@@ -81,11 +94,19 @@ proptest! {
         let whole = packet.bytes();
         let framing = frame_of(&packet);
         let cut = &whole[..at.index(whole.len())];
-        if let Ok(read) = segment(cut, framing) {
-            prop_assert_eq!(Ok(read), segment(whole.as_slice(), framing));
-        } else {
-            let cut_off = verdict::outer(&revoked(&packet), cut, framing);
-            prop_assert_eq!(cut_off, Verdict::PassCounted(Reason::PassedCutOff));
+        let read = packet::outer(cut, framing);
+        let said = verdict::outer(&revoked(&packet), cut, framing);
+        match read {
+            // the end of the frame is the end of a fragment as well
+            Ok(Outer::Headless(_)) => {
+                prop_assert!(packet.fragment.is_some());
+                prop_assert_eq!(said, Verdict::Drop(Reason::DroppedFragment));
+            }
+            Ok(_) => {
+                prop_assert_eq!(read, packet::outer(whole.as_slice(), framing));
+                prop_assert_eq!(said, Verdict::Drop(Reason::DroppedFlow));
+            }
+            Err(_) => prop_assert_eq!(said, Verdict::PassCounted(Reason::PassedCutOff)),
         }
     }
 
@@ -147,11 +168,14 @@ proptest! {
         world.tokens.insert(token(&id), forever(9));
         prop_assert_eq!(outer(&world, &packet), Verdict::Drop(Reason::DroppedToken));
         prop_assert_eq!(world.hits.take(), vec![9]);
+        prop_assert!(world.learned.borrow().is_empty(), "what is dropped is not learned");
 
         let mut other = id.clone();
         other[flip.index(id.len())] ^= 1;
         packet.payload = client_hello(&other);
         prop_assert_eq!(outer(&world, &packet), Verdict::Pass);
+        let learned = world.learned.take().into_iter().collect::<Vec<_>>();
+        prop_assert_eq!(learned, vec![(packet.flow(NETNS), token(&other))]);
         // its beginning is another id, too
         if id.len() > 1 {
             packet.payload = client_hello(&id[..id.len() - 1]);
@@ -187,20 +211,6 @@ fn an_ipv4_address_and_its_mapped_form_are_one_key_but_not_one_packet() {
 }
 
 #[test]
-fn a_later_fragment_has_no_ports_and_passes() {
-    for packet in [
-        Packet::new(17, "192.0.2.1:4000", "198.51.100.1:443"),
-        Packet::new(17, "[2001:db8::1]:4000", "[2001:db8::2]:443"),
-    ] {
-        let world = revoked(&packet);
-        let first = Packet { fragment: Some(0), ..packet.clone() };
-        assert_eq!(outer(&world, &first), Verdict::Drop(Reason::DroppedFlow));
-        let later = Packet { fragment: Some(185), ..packet.clone() };
-        assert_eq!(outer(&world, &later), Verdict::Pass);
-    }
-}
-
-#[test]
 fn what_is_too_deep_passes_and_is_counted() {
     let too_deep = Verdict::PassCounted(Reason::PassedTooDeep);
     let mut packet = Packet::new(17, "[2001:db8::1]:4000", "[2001:db8::2]:443");
@@ -224,9 +234,13 @@ fn arp_and_a_wrong_version_are_not_ours() {
     assert_eq!(addresses(arp.as_slice(), Framing::Ethernet), Err(Unread::Foreign));
     let mut odd = Packet::new(17, "192.0.2.1:4000", "198.51.100.1:443").bytes();
     odd[14] = 0x65;
-    assert_eq!(segment(odd.as_slice(), Framing::Ethernet), Err(Unread::Foreign));
+    assert_eq!(packet::outer(odd.as_slice(), Framing::Ethernet), Err(Unread::Foreign));
     odd[14] = 0x44;
-    assert_eq!(segment(odd.as_slice(), Framing::Ethernet), Err(Unread::Foreign), "a header of 16 bytes");
+    assert_eq!(
+        packet::outer(odd.as_slice(), Framing::Ethernet),
+        Err(Unread::Foreign),
+        "a header of 16 bytes"
+    );
 }
 
 #[test]
@@ -249,4 +263,162 @@ fn a_lease_ends_ten_seconds_after_the_heartbeat_and_a_time_at_its_moment() {
     assert_eq!(outer(&world, &packet), Verdict::PassCounted(Reason::PassedExpired));
     stand(&mut world, u64::MAX);
     assert_eq!(outer(&world, &packet), dropped);
+}
+
+/// Of a datagram of that flow: the first fragment, one in the middle and the last.
+fn pieces(packet: &Packet) -> [Packet; 3] {
+    let first = Packet { fragment: Some(0), payload: vec![7; 1000], ..packet.clone() };
+    let middle = Packet { fragment: Some(126), ..first.clone() };
+    let last = Packet { fragment: Some(251), last: true, ..first.clone() };
+    [first, middle, last]
+}
+
+const ENDS: [[&str; 2]; 2] =
+    [["192.0.2.1:4000", "198.51.100.1:443"], ["[2001:db8::1]:4000", "[2001:db8::2]:443"]];
+const FRAGMENT: Verdict = Verdict::Drop(Reason::DroppedFragment);
+
+/// R1, R3: what comes after a dropped first fragment is dropped, for a moment; another datagram's is not.
+#[test]
+fn the_fragments_of_a_datagram_go_the_way_of_the_first_one() {
+    for ([from, to], protocol) in ENDS.into_iter().flat_map(|ends| [(ends, 6), (ends, 17)]) {
+        let packet = Packet::new(protocol, from, to);
+        let mut world = revoked(&packet);
+        let [first, middle, last] = pieces(&packet);
+        assert_eq!(outer(&world, &middle), Verdict::Pass, "nothing tells whose it is");
+        assert_eq!(outer(&world, &first), Verdict::Drop(Reason::DroppedFlow));
+        assert_eq!(world.fragments.borrow().keys().collect::<Vec<_>>(), [&packet.datagram(NETNS)]);
+        for _ in 0..2 {
+            assert_eq!([&middle, &last].map(|piece| outer(&world, piece)), [FRAGMENT; 2]);
+        }
+        // R3: another number, sender, receiver, protocol, namespace
+        let mut twins = vec![middle.clone(); 3];
+        twins[0].id ^= 1;
+        twins[1].from =
+            (if packet.from.is_ipv4() { "192.0.2.2:1" } else { "[2001:db8::3]:1" }).parse().unwrap();
+        twins[2] = Packet { id: middle.id, ..middle.answer() };
+        if packet.from.is_ipv4() {
+            // of IPv6 the protocol is no part of what names a datagram
+            twins.push(Packet { protocol: 23 - protocol, ..middle.clone() });
+        }
+        for twin in &twins {
+            assert_eq!(outer(&world, twin), Verdict::Pass, "{twin:?}");
+        }
+        world.now_ns = FRAGMENT_NS;
+        assert_eq!(outer(&world, &middle), Verdict::Pass, "its time is over");
+    }
+}
+
+/// R3: a neighbour behind the same address comes to the same number: the datagram is his from then on.
+#[test]
+fn r3_a_first_fragment_that_passes_takes_its_number_over() {
+    for [from, to] in ENDS {
+        let packet = Packet::new(17, from, to);
+        let world = revoked(&packet);
+        let mut neighbour = packet.clone();
+        neighbour.from.set_port(4001);
+        let ([first, middle, _], [his, ..]) = (pieces(&packet), pieces(&neighbour));
+        outer(&world, &first);
+        assert_eq!(outer(&world, &middle), FRAGMENT);
+        assert_eq!(outer(&world, &his), Verdict::Pass);
+        assert_eq!(outer(&world, &middle), Verdict::Pass);
+        // of something that has no ports, likewise; IPv4 tells such apart by itself
+        outer(&world, &first);
+        let other = Packet { protocol: 47, ..his.clone() };
+        assert_eq!(outer(&world, &other), Verdict::Pass);
+        assert_eq!(outer(&world, &middle), if from.starts_with('[') { Verdict::Pass } else { FRAGMENT });
+    }
+}
+
+/// R1: what the first fragment does not show could be put together later.
+#[test]
+fn a_first_fragment_without_its_head_is_dropped_also_in_an_empty_world() {
+    let world = Memory { netns: NETNS, ..Memory::default() };
+    for [from, to] in ENDS {
+        // too short for the token that may stand there
+        let mut tiny = Packet { fragment: Some(0), ..Packet::new(17, from, to) };
+        tiny.payload = vec![0; 80];
+        assert_eq!(outer(&world, &tiny), FRAGMENT);
+        // padding after the end of the packet does not count
+        let mut padded = tiny.bytes();
+        padded.resize(200, 0);
+        assert_eq!(verdict::outer(&world, padded.as_slice(), Framing::Ethernet), FRAGMENT);
+        tiny.payload.resize(96, 0);
+        assert_eq!(outer(&world, &tiny), Verdict::Pass);
+        // TCP shows its ports in the smallest that there is
+        let tcp = Packet { payload: Vec::new(), ..Packet::new(6, from, to) };
+        assert_eq!(outer(&world, &Packet { fragment: Some(0), ..tcp }), Verdict::Pass);
+    }
+    // the next header, of whatever kind, is in the next fragment
+    let [from, to] = ENDS[1];
+    for (next, cut) in [(60_u8, 0), (60, 1), (43, 0), (51, 0), (44, 0), (17, 0), (6, 0)] {
+        let mut bytes = Packet { extensions: vec![(60, 0)], ..Packet::new(6, from, to) }.bytes();
+        // Ethernet, IPv6, and then a fragment header before the options
+        bytes.splice(54..54, [60, 0, 0, 1, 0, 0, 0, 9]);
+        (bytes[20], bytes[62]) = (44, next);
+        bytes.truncate(70 + cut);
+        let length = u16::try_from(bytes.len() - 54).unwrap();
+        bytes[18..20].copy_from_slice(&length.to_be_bytes());
+        let said = verdict::outer(&world, bytes.as_slice(), Framing::Ethernet);
+        assert_eq!(said, FRAGMENT, "{next}, and {cut} bytes of it");
+        // padding that reads as a header of another protocol, or goes on with headers
+        for next in [15, 17, 6, 60, 58] {
+            let mut padded = bytes.clone();
+            padded.resize(71, 0);
+            padded[70] = if cut == 0 { next } else { padded[70] };
+            padded.resize(bytes.len() + 200, 0);
+            let said = verdict::outer(&world, padded.as_slice(), Framing::Ethernet);
+            assert_eq!(said, FRAGMENT, "{next}, and {cut} bytes of it, padded");
+        }
+    }
+    // a datagram in one piece that has a fragment header all the same (RFC 6946)
+    let mut whole = Packet { fragment: Some(0), last: true, ..Packet::new(17, from, to) };
+    assert_eq!(outer(&world, &whole), Verdict::Pass);
+    assert_eq!(outer(&revoked(&whole), &whole), Verdict::Drop(Reason::DroppedFlow));
+    whole.payload.clear();
+    assert_eq!(outer(&revoked(&whole), &whole), Verdict::Drop(Reason::DroppedFlow));
+}
+
+/// R1, R3: an error about a packet to the revoked client is dropped, whoever sends it; an error about another's is
+/// not, and neither is what is no error.
+#[test]
+fn an_icmp_error_is_dropped_by_the_flow_that_it_quotes() {
+    let error = Verdict::Drop(Reason::DroppedError);
+    for ([from, to], protocol) in ENDS.into_iter().flat_map(|ends| [(ends, 6), (ends, 17)]) {
+        let packet = Packet::new(protocol, from, to);
+        let world = revoked(&packet);
+        let v4 = packet.from.is_ipv4();
+        let router = if v4 { "203.0.113.9" } else { "2001:db8:9::9" };
+        let sent = packet.answer();
+        let errors: &[u8] = if v4 { &[3, 4, 5, 11, 12] } else { &[1, 2, 3, 4] };
+        for kind in 0..=255 {
+            let expected = if errors.contains(&kind) { error } else { Verdict::Pass };
+            assert_eq!(outer(&world, &sent.error(router, kind)), expected, "{kind}");
+        }
+        let kind = errors[0];
+        // of another flow: another client port, another local port, the other protocol, the other way round
+        let mut twins = vec![sent.clone(); 3];
+        twins[0].to.set_port(4001);
+        twins[1].from.set_port(444);
+        twins[2].protocol = 23 - protocol;
+        twins.push(packet.clone());
+        for twin in &twins {
+            assert_eq!(outer(&world, &twin.error(router, kind)), Verdict::Pass, "{twin:?}");
+        }
+        // quotes with options, of a first fragment; of a later one, there are no ports
+        for shape in [Packet { options: 10, ..sent.clone() }, Packet { fragment: Some(0), ..sent.clone() }] {
+            assert_eq!(outer(&world, &shape.error(router, kind)), error, "{shape:?}");
+        }
+        let later = Packet { fragment: Some(9), ..sent.clone() };
+        assert_eq!(outer(&world, &later.error(router, kind)), Verdict::Pass);
+        // cut off anywhere: eight bytes of the transport header are always there
+        let whole = Packet { payload: Vec::new(), ..sent.clone() }.error(router, kind).bytes();
+        let ports = whole.len() - if protocol == 6 { 20 } else { 8 } + 4;
+        for length in 0..=whole.len() {
+            let said = verdict::outer(&world, &whole[..length], Framing::Ethernet);
+            let expected = if length < ports { Verdict::PassCounted(Reason::PassedCutOff) } else { error };
+            assert_eq!(said, expected, "{length}");
+        }
+        // an error about an error quotes no ports
+        assert_eq!(outer(&world, &sent.error(router, kind).error(router, kind)), Verdict::Pass);
+    }
 }

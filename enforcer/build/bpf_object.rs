@@ -22,8 +22,10 @@ use anyhow::{Context as _, Result, bail};
 const PREBUILT: &str = "ENFORCER_BPF_OBJECT";
 /// The name under which `dataplane` includes it from OUT_DIR.
 const OBJECT: &str = "enforcer.bpf.o";
-/// The object of the layout 1, which the tests of its migration load. Empty with a prebuilt object: no test can run.
-const OBJECT_ABI_1: &str = "enforcer-abi-1.bpf.o";
+/// The objects of the layouts 1 and 2, which the tests of their migration load. Empty with a prebuilt object: no such
+/// test can run.
+const OBJECTS_OF_OLD: [(&str, &str); 2] =
+    [("programs,abi-1", "enforcer-abi-1.bpf.o"), ("programs,abi-2", "enforcer-abi-2.bpf.o")];
 /// The limits that the measurements compare with (feature `bench`). Empty with a prebuilt object.
 const OBJECT_BENCH: &str = "enforcer-bench.bpf.o";
 const PROGRAMS: &str = "enforcer-ebpf";
@@ -42,14 +44,14 @@ pub fn build() -> Result<()> {
         println!("cargo:rerun-if-changed={}", prebuilt.display());
         fs::copy(&prebuilt, out.join(OBJECT))
             .with_context(|| format!("cannot copy {}", prebuilt.display()))?;
-        for name in [OBJECT_ABI_1, OBJECT_BENCH] {
+        for name in OBJECTS_OF_OLD.map(|(_, name)| name).into_iter().chain([OBJECT_BENCH]) {
             fs::write(out.join(name), "").context("cannot write to OUT_DIR")?;
         }
         return Ok(());
     }
     let bench = env::var_os("CARGO_FEATURE_BENCH").map(|_| ("programs,bench", OBJECT_BENCH));
     // ours last: cargo leaves it in place
-    let objects = bench.into_iter().chain([("programs,abi-1", OBJECT_ABI_1), ("programs", OBJECT)]);
+    let objects = OBJECTS_OF_OLD.into_iter().chain(bench).chain([("programs", OBJECT)]);
     for (features, name) in objects {
         let object = compile(&out, features)?;
         fs::copy(&object, out.join(name)).with_context(|| format!("cannot copy {}", object.display()))?;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod checks;
+mod connections;
 mod effects;
 mod guard;
 mod interfaces;
@@ -68,6 +69,11 @@ enum Input {
     },
     /// The cookies that a question had to wait for.
     Fetched(Vec<(ServerName, Vec<Cookie>)>, Then),
+    /// Connections were taken out of that namespace's tracking, or could not be.
+    Forgotten {
+        netns: Netns,
+        done: Vec<connections::Forgotten>,
+    },
     /// ocserv's own answer to a plain disconnect.
     Disconnected {
         rows: Vec<SessionRow>,
@@ -115,6 +121,7 @@ struct Daemon {
     asks: BTreeMap<Ask, (ServerName, Answerer)>,
     next_ask: Ask,
     devices: BTreeSet<Device>,
+    forgetting: connections::Forgetting,
     /// Hits of entries that were taken out, by revocation.
     past_hits: BTreeMap<Number, u64>,
     events: VecDeque<api::Event>,
@@ -227,6 +234,7 @@ impl Daemon {
             asks: BTreeMap::new(),
             next_ask: 1,
             devices: BTreeSet::new(),
+            forgetting: connections::Forgetting::default(),
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
             started: Instant::now(),
@@ -277,6 +285,7 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let remembered = std::mem::take(&mut self.remembered);
         self.remember_sessions(remembered);
+        self.start_forgetting_all();
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut clock = tokio::time::interval(state::CLOCK_EVERY);
@@ -338,6 +347,7 @@ impl Daemon {
             Input::Listed { server, asked, outcome } => self.listed(server, asked, outcome),
             Input::Looked { name, look, observed, reply } => self.looked(name, look, observed, reply),
             Input::Fetched(cookies, then) => self.fetched(&cookies, then),
+            Input::Forgotten { netns, done } => self.forgotten(netns, done),
             Input::Disconnected { rows, notes, any, reply } => {
                 let _ = reply.send(answers::disconnected(rows, notes, any));
             }

@@ -24,6 +24,7 @@ mod pins;
 mod programs;
 mod shape;
 mod shared;
+mod sizes;
 mod standings;
 mod sys;
 mod table;
@@ -44,6 +45,7 @@ use enforcer_ebpf::verdict::lease_holds;
 pub use capacity::{Capacities, Cost};
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
+use keys::Key;
 pub use mend::Mended;
 use mend::{Kept, kept_link};
 use pins::Pins;
@@ -51,7 +53,7 @@ use programs::Instance;
 use tables::Tables;
 pub use unload::Report;
 
-use crate::session::{Device, Entry, Netns, Stands};
+use crate::session::{Device, Entry, Flow, Netns, Stands, Token};
 
 /// How the kernel side is set up.
 #[derive(Clone, Debug)]
@@ -178,6 +180,8 @@ pub enum InsertError {
 /// The kernel side, opened.
 pub struct Dataplane {
     settings: Settings,
+    /// What the maps are made for at the moment.
+    sized: Capacities,
     pins: Pins,
     tables: Tables,
     /// The loaded programs, by the namespace in which they run.
@@ -230,9 +234,9 @@ impl Dataplane {
         // before a migration renews the lease
         let lapsed = lapsed(&pins)?;
         let instances = if plan.migrates() {
-            migrate::migrate(&pins, &plan, &settings.capacities, own)?
+            migrate::migrate(&pins, &plan, own)?
         } else {
-            let load = |netns| Instance::load(&pins, &settings.capacities, netns);
+            let load = |netns| Instance::load(&pins, &plan.sized, netns);
             let mut instances = HashMap::from([(own, load(own)?)]);
             // programs that hang somewhere may use maps that are pinned no more
             if cut_short || plan.makes() {
@@ -244,6 +248,7 @@ impl Dataplane {
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,
+            sized: plan.sized,
             pins,
             tables,
             instances,
@@ -294,7 +299,7 @@ impl Dataplane {
         };
         let place = Place { netns_fd, device, name, framing };
         if !self.instances.contains_key(&netns) {
-            let instance = Instance::load(&self.pins, &self.settings.capacities, netns)?;
+            let instance = Instance::load(&self.pins, &self.sized, netns)?;
             self.kept.verify(&instance)?;
             self.instances.insert(netns, instance);
         }
@@ -371,6 +376,7 @@ impl Dataplane {
         stands: Stands,
         gate: GateFacts,
     ) -> Result<(), InsertError> {
+        self.make_room(Key::of(entry))?;
         self.tables.insert(entry, revocation, stands, gate)
     }
 
@@ -393,6 +399,11 @@ impl Dataplane {
     /// Packets that the entry has dropped, or logins that gates have refused by it. `None`: no such entry.
     pub fn hits(&self, entry: &Entry) -> Option<u64> {
         self.tables.hits(entry)
+    }
+
+    /// The token that a flow has shown last (a DTLS session id), if the programs saw and still remember it.
+    pub fn learned(&self, netns: Netns, flow: Flow) -> Option<Token> {
+        self.tables.learned(netns, flow)
     }
 
     /// Counts a login that the daemon itself has refused by this entry (a safe_id, a cutoff or a lock).
@@ -484,7 +495,7 @@ impl Dataplane {
     /// # Errors
     /// The ring buffer cannot be opened.
     pub fn logger(&self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        let mut instance = Instance::load(&self.pins, &self.settings.capacities, self.own)?;
+        let mut instance = Instance::load(&self.pins, &self.sized, self.own)?;
         self.kept.verify(&instance)?;
         EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
     }

@@ -1,15 +1,17 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
 pub mod cli;
 pub mod config;
+pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod exit;
 pub mod gate;
+mod netlink;
 pub mod ocserv;
 pub mod process;
 pub mod registry;

@@ -7,6 +7,7 @@ mod admission;
 mod adopting;
 mod advancing;
 mod bans;
+mod connections;
 mod cookies;
 mod durable;
 mod holdings;
@@ -89,6 +90,7 @@ pub struct Registry {
     /// safe_ids that are refused at the gate.
     marks: BTreeMap<SafeId, Mark>,
     holdings: Holdings,
+    traces: connections::Traces,
     /// Boxed: there may be a million, and a tree's nodes are half empty.
     revocations: BTreeMap<Number, Box<Revocation>>,
     /// Those that are busy, of the revocations.
@@ -127,6 +129,8 @@ pub(crate) struct Mark {
     pub since: Duration,
     /// Seen to be gone from ocserv's list.
     pub gone: bool,
+    /// Since when, at the latest.
+    pub gone_since: Option<Duration>,
     pub terminate: Terminate,
     /// How often it was asked to be terminated.
     pub tries: u32,
@@ -141,6 +145,7 @@ impl Mark {
             numbers: BTreeSet::new(),
             since,
             gone: false,
+            gone_since: None,
             terminate: Terminate::Not,
             tries: 0,
             adopted: false,
@@ -169,6 +174,7 @@ impl Registry {
             sessions: table::Table::default(),
             marks: BTreeMap::new(),
             holdings: Holdings::default(),
+            traces: connections::Traces::default(),
             revocations: BTreeMap::new(),
             busy: BTreeSet::new(),
             writing: BTreeSet::new(),
@@ -214,11 +220,15 @@ impl Registry {
             Event::WorkerGone { key } => self.worker_gone(key, &mut out),
             Event::DeviceGone { device } => self.device_gone(device, &mut out),
             Event::Flows { key, outcome } => self.flows(key, outcome, &mut out),
+            Event::Tokens { key, tokens } => self.tokens(key, tokens, &mut out),
             Event::Ended { key, ended } => self.ended(key, ended, &mut out),
             Event::Terminated { server, safe_id, outcome } => {
                 self.terminated(&server, safe_id, outcome, &mut out)
             }
             Event::FlowDestroyed { number, outcome } => self.flow_destroyed(number, outcome, now, &mut out),
+            Event::ConnectionsForgotten { netns, address, turn, outcome } => {
+                self.connections_forgotten(netns, address, turn, outcome, now, &mut out);
+            }
             Event::InsertFailed { entry, number, error } => {
                 self.insert_failed(entry, number, error, &mut out)
             }
@@ -261,7 +271,8 @@ impl Registry {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_tick(&self, now: Now) -> Duration {
-        let idle = if !(self.busy.is_empty() && self.writing.is_empty() && self.waiting.is_empty()) {
+        let waits = !(self.busy.is_empty() && self.writing.is_empty() && self.waiting.is_empty());
+        let idle = if waits || self.traces.any_asked() {
             self.rules.look_every.min(Duration::from_millis(50))
         } else {
             Duration::from_secs(1)

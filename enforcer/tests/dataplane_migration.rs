@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aya::maps::MapInfo;
 use enforcer::dataplane::{
     Dataplane, GateFacts, GateMaps, Role, Settings, StoredEntry, TcPreference, XdpPreference,
 };
@@ -18,11 +19,12 @@ use enforcer::session::{
     CutoffKey, Device, Entry, Identity, LockKey, SafeId, ServerName, Stands, Token, TokenKind,
 };
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, SafeIdValue, TOKEN_DTLS, TokenKey, UDP,
+    AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, LockValue, SafeIdValue, TOKEN_DTLS,
+    TokenKey, UDP,
 };
 use enforcer_ebpf::packed::TICK_NS;
 use lab::{CLIENT, ifindex, lab};
-use past::Abi1;
+use past::Past;
 use traffic::{Traffic, address, attach, flow, is_tidy, with};
 
 const NONE: GateFacts = GateFacts { server: 0, moment: 0 };
@@ -157,7 +159,7 @@ fn r7_a_capacity_below_what_is_in_use_is_refused_and_names_the_number() {
     });
 }
 
-fn abi_1(clsact: bool) {
+fn layout(abi: u32, clsact: bool) {
     lab(move |lab| {
         let (netns, far) = (lab.netns(), lab::number(&lab.peer));
         let traffic = Traffic::new(lab);
@@ -175,7 +177,7 @@ fn abi_1(clsact: bool) {
         let theirs = flow(far, &traffic.server, &traffic.neighbour);
         let [outside, _, flooded] = traffic.entries(lab);
         lab.mount_bpffs();
-        let mut old = Abi1::open(&lab.pin_path(), netns, 64);
+        let mut old = Past::open(abi, &lab.pin_path(), netns, 64);
         let (server, moment) = (77, 1_700_000_000);
         old.standing("flows", key(&outside), 1, FOREVER);
         old.standing("flows", key(&flooded), 8, FOREVER);
@@ -189,13 +191,17 @@ fn abi_1(clsact: bool) {
         old.gate_hits(1, [6; 20], 11);
         old.gate_hits(2, [7; 20], 12);
         old.gate_hits(1, [8; 20], 13);
+        if abi > 1 {
+            let lock = LockValue { revocation: 9, expires_ns: FOREVER, since: moment };
+            old.lock(*alice().as_bytes(), lock);
+        }
         old.meta(42);
         old.beat(Dataplane::kernel_monotonic_ns());
         old.xdp("gw");
         old.tc("gw", clsact);
         let pins = lab.pin_path();
         lab.there(|| {
-            let mut there = Abi1::open(&pins, far, 64);
+            let mut there = Past::open(abi, &pins, far, 64);
             there.meta(42);
             there.xdp("peer");
         });
@@ -203,17 +209,31 @@ fn abi_1(clsact: bool) {
         traffic.is_dropped();
         assert!(!traffic.server.reaches(&traffic.neighbour), "in the other namespace");
         let gate = GateMaps::open(&pins).unwrap().expect("a gate reads them before the daemon has migrated");
-        assert!(gate.lock(&alice()).unwrap().is_none());
+        assert_eq!(gate.lock(&alice()).unwrap().is_some(), abi > 1);
         assert_eq!(
             gate.safe_id(&SafeId::from_bytes([6; 20])).unwrap().map(|found| found.since),
             Some(moment)
         );
 
         // the same capacities: maps are taken over. Others: entries are copied
+        let mut before = 0;
         for each in [64, 100] {
             let sent = traffic.flood(Duration::ZERO, || {
                 let dataplane = Dataplane::open(with(lab, each)).unwrap();
+                // a layout with room for more reasons has another map of counters
+                let counted = packets_by(&dataplane, "dropped-flow");
+                assert!(counted > before, "{counted} packets counted, {before} before");
+                before = counted;
                 let stored = sorted(&dataplane);
+                let stored: Vec<_> = if abi == 1 {
+                    stored
+                } else {
+                    let (locks, rest) =
+                        stored.into_iter().partition(|one| matches!(one.entry, Entry::Lock(_)));
+                    let locks: Vec<StoredEntry> = locks;
+                    assert_eq!(locks.iter().map(|lock| lock.revocation).collect::<Vec<_>>(), [9]);
+                    rest
+                };
                 let facts = |stored: &StoredEntry| (stored.revocation, stored.stands, stored.gate);
                 let gate = GateFacts { server, moment };
                 assert_eq!(
@@ -247,6 +267,7 @@ fn abi_1(clsact: bool) {
         dataplane.insert(&stranger, 9, Stands::Forever, NONE).unwrap();
         assert_eq!(dataplane.hits(&stranger), Some(0), "a count of nobody's was not carried over");
         // a gate that has opened the set of the old layout sees what was said in the new one
+        let _ = dataplane.remove(&Entry::Lock(alice())).unwrap();
         dataplane
             .insert(&Entry::Lock(alice()), 10, Stands::Forever, GateFacts { server: 0, moment })
             .unwrap();
@@ -272,12 +293,22 @@ fn abi_1(clsact: bool) {
 
 #[test]
 fn r5_the_layout_1_with_tcx() {
-    abi_1(false);
+    layout(1, false);
 }
 
 #[test]
 fn r5_the_layout_1_with_clsact() {
-    abi_1(true);
+    layout(1, true);
+}
+
+#[test]
+fn r5_the_layout_2_with_tcx() {
+    layout(2, false);
+}
+
+#[test]
+fn r5_the_layout_2_with_clsact() {
+    layout(2, true);
 }
 
 /// R2: a gate that looks while sets change finds who is revoked, every time.
@@ -368,4 +399,57 @@ fn r5_a_half_made_migration_is_put_right() {
 
 fn pin_again(from: &std::path::Path, to: &std::path::Path) {
     aya::maps::MapData::from_pin(from).unwrap().pin(to).unwrap();
+}
+
+/// R1, R5, R7: a table that is full becomes larger while packets are dropped by it, and begins small again when a start
+/// finds it nearly empty.
+#[test]
+fn r1_r5_r7_a_full_table_grows_without_a_gap() {
+    lab(|lab| {
+        let settings = || with(lab, 100_000);
+        let mut dataplane = Dataplane::open(settings()).unwrap();
+        attach(&mut dataplane, lab);
+        let traffic = Traffic::new(lab);
+        for (number, entry) in traffic.entries(lab).iter().enumerate() {
+            dataplane.insert(entry, number as u64 + 1, Stands::Forever, NONE).unwrap();
+        }
+        let buckets =
+            |name: &str| MapInfo::from_pin(lab.pin_path().join("maps").join(name)).unwrap().max_entries();
+        let small = (buckets("flow_lines"), buckets("address_lines"));
+        let other = |number: u32| {
+            let [a, b, c, d] = (0x0b00_0000 + number).to_be_bytes();
+            (address(lab.netns(), &format!("{a}.{b}.{c}.{d}")), number)
+        };
+        let many = 20_000;
+        let sent = traffic.flood(Duration::ZERO, || {
+            for (entry, number) in (0..many).map(other) {
+                dataplane.insert(&entry, u64::from(number) + 10, Stands::Forever, NONE).unwrap();
+            }
+        });
+        let large = (buckets("flow_lines"), buckets("address_lines"));
+        assert!(large.0 == small.0 && large.1 > small.1, "{small:?} {large:?}");
+        is_tidy(lab);
+        traffic.is_dropped();
+        let hits = dataplane.hits(&traffic.entries(lab)[2]).unwrap();
+        assert!(hits >= sent[0], "of the other table, and no hit is lost: {hits} of {}", sent[0]);
+        assert_eq!(dataplane.entries().unwrap().len(), many as usize + 3);
+        let usage = dataplane.usage();
+        let addresses = usage.iter().find(|usage| usage.name == "addresses").unwrap();
+        assert_eq!((addresses.used, addresses.capacity), (u64::from(many) + 1, 100_000));
+
+        // what has hung is renewed, and what comes later uses the same maps
+        drop(dataplane);
+        let mut dataplane = Dataplane::open(settings()).unwrap();
+        assert_eq!((buckets("flow_lines"), buckets("address_lines")), large, "a start keeps what fits");
+        for (entry, _) in (0..many).map(other) {
+            assert!(dataplane.remove(&entry).unwrap());
+        }
+        traffic.is_dropped();
+        drop(dataplane);
+        let dataplane = Dataplane::open(settings()).unwrap();
+        assert_eq!((buckets("flow_lines"), buckets("address_lines")), small);
+        assert_eq!(dataplane.entries().unwrap().len(), 3);
+        traffic.is_dropped();
+        eprintln!("{sent:?} packets while a table grew, none leaked");
+    });
 }

@@ -50,8 +50,17 @@ const TABLES: [(&str, Make); 7] = [
     ("locks", |_, number| Entry::Lock(LockKey::from_bytes(digest(number)))),
 ];
 
-/// What the kernel says that a map takes, before it rounds its entries up.
-fn memlock(lab: &Lab, name: &str) -> u64 {
+/// What the kernel says that a table takes, before it rounds entries up.
+fn memlock(lab: &Lab, table: &str) -> u64 {
+    let maps: &[&str] = match table {
+        "flows" => &["flow_lines", "flow_buckets", "flows"],
+        "addresses" => &["address_lines", "address_buckets", "addresses"],
+        one => &[one],
+    };
+    maps.iter().map(|name| memlock_of(lab, name)).sum()
+}
+
+fn memlock_of(lab: &Lab, name: &str) -> u64 {
     let map = MapData::from_pin(lab.pin_path().join("maps").join(name)).unwrap();
     let info = format!("/proc/thread-self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let info = fs::read_to_string(info).unwrap();

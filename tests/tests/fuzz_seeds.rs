@@ -30,6 +30,7 @@ macro_rules! targets {
 // how many changed copies; of `orders` fewer, since a parser is built for each
 targets! {
     config 4_000
+    conntrack 20_000
     control 20_000
     occtl 20_000
     ocserv_conf 4_000

@@ -11,7 +11,7 @@ use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_ebpf::bench::Random;
 use enforcer_ebpf::layout::{Address, UDP};
-use enforcer_ebpf::packet::{Framing, addresses, dtls_session_id, segment};
+use enforcer_ebpf::packet::{self, Framing, Outer, addresses, dtls_session_id};
 
 use super::frame::{self, Linear};
 use super::{NEXT, SHOT};
@@ -49,7 +49,15 @@ fn want_address(address: &Address) {
 /// All that `verdict::outer` reads of a packet.
 #[inline(always)]
 fn read_segment(frame: &Linear) {
-    let Ok(segment) = segment(frame, Framing::Ethernet) else { return };
+    let segment = match packet::outer(frame, Framing::Ethernet) {
+        Ok(Outer::Segment(segment, _) | Outer::Quote(segment, _)) => segment,
+        Ok(Outer::Later(fragment) | Outer::Other(fragment) | Outer::Headless(fragment)) => {
+            want_address(&fragment.source);
+            want_address(&fragment.destination);
+            return;
+        }
+        Err(_) => return,
+    };
     want_address(&segment.source);
     want_address(&segment.destination);
     let ports = u32::from(segment.source_port) | u32::from(segment.destination_port) << 16;

@@ -3,15 +3,21 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::Global;
+#[cfg(not(feature = "abi-2"))]
+use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
-use enforcer_ebpf::counters::{Count, REASONS, Reason};
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::counters::SLOTS;
+use enforcer_ebpf::counters::{Count, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, GateHitKey, MMAPABLE, Meta, NO_PREALLOC, Present,
-    SafeIdKey, SafeIdValue, Standing, TokenKey,
+    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
+    NO_PREALLOC, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
+#[cfg(not(feature = "abi-2"))]
+use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
 use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, MOST_HITS, Place, Tail};
@@ -21,6 +27,10 @@ use super::packed::Maps;
 
 const FLAGS: usize = NO_PREALLOC as usize;
 pub const SHARED: usize = MMAPABLE as usize;
+
+/// The reasons that the layouts 1 and 2 had room for.
+#[cfg(feature = "abi-2")]
+const SLOTS: usize = 10;
 
 /// The network namespace in which this instance of the programs runs: set by the loader.
 #[unsafe(no_mangle)]
@@ -57,10 +67,16 @@ static ADDRESSES: HashMap<AddressKey, Standing, 1, FLAGS> = HashMap::new();
 static DEVICES: HashMap<DeviceKey, Standing, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "tokens")]
 static TOKENS: HashMap<TokenKey, Standing, 1, FLAGS> = HashMap::new();
+#[cfg(not(feature = "abi-2"))]
+#[btf_map(name = "fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, u64, { FRAGMENT_ENTRIES as usize }> = LruHashMap::new();
+#[cfg(not(feature = "abi-2"))]
+#[btf_map(name = "learned")]
+static LEARNED: LruHashMap<FlowKey, TokenKey, { LEARNED_ENTRIES as usize }> = LruHashMap::new();
 #[btf_map(name = "counters")]
-static COUNTERS: PerCpuArray<Count, REASONS> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Count, SLOTS> = PerCpuArray::new();
 #[btf_map(name = "quiet")]
-static QUIET: Array<u64, REASONS> = Array::new();
+static QUIET: Array<u64, SLOTS> = Array::new();
 #[btf_map(name = "heartbeat")]
 static HEARTBEAT: Array<u64, 1> = Array::new();
 
@@ -98,8 +114,8 @@ pub struct Tables;
 /// Whether there is anything in the table.
 #[inline(always)]
 fn present(table: impl Fn(*const Present) -> *const u32) -> bool {
-    // the layout 1 knows no such map
-    if cfg!(feature = "abi-1") {
+    // the layouts 1 and 2 know no such map
+    if cfg!(feature = "abi-2") {
         return true;
     }
     // SAFETY: a value of the map; volatile, since the daemon may write it at any time.
@@ -116,7 +132,7 @@ impl World for Tables {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<Found> {
-        if cfg!(feature = "abi-1") {
+        if cfg!(feature = "abi-2") {
             return FLOWS.get_ptr_mut(key).map(Found::Plain);
         }
         // SAFETY: the address of a field.
@@ -142,7 +158,7 @@ impl World for Tables {
 
     #[inline(always)]
     fn address(&self, key: &AddressKey) -> Option<Found> {
-        if cfg!(feature = "abi-1") {
+        if cfg!(feature = "abi-2") {
             return ADDRESSES.get_ptr_mut(key).map(Found::Plain);
         }
         // SAFETY: the address of a field.
@@ -210,6 +226,50 @@ impl World for Tables {
             }
         }
     }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn fragments(&self, key: &FragmentKey) -> Option<u64> {
+        // SAFETY: as in `expires_ns`.
+        FRAGMENTS.get_ptr(key).map(|until| unsafe { until.read_volatile() })
+    }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn drop_fragments(&self, key: &FragmentKey, until_ns: u64) {
+        // fails where another CPU does the same at this moment
+        let _ = FRAGMENTS.insert(key, until_ns, 0);
+    }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn pass_fragments(&self, key: &FragmentKey) {
+        // almost always there is nothing
+        if FRAGMENTS.get_ptr(key).is_some() {
+            let _ = FRAGMENTS.remove(key);
+        }
+    }
+
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn learn(&self, flow: &FlowKey, token: &TokenKey) {
+        // as in `drop_fragments`
+        let _ = LEARNED.insert(flow, token, 0);
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn learn(&self, _: &FlowKey, _: &TokenKey) {}
+
+    #[cfg(feature = "abi-2")]
+    fn fragments(&self, _: &FragmentKey) -> Option<u64> {
+        None
+    }
+
+    #[cfg(feature = "abi-2")]
+    fn drop_fragments(&self, _: &FragmentKey, _: u64) {}
+
+    #[cfg(feature = "abi-2")]
+    fn pass_fragments(&self, _: &FragmentKey) {}
 }
 
 /// Counts, and says the two things that somebody should know of.

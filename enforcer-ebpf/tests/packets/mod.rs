@@ -6,7 +6,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use enforcer_ebpf::layout::{AddressKey, DeviceKey, FlowKey, Standing, TCP, TOKEN_DTLS, TokenKey, UDP};
+use enforcer_ebpf::layout::{
+    AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TokenKey, UDP,
+};
 use enforcer_ebpf::verdict::World;
 
 /// A packet to be built.
@@ -16,14 +18,18 @@ pub struct Packet {
     pub tags: Option<Vec<u16>>,
     pub from: SocketAddr,
     pub to: SocketAddr,
-    /// 6 or 17, or anything else.
+    /// 6 or 17, or anything else: then the payload comes right after the IP header.
     pub protocol: u8,
     /// Words of IPv4 options (0 to 10).
     pub options: u8,
     /// IPv6 extension headers: number and length in units (8 bytes, of 51: 4 bytes).
     pub extensions: Vec<(u8, u8)>,
-    /// In units of 8 bytes; with 0 and `more` it is a first fragment.
+    /// In units of 8 bytes; 0 is a first fragment.
     pub fragment: Option<u16>,
+    /// Of a fragment: no more come after it.
+    pub last: bool,
+    /// Of the datagram that it is a fragment of; of IPv4 two bytes.
+    pub id: u32,
     pub payload: Vec<u8>,
 }
 
@@ -37,6 +43,8 @@ impl Packet {
             options: 0,
             extensions: Vec::new(),
             fragment: None,
+            last: false,
+            id: 0x1234,
             payload: b"payload of some length, so that frames are not too short".to_vec(),
         }
     }
@@ -58,8 +66,9 @@ impl Packet {
                 let header = 20 + usize::from(self.options) * 4;
                 frame.extend([0x40 | (header / 4) as u8, 0]);
                 frame.extend(((header + transport.len()) as u16).to_be_bytes());
-                let fragment = self.fragment.map_or(0, |offset| offset & 0x1fff | 0x2000);
-                frame.extend([0x12, 0x34]);
+                let more = if self.last { 0 } else { 0x2000 };
+                let fragment = self.fragment.map_or(0, |offset| offset & 0x1fff | more);
+                frame.extend((self.id as u16).to_be_bytes());
                 frame.extend(fragment.to_be_bytes());
                 frame.extend([64, self.protocol, 0, 0]);
                 frame.extend(from.octets());
@@ -83,8 +92,9 @@ impl Packet {
                     let mut header = vec![0; length];
                     header[0] = next;
                     if *number == 44 {
-                        let offset = self.fragment.unwrap_or(0) << 3 | 1;
+                        let offset = self.fragment.unwrap_or(0) << 3 | u16::from(!self.last);
                         header[2..4].copy_from_slice(&offset.to_be_bytes());
+                        header[4..8].copy_from_slice(&self.id.to_be_bytes());
                     } else {
                         header[1] = *units;
                     }
@@ -106,6 +116,10 @@ impl Packet {
     }
 
     fn transport(&self) -> Vec<u8> {
+        // a later fragment begins anywhere
+        if ![6, 17].contains(&self.protocol) || self.fragment.is_some_and(|offset| offset > 0) {
+            return self.payload.clone();
+        }
         let mut bytes = Vec::new();
         bytes.extend(self.from.port().to_be_bytes());
         bytes.extend(self.to.port().to_be_bytes());
@@ -117,6 +131,33 @@ impl Packet {
         }
         bytes.extend(&self.payload);
         bytes
+    }
+
+    /// What the kernel puts it together by, if it is a fragment.
+    pub fn datagram(&self, netns: u32) -> FragmentKey {
+        let v4 = self.from.is_ipv4();
+        FragmentKey {
+            client: self.from.ip().into(),
+            local: self.to.ip().into(),
+            id: if v4 { u32::from((self.id as u16).to_be()) } else { self.id.to_be() },
+            protocol: if v4 { self.protocol.into() } else { 0 },
+            netns,
+        }
+    }
+
+    /// An ICMP error of that type, from `router`, about this packet.
+    pub fn error(&self, router: &str, kind: u8) -> Self {
+        let to = SocketAddr::new(self.from.ip(), 0);
+        let mut payload = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        payload.extend(Self { tags: None, ..self.clone() }.bytes());
+        let protocol = if self.from.is_ipv4() { 1 } else { 58 };
+        let from = SocketAddr::new(router.parse().unwrap(), 0);
+        Self { protocol, from, to, payload, tags: self.tags.clone(), ..Self::new(1, "[::1]:0", "[::1]:0") }
+    }
+
+    /// The packet that goes the other way.
+    pub fn answer(&self) -> Self {
+        Self { from: self.to, to: self.from, ..self.clone() }
     }
 
     pub fn flow(&self, netns: u32) -> FlowKey {
@@ -143,6 +184,8 @@ pub fn client_hello(id: &[u8]) -> Vec<u8> {
     hello.extend(id);
     // cookie, cipher suites, compression methods
     hello.extend([0, 0, 2, 0xc0, 0x2c, 1, 0]);
+    // ... and as many extensions as make it longer than the shortest first fragment
+    hello.resize(100, 0);
     hello
 }
 
@@ -158,6 +201,8 @@ pub struct Memory {
     pub devices: HashMap<DeviceKey, Standing>,
     /// The revocation of every hit.
     pub hits: RefCell<Vec<u64>>,
+    pub fragments: RefCell<HashMap<FragmentKey, u64>>,
+    pub learned: RefCell<HashMap<FlowKey, TokenKey>>,
 }
 
 impl World for Memory {
@@ -197,6 +242,22 @@ impl World for Memory {
 
     fn hit(&self, found: Standing, _now_ns: u64) {
         self.hits.borrow_mut().push(found.revocation);
+    }
+
+    fn fragments(&self, key: &FragmentKey) -> Option<u64> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn drop_fragments(&self, key: &FragmentKey, until_ns: u64) {
+        self.fragments.borrow_mut().insert(*key, until_ns);
+    }
+
+    fn pass_fragments(&self, key: &FragmentKey) {
+        self.fragments.borrow_mut().remove(key);
+    }
+
+    fn learn(&self, flow: &FlowKey, token: &TokenKey) {
+        self.learned.borrow_mut().insert(*flow, *token);
     }
 }
 

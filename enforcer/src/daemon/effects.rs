@@ -9,7 +9,7 @@ use crate::dataplane::{Capacities, GateFacts, Role, Settings, TcPreference, XdpP
 use crate::ocserv::Client;
 use crate::process::{self, Worker};
 use crate::registry::{Effect, Ended, Event, Number, SessionKey};
-use crate::session::{Device, Entry, Flow, Netns, Observed, Process, ServerName, Stands};
+use crate::session::{Device, Entry, Flow, Netns, Observed, Process, ServerName, Stands, Token};
 use crate::sockets::{self, EndSettings, Method};
 
 use super::{Daemon, Input};
@@ -92,7 +92,16 @@ impl Daemon {
             Effect::Watch { key, worker } => self.watch(key, worker),
             Effect::FindFlows { key, worker } => {
                 let outcome = flows_of(worker);
+                let tokens: Vec<Token> = match &outcome {
+                    Ok((netns, flows)) => {
+                        flows.iter().filter_map(|flow| self.dataplane.learned(*netns, *flow)).collect()
+                    }
+                    Err(_) => Vec::new(),
+                };
                 self.handle(Event::Flows { key, outcome });
+                if !tokens.is_empty() {
+                    self.handle(Event::Tokens { key, tokens });
+                }
             }
             Effect::AskList { server } => self.ask_list(server),
             Effect::AskCookies { server } => self.ask_cookies(server),
@@ -117,6 +126,10 @@ impl Daemon {
                 let outcome = self.destroy_flow(&flow);
                 self.handle(Event::FlowDestroyed { number, outcome });
             }
+            Effect::ForgetConnections { netns, address, turn } => {
+                self.forget_connections(netns, address, turn);
+            }
+            Effect::KeepConnections { turn } => self.keep_connections(turn),
             Effect::Probe { server, observed, .. } => self.probe(&server, observed),
             Effect::WatchDevice { device } => {
                 self.devices.insert(device);

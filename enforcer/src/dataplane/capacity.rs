@@ -1,8 +1,10 @@
 //! How many entries the tables can hold, and what they cost in memory.
 
-use enforcer_ebpf::layout::{Definition, Kind, MAPS};
+use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, Kind, MAPS};
+use enforcer_ebpf::packed::{Bucket, Line};
 
-use super::shape;
+use super::standings::Kept;
+use super::{packed, shape, sizes};
 
 /// How many entries each table can hold, at least 1. What it costs: [`Capacities::costs`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,9 +56,33 @@ impl Capacities {
     /// `docs/measurements.md`): a hash map takes its buckets at once, as many as its capacity rounded up to a power
     /// of two; and memory for an entry when it comes, rounded up to a size that the kernel has. The count of
     /// refusals (`gate_hits`) has at most an entry for each safe_id, cutoff and lock.
+    ///
+    /// The packed tables (flows, addresses) begin small and grow (`sizes`); of each there is also a plain map for what
+    /// finds no room.
     pub fn costs(&self) -> Vec<Cost> {
         let tables = MAPS.iter().filter(|definition| definition.kind == Kind::Hash);
-        tables.map(|definition| self.cost(definition)).collect()
+        tables
+            .map(|definition| match definition.name {
+                layout::FLOWS => self.packed::<FlowKey>(self.flows),
+                layout::ADDRESSES => self.packed::<AddressKey>(self.addresses),
+                _ => self.cost(definition),
+            })
+            .collect()
+    }
+
+    fn packed<K: Kept>(&self, capacity: u32) -> Cost {
+        let bucket = (size_of::<Line>() + size_of::<Bucket<K>>()) as u64;
+        let of = |entries: u32| {
+            let plain = u64::from(packed::overflow(entries)).next_power_of_two() * BUCKET;
+            u64::from(packed::buckets(entries)) * bucket + plain
+        };
+        let full = of(capacity);
+        Cost {
+            name: K::NAMES.plain,
+            empty: of(sizes::at_start(capacity, None, 0)),
+            each: full.div_ceil(u64::from(capacity.max(1))),
+            full,
+        }
     }
 
     fn cost(&self, definition: &Definition) -> Cost {
@@ -78,11 +104,8 @@ mod tests {
         let costs = Capacities::default().costs();
         let of = |name: &str| *costs.iter().find(|cost| cost.name == name).unwrap();
         let mib = 1 << 20;
-        assert_eq!(
-            of("flows"),
-            Cost { name: "flows", empty: 16 * mib, each: 192, full: 16 * mib + 192_000_000 }
-        );
-        assert_eq!((of("addresses").empty, of("addresses").each), (16 * mib, 128));
+        assert_eq!(of("flows"), Cost { name: "flows", empty: 1_392_608, each: 85, full: 84_743_200 });
+        assert_eq!((of("addresses").empty, of("addresses").each), (763_328, 47));
         assert_eq!((of("safe_ids").empty, of("safe_ids").each), (4 * mib, 128));
         assert_eq!((of("devices").empty, of("devices").each), (mib, 96));
         assert_eq!((of("gate_hits").empty, of("gate_hits").each), (8 * mib, 96));

@@ -14,6 +14,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use enforcer_ebpf::counters::Count;
 use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, Present, Standing};
 use enforcer_ebpf::verdict::lease_holds;
 
@@ -23,21 +25,17 @@ use super::programs::Instance;
 use super::shape::{self, Plan, Step};
 use super::standings::{self, Kept, Names, Standings};
 use super::sys::{self, Reader};
-use super::table::{Bits as _, from_bytes};
+use super::table::{self, Bits as _, Plain, from_bytes};
 use super::tables::{Heartbeat, MetaMap, PresentMap};
-use super::{Capacities, hooks, host};
+use super::{hooks, host};
 use crate::session::Netns;
 
 /// Makes the set that `plan` wants and puts it in force. Gives the programs that use it.
 ///
 /// # Errors
 /// The kernel refuses something. The old set counts then; the next start throws the new one away.
-pub(super) fn migrate(
-    pins: &Pins,
-    plan: &Plan,
-    capacities: &Capacities,
-    own: Netns,
-) -> Result<HashMap<Netns, Instance>> {
+pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Netns, Instance>> {
+    let capacities = &plan.sized;
     let next = pins.with_maps(&pins.next);
     host::make(&next.maps)?;
     for (definition, step) in &plan.steps {
@@ -90,6 +88,8 @@ pub(super) fn migrate(
             carry_hits(&from, &to, definition, &lease)?;
         } else if definition.name == layout::GATE_HITS {
             carry_gate_hits(&from, &to, definition, &next)?;
+        } else if definition.name == layout::COUNTERS {
+            carry_counters(pins, &next).context("cannot carry over the counters")?;
         }
     }
     if rebuilt.flows {
@@ -132,7 +132,7 @@ fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result
     let mut count = 0_u32;
     standings::read::<K>(&from.maps, |key, standing| {
         count = count.wrapping_add(1);
-        if count % AT_ONCE == 0 {
+        if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
         let new = Standing { hits: 0, last_ns: 0, ..standing };
@@ -183,9 +183,10 @@ impl Lease {
     }
 }
 
-/// All entries but the counts of refusals, which are carried at the end. Hits begin at 0, likewise.
+/// All entries but the counts of refusals and by reason, which are carried at the end. Hits begin at 0, likewise.
+/// When the programs last spoke (`quiet`) need not be known.
 fn copy(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lease) -> Result<()> {
-    if definition.name == layout::GATE_HITS {
+    if [layout::GATE_HITS, layout::COUNTERS, layout::QUIET].contains(&definition.name) {
         return Ok(());
     }
     let cannot = || format!("cannot copy the map {}", definition.name);
@@ -229,6 +230,26 @@ fn carry_hits(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lea
             };
             sys::update(to.as_fd(), key, sum.bytes()).with_context(cannot)?;
         }
+    }
+    Ok(())
+}
+
+/// Where the map of counters was another one: adds what it has counted. As with hits, a packet that is counted in
+/// the microseconds between reading and writing may be missing.
+fn carry_counters(from: &Pins, to: &Pins) -> Result<()> {
+    let open = |pins: &Pins| -> Result<PerCpuArray<MapData, Plain<Count>>> {
+        Ok(PerCpuArray::try_from(Map::PerCpuArray(table::open(&pins.maps, layout::COUNTERS)?.0))?)
+    };
+    let (from, mut to) = (open(from)?, open(to)?);
+    for index in 0..from.len().min(to.len()) {
+        let (old, new) = (from.get(&index, 0)?, to.get(&index, 0)?);
+        let sums = old.iter().zip(new.iter()).map(|(Plain(old), Plain(new))| {
+            Plain(Count {
+                packets: old.packets.wrapping_add(new.packets),
+                bytes: old.bytes.wrapping_add(new.bytes),
+            })
+        });
+        to.set(index, PerCpuValues::try_from(sums.collect::<Vec<_>>())?, 0)?;
     }
     Ok(())
 }

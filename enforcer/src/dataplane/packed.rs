@@ -193,14 +193,14 @@ impl<K: Bits + Key> Packed<K> {
     }
 
     /// To be called before the key goes into the plain map.
-    pub(super) fn to_plain(&self, key: &K) {
+    pub(super) fn enters_plain(&self, key: &K) {
         if let Some(count) = self.memory.in_plain(self.places(key).home) {
             up(count);
         }
     }
 
     /// To be called after the key was taken out of the plain map.
-    pub(super) fn from_plain(&self, key: &K) {
+    pub(super) fn leaves_plain(&self, key: &K) {
         if let Some(count) = self.memory.in_plain(self.places(key).home) {
             down(count);
         }

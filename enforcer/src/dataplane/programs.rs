@@ -51,8 +51,12 @@ impl Instance {
 
     /// The kernel's number of one of its maps.
     pub(super) fn map_id(&self, name: &str) -> Result<u32> {
-        let (Map::HashMap(map) | Map::Array(map) | Map::PerCpuArray(map) | Map::RingBuf(map)) =
-            self.0.map(name).with_context(|| format!("the BPF object has no map {name}"))?
+        let map = self.0.map(name).with_context(|| format!("the BPF object has no map {name}"))?;
+        let (Map::HashMap(map)
+        | Map::LruHashMap(map)
+        | Map::Array(map)
+        | Map::PerCpuArray(map)
+        | Map::RingBuf(map)) = map
         else {
             bail!("the BPF object has another kind of map for {name}");
         };

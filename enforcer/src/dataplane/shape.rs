@@ -11,7 +11,7 @@ use super::pins::exists;
 use super::standings::{self, Names};
 use super::sys::{self, Reader};
 use super::tables::MetaMap;
-use super::{Capacities, packed};
+use super::{Capacities, packed, sizes};
 
 const REMEDY: &str =
     "stop it, run `enforcer unload` (which lets revoked packets pass until the start), and start again";
@@ -32,6 +32,8 @@ pub(super) enum Step {
 pub(super) struct Plan {
     /// The layout that the pinned maps have; our own where nobody has finished making them.
     pub abi: u32,
+    /// How many entries each map is made for; the packed tables need not be as large as they may become.
+    pub sized: Capacities,
     pub steps: Vec<(&'static Definition, Step)>,
 }
 
@@ -53,6 +55,9 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
     match (abi, ours.name) {
         // 1: before there were locks
         (1, layout::LOCKS) => None,
+        // 2: before fragments were told apart and tokens learned, and with room for ten reasons
+        (1 | 2, layout::FRAGMENTS | layout::LEARNED) => None,
+        (1 | 2, layout::COUNTERS | layout::QUIET) => Some(Definition { entries: Some(10), ..*ours }),
         // 1, 2: before there were packed tables; the plain maps had everything, and mean the same
         (
             1 | 2,
@@ -89,12 +94,19 @@ pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
 /// # Errors
 /// Maps of a newer layout, of a shape that no layout has, or with more in them than they are to hold.
 pub(super) fn plan(maps: &Path, capacities: &Capacities) -> Result<Plan> {
+    let flows = size::<FlowKey>(maps, capacities.flows)?;
+    let addresses = size::<AddressKey>(maps, capacities.addresses)?;
+    plan_sized(maps, sizes::sized(capacities, flows, addresses))
+}
+
+/// The same, with the sizes given that the packed tables are to have.
+pub(super) fn plan_sized(maps: &Path, sized: Capacities) -> Result<Plan> {
     let abi = pinned_abi(maps)?;
     let mut steps = Vec::with_capacity(MAPS.len());
     for definition in &MAPS {
         let path = maps.join(definition.name);
         let step = match past(abi, definition) {
-            Some(past) if exists(&path)? => compare(&path, &past, entries(definition, capacities))?,
+            Some(past) if exists(&path)? => compare(&path, &past, entries(definition, &sized))?,
             _ => Step::Make,
         };
         steps.push((definition, step));
@@ -102,9 +114,23 @@ pub(super) fn plan(maps: &Path, capacities: &Capacities) -> Result<Plan> {
     for names in Names::ALL {
         together(maps, names, &mut steps)?;
     }
-    has_room::<FlowKey>(maps, capacities.flows)?;
-    has_room::<AddressKey>(maps, capacities.addresses)?;
-    Ok(Plan { abi, steps })
+    Ok(Plan { abi, sized, steps })
+}
+
+/// How large a packed table is to be.
+///
+/// # Errors
+/// There is more in it than it may hold.
+fn size<K: standings::Kept>(maps: &Path, capacity: u32) -> Result<u32> {
+    let mut used = 0;
+    if exists(&maps.join(K::NAMES.plain))? {
+        standings::read::<K>(maps, |_, _| {
+            used += 1;
+            Ok(())
+        })?;
+        room_for(K::NAMES.plain, used, capacity)?;
+    }
+    sizes::of_pinned::<K>(maps, capacity, used)
 }
 
 /// The maps of one table stay together, or become others together, since a key's place depends on how many buckets
@@ -121,20 +147,6 @@ fn together(maps: &Path, names: Names, steps: &mut [(&Definition, Step)]) -> Res
         }
     }
     Ok(())
-}
-
-/// # Errors
-/// There is more in the table than it is to hold.
-fn has_room<K: standings::Kept>(maps: &Path, wanted: u32) -> Result<()> {
-    if !exists(&maps.join(K::NAMES.plain))? {
-        return Ok(());
-    }
-    let mut used = 0;
-    standings::read::<K>(maps, |_, _| {
-        used += 1;
-        Ok(())
-    })?;
-    room_for(K::NAMES.plain, used, wanted)
 }
 
 fn room_for(name: &str, used: u64, wanted: u32) -> Result<()> {

@@ -122,10 +122,10 @@ impl<K: Kept> Standings<K> {
         value: Standing,
         merge: impl FnOnce(Standing) -> Standing,
     ) -> Result<(), InsertError> {
-        self.packed.to_plain(&key);
+        self.packed.enters_plain(&key);
         let put = self.plain.put(key, value, merge);
         if put.is_err() {
-            self.packed.from_plain(&key);
+            self.packed.leaves_plain(&key);
         }
         put
     }
@@ -140,7 +140,7 @@ impl<K: Kept> Standings<K> {
         }
         let removed = self.plain.remove(key)?;
         if removed {
-            self.packed.from_plain(&key);
+            self.packed.leaves_plain(&key);
         }
         Ok(removed)
     }

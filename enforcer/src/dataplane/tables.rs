@@ -15,7 +15,7 @@ use super::keys::Key;
 use super::standings::Standings;
 use super::table::{ANY, Bits, Counted, Plain, open};
 use super::{Capacities, Counter, GateFacts, InsertError, StoredEntry, Usage};
-use crate::session::{Entry, Stands};
+use crate::session::{Entry, Flow, Netns, Stands, Token};
 
 /// The one-entry map that says what the others mean.
 pub(super) struct MetaMap(Array<MapData, Plain<Meta>>);
@@ -122,6 +122,7 @@ pub(super) struct Tables {
     cutoffs: Counted<CutoffKey, CutoffValue>,
     locks: Counted<LockKey, LockValue>,
     gate_hits: HashMap<MapData, Plain<GateHitKey>, u64>,
+    learned: HashMap<MapData, Plain<FlowKey>, Plain<TokenKey>>,
     counters: PerCpuArray<MapData, Plain<Count>>,
     heartbeat: Heartbeat,
     meta: MetaMap,
@@ -150,6 +151,7 @@ impl Tables {
             cutoffs: Counted::open(folder, layout::CUTOFFS)?,
             locks: Counted::open(folder, layout::LOCKS)?,
             gate_hits: HashMap::try_from(Map::HashMap(open(folder, layout::GATE_HITS)?.0))?,
+            learned: HashMap::try_from(Map::LruHashMap(open(folder, layout::LEARNED)?.0))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(open(folder, layout::COUNTERS)?.0))?,
             heartbeat: Heartbeat::open(folder)?,
             meta,
@@ -159,6 +161,14 @@ impl Tables {
         tables.sweep_gate_hits()?;
         tables.say_present()?;
         Ok(tables)
+    }
+
+    pub(super) fn flows_used(&self) -> u64 {
+        self.flows.used()
+    }
+
+    pub(super) fn addresses_used(&self) -> u64 {
+        self.addresses.used()
     }
 
     fn say_present(&mut self) -> Result<()> {
@@ -288,6 +298,16 @@ impl Tables {
             }
         };
         standing.ok().flatten().map(|standing| standing.hits)
+    }
+
+    /// The token that a flow has shown last, as far as it is remembered.
+    pub(super) fn learned(&self, netns: Netns, flow: Flow) -> Option<Token> {
+        let Key::Flow(key) = Key::of(&Entry::Flow(netns, flow)) else { return None };
+        let Plain(token) = self.learned.get(&Plain(key), 0).ok()?;
+        match Key::Token(token).entry()? {
+            Entry::Token(token) => Some(token),
+            _ => None,
+        }
     }
 
     /// Counts a refusal that the daemon itself has answered to a gate.

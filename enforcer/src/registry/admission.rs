@@ -1,5 +1,6 @@
 //! The gate's question: may the client at the door get its tunnel?
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::session::{CutoffKey, Entry, ServerName};
@@ -15,7 +16,7 @@ const MAX_WAITING: usize = 1_024;
 const UNKNOWN_AGE: &str =
     "the user was revoked, and ocserv cannot tell whether this cookie was made before or after";
 
-/// A question whose answer hangs on when the cookie was made.
+/// A question whose answer hangs on when the cookie was made, or on what connection tracking has of the address.
 #[derive(Debug)]
 pub(super) struct Waiting {
     ask: Ask,
@@ -23,6 +24,15 @@ pub(super) struct Waiting {
     server: ServerName,
     last: bool,
     until: Duration,
+}
+
+/// What can be said of a login.
+enum Look {
+    Decided(Verdict),
+    /// The user was revoked while ocserv could not list its cookies, so that it hangs on this cookie's age.
+    NeedsCookies,
+    /// Its tunnel address was a revoked session's, of which something may be left in connection tracking.
+    NeedsAddress,
 }
 
 impl Registry {
@@ -53,45 +63,51 @@ impl Registry {
         };
         let waiting = Waiting { ask, key, server: name.clone(), last, until: now.mono + WAIT };
         match self.verdict(&waiting) {
-            Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
-            None if self.waiting.len() >= MAX_WAITING => {
-                self.answer_gate(
-                    &waiting,
-                    Verdict::Refuse("too many logins wait for ocserv's list".into()),
-                    now,
-                    out,
-                );
+            Look::Decided(verdict) => self.answer_gate(&waiting, verdict, now, out),
+            _ if self.waiting.len() >= MAX_WAITING => {
+                self.answer_gate(&waiting, Verdict::Refuse("too many logins wait".into()), now, out);
             }
-            None => {
+            look => {
                 self.waiting.push(waiting);
-                self.ask_cookies(name, now, out);
+                if matches!(look, Look::NeedsCookies) {
+                    self.ask_cookies(name, now, out);
+                }
             }
         }
     }
 
-    /// `None`: the user was revoked while ocserv could not list its cookies, so that it hangs on this cookie's age.
-    fn verdict(&self, waiting: &Waiting) -> Option<Verdict> {
+    fn verdict(&self, waiting: &Waiting) -> Look {
         let Some(session) = self.sessions.get(waiting.key) else {
-            return Some(Verdict::Refuse("the client is gone".into()));
+            return Look::Decided(Verdict::Refuse("the client is gone".into()));
         };
         let seen = &session.observed;
         if let Some(number) = self.locks_of(&session.server, &seen.vhost, &seen.user).first() {
-            return Some(Verdict::Refuse(format!("the user is locked (lock {number})")));
+            return Look::Decided(Verdict::Refuse(format!("the user is locked (lock {number})")));
         }
         if let Some(number) = self.numbers_of(session).first() {
-            return Some(Verdict::Refuse(format!("its session was revoked (revocation {number})")));
+            let why = format!("its session was revoked (revocation {number})");
+            return Look::Decided(Verdict::Refuse(why));
         }
-        match (self.is_cut_off(&waiting.server, &seen.vhost, &seen.user), session.safe_id()) {
-            (true, Some(_)) => None,
-            (true, None) => Some(Verdict::Refuse(UNKNOWN_AGE.into())),
-            (false, None) => Some(Verdict::Blind("ocserv did not tell the safe_id of this login".into())),
-            (false, Some(_)) => Some(Verdict::Admit),
+        let cutoff = self.cutoff_of(&waiting.server, &seen.vhost, &seen.user);
+        let is_younger = session.made.is_some_and(|made| made > self.holdings.moment(&cutoff));
+        match (self.holdings.holds(&cutoff) && !is_younger, session.safe_id()) {
+            (true, Some(_)) => Look::NeedsCookies,
+            (true, None) => Look::Decided(Verdict::Refuse(UNKNOWN_AGE.into())),
+            // the gate may let it in
+            (false, _) if self.has_traces(waiting.key) => Look::NeedsAddress,
+            (false, None) => {
+                Look::Decided(Verdict::Blind("ocserv did not tell the safe_id of this login".into()))
+            }
+            (false, Some(_)) => Look::Decided(Verdict::Admit),
         }
     }
 
     pub(super) fn is_cut_off(&self, name: &ServerName, vhost: &str, user: &str) -> bool {
-        let who = self.rules.realms.identity(name, vhost, user);
-        self.holdings.holds(&Entry::Cutoff(CutoffKey::of(name, &who)))
+        self.holdings.holds(&self.cutoff_of(name, vhost, user))
+    }
+
+    fn cutoff_of(&self, name: &ServerName, vhost: &str, user: &str) -> Entry {
+        Entry::Cutoff(CutoffKey::of(name, &self.rules.realms.identity(name, vhost, user)))
     }
 
     fn answer_gate(&mut self, waiting: &Waiting, verdict: Verdict, now: Now, out: &mut Effects) {
@@ -137,9 +153,11 @@ impl Registry {
         self.waiting = others;
         for waiting in mine {
             match self.verdict(&waiting) {
-                Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
-                None if !listed || waiting.until <= now.mono => self.refuse_unknown_age(&waiting, now, out),
-                None => self.waiting.push(waiting),
+                Look::Decided(verdict) => self.answer_gate(&waiting, verdict, now, out),
+                Look::NeedsCookies if !listed || waiting.until <= now.mono => {
+                    self.refuse_unknown_age(&waiting, now, out);
+                }
+                Look::NeedsCookies | Look::NeedsAddress => self.waiting.push(waiting),
             }
         }
     }
@@ -148,9 +166,22 @@ impl Registry {
         for waiting in std::mem::take(&mut self.waiting) {
             // it may have been decided without a list: by a lift, or by another revocation
             match self.verdict(&waiting) {
-                Some(verdict) => self.answer_gate(&waiting, verdict, now, out),
-                None if waiting.until <= now.mono => self.refuse_unknown_age(&waiting, now, out),
-                None => self.waiting.push(waiting),
+                Look::Decided(verdict) => self.answer_gate(&waiting, verdict, now, out),
+                Look::NeedsCookies if waiting.until <= now.mono => {
+                    self.refuse_unknown_age(&waiting, now, out);
+                }
+                // that ends by itself
+                Look::NeedsCookies | Look::NeedsAddress => self.waiting.push(waiting),
+            }
+        }
+    }
+
+    /// Whose list was not complete is asked again for those that still wait.
+    pub(super) fn ask_for_waiting(&mut self, now: Now, out: &mut Effects) {
+        let names: BTreeSet<ServerName> = self.waiting.iter().map(|waiting| waiting.server.clone()).collect();
+        for name in names {
+            if self.servers.get(&name).is_some_and(|server| server.incomplete_since.is_some()) {
+                self.ask_cookies(&name, now, out);
             }
         }
     }

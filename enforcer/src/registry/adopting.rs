@@ -27,12 +27,17 @@ impl Registry {
         }
         let (kept, found) = (records.len(), entries.len());
         let mut over: BTreeSet<Number> = records.iter().map(|record| record.number).collect();
+        let mut shorter = Vec::new();
         for record in records {
-            self.restore(record, now.wall.max(wall), rebooted, now);
+            let number = record.number;
+            if self.restore(record, now.wall.max(wall), rebooted, now) {
+                shorter.push(number);
+            }
         }
         // all of this is on the disk
         let _ = self.holdings.take_touched();
         over.retain(|number| self.holdings.durable_of(*number).next().is_none());
+        over.extend(shorter);
         let lifted: BTreeSet<Number> = lifted.into_iter().collect();
         for adopted in entries {
             self.adopt_entry(adopted, &lifted, now, out);
@@ -55,8 +60,9 @@ impl Registry {
         out.push(Effect::Numbered { next: self.next_number });
     }
 
-    /// `wall`: the latest that the wall clock is known to have shown.
-    fn restore(&mut self, record: Record, wall: u64, rebooted: bool, now: Now) {
+    /// `wall`: the latest that the wall clock is known to have shown. True: a lock's time is over, and the disk has to
+    /// hear of it: by a clock that is set back later it would not be.
+    fn restore(&mut self, record: Record, wall: u64, rebooted: bool, now: Now) -> bool {
         let Record { number, target, server, reason, by, at, lasts, until, guards } = record;
         self.next_number = self.next_number.max(number.saturating_add(1));
         let left = until.map(|until| {
@@ -99,9 +105,13 @@ impl Registry {
             (true, false) => State::Settled,
             (false, _) => State::Looking,
         };
+        let mut is_shorter = false;
         for guard in guards {
             let (entry, want) = match guard.what {
-                Guarded::Lock(_) if over => continue,
+                Guarded::Lock(_) if over => {
+                    is_shorter = true;
+                    continue;
+                }
                 Guarded::Lock(key) => (Entry::Lock(key), want),
                 Guarded::SafeId(id) => {
                     self.restore_mark(id, guard.server.as_ref(), number, now);
@@ -115,6 +125,7 @@ impl Registry {
         let state = revocation.state;
         self.revocations.insert(number, Box::new(revocation));
         self.set_state(number, state);
+        is_shorter
     }
 
     fn restore_mark(
@@ -205,7 +216,11 @@ impl Registry {
             (self.servers.values()).all(|server| server.listed || server.state == super::ServerState::Gone);
         if self.adopted_at.is_some_and(|at| told || now.mono >= at + super::ADOPTED_FOR) {
             self.adopted_at = None;
-            self.holdings.release_orphans(out);
+            if told {
+                self.forget_orphans(out);
+            }
+            let traces = &self.traces;
+            self.holdings.release_orphans(|entry| !traces.keeps(entry), out);
         }
     }
 

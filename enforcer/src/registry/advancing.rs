@@ -66,7 +66,7 @@ impl Registry {
                 let done = revocation.servers_done()
                     && !(revocation.sessions.values())
                         .any(|e| matches!(e.state, EndingState::Pending | EndingState::Left(_)));
-                if looked && done && !in_flight {
+                if looked && done && !in_flight && !revocation.is_forgetting() {
                     self.settle(number, now, out);
                 }
             }
@@ -209,7 +209,9 @@ impl Registry {
         self.expire(now, out);
         self.answer_late(now, out);
         self.retry_writes(now);
+        self.give_up_on_connections(now, out);
         self.expire_waiting(now, out);
+        self.ask_for_waiting(now, out);
         self.probe_in_flight(now, out);
         self.ask_after_stock_disconnects(now, out);
         let due: Vec<Number> = (self.busy.iter().filter_map(|number| self.revocations.get(number)))
@@ -249,6 +251,7 @@ impl Registry {
         for key in keys {
             self.look_at(key, out);
         }
+        self.forget_again(number, out);
         for (name, _) in &open {
             self.ask_list(name, now, out);
         }

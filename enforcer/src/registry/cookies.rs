@@ -31,6 +31,9 @@ impl Registry {
         let again = server.cookies.answered();
         let incomplete = server.incomplete_since;
         let mut lacks = false;
+        if let Ok(cookies) = &outcome {
+            self.learn_ages(name, cookies, now);
+        }
         let outcome = outcome.and_then(|cookies| match self.missing_from(name, asked, &cookies) {
             // main skips a sec-mod instance that does not answer, and does not say so
             Some(user) => {
@@ -44,9 +47,16 @@ impl Registry {
         if let Some(server) = self.servers.get_mut(name) {
             server.incomplete_since = lacks.then(|| incomplete.unwrap_or(now.mono));
         }
+        if lacks {
+            // if its worker's process was never visible from here, only a list of workers tells that it has ended
+            self.ask_list(name, now, out);
+        }
         // most likely that session has just ended: it is asked again before anything is made of it
         if lacks && incomplete.is_none_or(|since| now.mono < since + INCOMPLETE_FOR) {
-            if again || !self.waiting.is_empty() {
+            // whose cookie it shows need not wait
+            self.decide_waiting(name, true, now, out);
+            // (once at once, and then with each tick: not as fast as ocserv answers)
+            if again || (incomplete.is_none() && !self.waiting.is_empty()) {
                 self.ask_cookies(name, now, out);
             }
             return;
@@ -59,7 +69,7 @@ impl Registry {
                     server.state = ServerState::Up;
                 }
                 self.apply_cutoffs(name, asked, cookies, now, out);
-                self.notice_gone_cookies(name, asked, cookies, out);
+                self.notice_gone_cookies(name, asked, cookies, now, out);
                 if !self.adopted_devices.is_empty() {
                     let listed = cookies.iter().map(|cookie| cookie.safe_id).collect();
                     self.release_adopted_devices(&listed, out);
@@ -77,6 +87,27 @@ impl Registry {
         self.decide_waiting(name, outcome.is_ok(), now, out);
         if again {
             self.ask_cookies(name, now, out);
+        }
+    }
+
+    /// R4: when a cookie was made is told also by a list that is not complete.
+    fn learn_ages(&mut self, name: &ServerName, cookies: &[Cookie], now: Now) {
+        if self.holdings.cutoffs().next().is_none() {
+            return;
+        }
+        // one from the future was made before the clock was set back: who knows when
+        for cookie in cookies.iter().filter(|cookie| cookie.created <= now.wall) {
+            let its: Vec<SessionKey> = self
+                .sessions
+                .with_safe_id(cookie.safe_id)
+                .filter(|s| s.server == *name)
+                .map(|s| s.key)
+                .collect();
+            for key in its {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.made = Some(cookie.created);
+                }
+            }
         }
     }
 
@@ -165,6 +196,7 @@ impl Registry {
         name: &ServerName,
         asked: Duration,
         cookies: &[Cookie],
+        now: Now,
         out: &mut Effects,
     ) {
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
@@ -202,12 +234,19 @@ impl Registry {
         for (id, tries) in once_more {
             self.terminate(id, name, tries, out);
         }
-        // who is at the door is known once the workers were listed
-        let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
-        let is_known = listed_at.is_some_and(|at| asked >= at);
+        let servers = || self.servers.values().filter(|server| server.state != ServerState::Gone);
+        let everywhere = servers().map(|server| server.workers_asked_at).min().flatten();
+        let here = self.servers.get(name).and_then(|server| server.workers_asked_at);
+        let mut is_news = false;
         for id in gone {
             self.set_fate(id, None, true, out);
-            // nothing can bring it back: no cookie, no session, nobody at the door
+            let Some(mark) = self.marks.get_mut(&id) else { continue };
+            is_news |= mark.gone_since.is_none();
+            let since = *mark.gone_since.get_or_insert(now.mono);
+            // nothing can bring it back: no cookie, no session, and nobody at the door. Of who came there while the
+            // cookie was good only a list of workers tells that was asked for since (the host may have slept)
+            let known_at = if mark.server.is_some() { here } else { everywhere };
+            let is_known = known_at.is_some_and(|at| at >= since);
             let quiet = is_known && self.sessions.with_safe_id(id).next().is_none();
             let settled = (self.marks.get(&id).into_iter().flat_map(|mark| &mark.numbers))
                 .all(|number| !self.busy.contains(number));
@@ -215,12 +254,18 @@ impl Registry {
                 self.unmark(id, out);
             }
         }
+        if is_news {
+            self.ask_list(name, now, out);
+        }
     }
 
     /// What became of a refused cookie, for every revocation of it.
     fn set_fate(&mut self, id: SafeId, server: Option<&ServerName>, gone: bool, out: &mut Effects) {
         let Some(mark) = self.marks.get_mut(&id) else { return };
         mark.gone = gone;
+        if !gone {
+            mark.gone_since = None;
+        }
         if mark.server.is_none() {
             mark.server = server.cloned();
             // the next run of the daemon has to know as well

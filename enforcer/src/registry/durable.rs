@@ -163,7 +163,8 @@ impl Registry {
                 Of::Forget(number) => {
                     if outcome.is_err() {
                         self.durable.doubtful.insert(number);
-                        self.durable.is_unsaved(number, ticket);
+                        // what is on its way already does not mend it: nothing in there forgets the lift
+                        self.durable.is_unsaved(number, self.durable.last_ticket);
                     }
                 }
             }

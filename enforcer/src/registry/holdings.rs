@@ -200,6 +200,16 @@ impl Holdings {
         self.keep(entry, |_, want| !matches!(want, Want::Leased(by) if *by != Some(session)), out);
     }
 
+    /// Leases of this entry go, unless they are to be kept for that session.
+    pub(crate) fn release_leases_unless(
+        &mut self,
+        entry: &Entry,
+        keep: impl Fn(Option<SessionKey>) -> bool,
+        out: &mut Vec<Effect>,
+    ) {
+        self.keep(entry, |_, want| !matches!(want, Want::Leased(by) if !keep(*by)), out);
+    }
+
     /// Nothing of that number holds this entry any more.
     pub(crate) fn release(&mut self, entry: &Entry, number: Number, out: &mut Vec<Effect>) {
         self.keep(entry, |by, _| by != number, out);
@@ -238,8 +248,16 @@ impl Holdings {
     }
 
     /// Leases of sessions of an earlier run, once the sessions that exist are known.
-    pub(crate) fn release_orphans(&mut self, out: &mut Vec<Effect>) {
-        self.release_leases(None, |_| true, out);
+    pub(crate) fn release_orphans(&mut self, which: impl Fn(&Entry) -> bool, out: &mut Vec<Effect>) {
+        self.release_leases(None, which, out);
+    }
+
+    /// What sessions of an earlier run lease.
+    pub(crate) fn orphans(&self) -> Vec<Entry> {
+        (self.by_session.range((None, FIRST, 0)..))
+            .take_while(|(by, ..)| by.is_none())
+            .map(|(_, entry, _)| entry.clone())
+            .collect()
     }
 
     fn release_leases(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::session::{Entry, ServerName};
 
 use super::durable::Disk;
-use super::revocation::{EndingState, Revocation, Step};
+use super::revocation::{Connections, EndingState, Revocation, Step};
 use super::servers::ServerState;
 use super::show::SessionRow;
 use super::{GateState, Now, Number, Registry};
@@ -29,6 +29,8 @@ pub enum Layer {
     Packets,
     Sockets,
     Cookie,
+    /// What the kernel's connection tracking has of the sessions' tunnel addresses.
+    Conntrack,
     /// What a reboot must not lose.
     Disk,
 }
@@ -39,6 +41,7 @@ impl Layer {
             Self::Packets => "packets",
             Self::Sockets => "sockets",
             Self::Cookie => "cookie",
+            Self::Conntrack => "conntrack",
             Self::Disk => "disk",
         }
     }
@@ -101,6 +104,9 @@ impl Registry {
         let mut layers = vec![packets(revocation, entries), sockets(revocation)];
         if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
             layers.push(self.cookie(revocation, &mut notes));
+        }
+        if !revocation.is_explicit() {
+            layers.push(conntrack(revocation, &mut notes));
         }
         layers.push(self.disk(revocation, &mut notes));
         notes.extend(revocation.failures.values().collect::<BTreeSet<_>>().into_iter().cloned());
@@ -309,4 +315,34 @@ fn sockets(revocation: &Revocation) -> LayerResult {
         "none open",
     );
     LayerResult { layer: Layer::Sockets, done, failed: left + pending, guarded: at_gate, text }
+}
+
+fn conntrack(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
+    let (mut gone, mut pending, mut failed) = (0, 0, 0);
+    let untracked = |state: &Connections| *state == Connections::NotTracked;
+    for ((address, _), state) in &revocation.connections {
+        match state {
+            Connections::Gone(count) => gone += count,
+            Connections::NotTracked => {}
+            Connections::Pending { .. } => pending += 1,
+            Connections::Failed(why) => {
+                failed += 1;
+                notes.push(format!("connections of {address} are still tracked: {why}"));
+            }
+        }
+    }
+    let any = !revocation.connections.is_empty();
+    let none = match any && revocation.connections.values().all(untracked) {
+        true => "not tracked here",
+        false => "none to take out",
+    };
+    let text = sentence(
+        [
+            count(gone, "connection taken out", "connections taken out"),
+            count(pending, "address not looked at yet", "addresses not looked at yet"),
+            count(failed, "address NOT cleared", "addresses NOT cleared"),
+        ],
+        none,
+    );
+    LayerResult { layer: Layer::Conntrack, done: gone, failed: pending + failed, guarded: 0, text }
 }

@@ -1,9 +1,10 @@
 //! One revocation: what was ordered, what is known of it, and how far it is.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Entry, SafeId, ServerName};
+use crate::session::{Entry, Netns, SafeId, ServerName};
 
 use super::durable::Disk;
 use super::{Ended, Now, Number, Order, Request, Session, SessionKey, Target};
@@ -33,6 +34,8 @@ pub struct Revocation {
     /// For an explicit flow: how many sockets of it were destroyed.
     pub(super) flow_sockets: Option<Result<u64, String>>,
     pub(super) disk: Disk,
+    /// Of each address of its sessions what became of its connections, up to [`MAX_NOTED`].
+    pub(super) connections: BTreeMap<(IpAddr, Netns), Connections>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,20 @@ pub(super) enum EndingState {
     Gone,
 }
 
+/// What connection tracking had of an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Connections {
+    /// `asked`: they are being taken out. Otherwise that waits for the session's end.
+    Pending {
+        asked: bool,
+    },
+    /// So many were taken out, and none is left.
+    Gone(u64),
+    /// The kernel tracks none there.
+    NotTracked,
+    Failed(String),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verify {
     Not,
@@ -118,6 +135,7 @@ impl Revocation {
             adopted: false,
             flow_sockets: None,
             disk: Disk::Nothing,
+            connections: BTreeMap::new(),
         }
     }
 
@@ -188,7 +206,12 @@ impl Revocation {
         if matches!(self.order.target, Target::Flow(_)) && self.flow_sockets.is_none() && !self.adopted {
             return false;
         }
-        self.sessions.values().all(|ending| ending.state != EndingState::Pending)
+        self.sessions.values().all(|ending| ending.state != EndingState::Pending) && !self.is_forgetting()
+    }
+
+    /// Connections of its sessions are being taken out of connection tracking.
+    pub(super) fn is_forgetting(&self) -> bool {
+        self.connections.values().any(|state| *state == Connections::Pending { asked: true })
     }
 
     pub(super) fn servers_told(&self) -> bool {

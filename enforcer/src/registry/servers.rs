@@ -20,6 +20,8 @@ pub struct Server {
     pub(super) listed: bool,
     /// When its workers were listed for the first time.
     pub(super) listed_at: Option<Duration>,
+    /// When the last complete list of workers was asked for.
+    pub(super) workers_asked_at: Option<Duration>,
     /// When they could not be listed, if that was the last that it told.
     pub(super) list_failed_at: Option<Duration>,
     list: Asking,
@@ -195,6 +197,7 @@ impl Registry {
                 server.state = ServerState::Up;
                 let ids: BTreeSet<i32> = sightings.iter().map(|s| s.observed.id).collect();
                 let told = if asked.is_zero() { now.mono } else { asked };
+                server.workers_asked_at = server.workers_asked_at.max(Some(told));
                 for sighting in sightings {
                     self.sight(name, sighting, told, false, now, out);
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName};
+use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Token};
 
 use super::holdings::Want;
 use super::{
@@ -41,6 +41,8 @@ pub struct Session {
     pub device: Option<Device>,
     pub netns: Option<Netns>,
     pub phase: Phase,
+    /// When its cookie was made, if a list told so while that mattered.
+    pub(super) made: Option<u64>,
     pub(super) seen_first: Duration,
     probed: Duration,
     /// When ocserv told of it, at the latest.
@@ -52,6 +54,8 @@ pub struct Session {
     ending: Ending,
     worker_gone: bool,
     device_gone: bool,
+    /// Addresses of which nothing was left in connection tracking after its end.
+    pub(super) forgotten: Vec<IpAddr>,
 }
 
 impl Session {
@@ -64,6 +68,7 @@ impl Session {
             device: None,
             netns: None,
             phase: Phase::Admitting,
+            made: None,
             seen_first: now.mono,
             probed: now.mono,
             told: Duration::ZERO,
@@ -72,6 +77,7 @@ impl Session {
             ending: Ending::No,
             worker_gone: false,
             device_gone: false,
+            forgotten: Vec::new(),
         }
     }
 
@@ -90,6 +96,21 @@ impl Session {
     /// In a connect-script that has not ended.
     pub(super) fn is_in_flight(&self) -> bool {
         self.phase == Phase::Admitting && !self.worker_gone
+    }
+
+    /// It has got through its connect-script, so that its packets may have passed.
+    pub(super) fn had_tunnel(&self) -> bool {
+        self.phase == Phase::Live
+    }
+
+    /// Nothing can come from it any more: its worker is gone, or its sockets, or its device.
+    pub(super) fn sends_no_more(&self) -> bool {
+        self.has_ended() || self.device_gone
+    }
+
+    /// Nothing of it has its addresses any more.
+    pub(super) fn has_left(&self) -> bool {
+        self.device_gone || (self.worker_gone && self.device.is_none())
     }
 
     pub(super) fn has_worker_gone(&self) -> bool {
@@ -180,7 +201,9 @@ impl Registry {
         self.enforce(key, out);
         // what is held anew stands before what was held for others goes
         for entry in claimed {
-            self.holdings.release_leases_of_others(&entry, key, out);
+            if !self.claim_connections(&entry, out) {
+                self.holdings.release_leases_of_others(&entry, key, out);
+            }
         }
         if at_gate {
             self.claim_device(key, out);
@@ -234,7 +257,8 @@ impl Registry {
     }
 
     /// While a cutoff stands its user is not let in: who is connected was so before, whatever its cookie's age. But
-    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one.
+    /// with no daemon there, the gate alone lets younger cookies in: who connected after it has one. (Not who connected
+    /// in the future: that was before the clock was set back, and says nothing.)
     fn name_by_cutoff(&mut self, key: SessionKey, now: Now, out: &mut Effects) {
         // the key of a cutoff costs a hash, and there is seldom any
         if self.holdings.cutoffs().next().is_none() {
@@ -248,7 +272,12 @@ impl Registry {
         let seen = &session.observed;
         let who = self.rules.realms.identity(&session.server, &seen.vhost, &seen.user);
         let cutoff = Entry::Cutoff(CutoffKey::of(&session.server, &who));
-        let is_later = seen.since > self.holdings.moment(&cutoff);
+        let moment = self.holdings.moment(&cutoff);
+        // the gate let it in, since a list showed its cookie to be younger, though not all of the others
+        if session.made.is_some_and(|made| made > moment) {
+            return;
+        }
+        let is_later = seen.since > moment && seen.since <= now.wall;
         for number in self.holdings.numbers(&cutoff) {
             if is_later && self.revocations.get(&number).is_some_and(|r| r.adopted) {
                 continue;
@@ -389,6 +418,8 @@ impl Registry {
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.under.extend(&numbers);
+        self.note_traces(key, &numbers, out);
+        let Some(session) = self.sessions.get_mut(key) else { return };
         // in its connect-script it is refused by the gate, so that its client hears a clear no and does not
         // try again; should it come up all the same, it is seen with its tun device, and ended then
         if session.phase != Phase::Live
@@ -452,6 +483,21 @@ impl Registry {
         }
     }
 
+    /// What its flows have shown: another flow that shows the same would be taken for the session's. Nobody else has
+    /// it, so unlike its flows it stands until nothing of the session is left.
+    pub(super) fn tokens(&mut self, key: SessionKey, tokens: Vec<Token>, out: &mut Effects) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.worker_gone || session.ending == Ending::Done {
+            return;
+        }
+        let numbers = self.numbers_of(session);
+        for token in tokens {
+            for number in &numbers {
+                self.hold_packets(Entry::Token(token.clone()), *number, Want::Leased(Some(key)), out);
+            }
+        }
+    }
+
     pub(super) fn ended(&mut self, key: SessionKey, ended: Ended, out: &mut Effects) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.ending = if ended.left.is_empty() { Ending::Done } else { Ending::Failed };
@@ -463,6 +509,7 @@ impl Registry {
         if session.ending == Ending::Done {
             // its sockets are gone: a neighbour may come from the very same port a moment later
             self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
+            self.forget_connections(key, out);
         }
         self.bury(key, out);
     }
@@ -477,6 +524,7 @@ impl Registry {
         }
         self.sessions.drop_id(key);
         self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
+        self.forget_connections(key, out);
         self.bury(key, out);
     }
 
@@ -493,7 +541,10 @@ impl Registry {
         if let Some(session) = self.sessions.get_mut(key) {
             session.device_gone = true;
         }
-        self.holdings.release_session(key, |entry| matches!(entry, Entry::Address(..)), out);
+        self.forget_connections(key, out);
+        let traces = &self.traces;
+        let goes = |entry: &Entry| matches!(entry, Entry::Address(..)) && !traces.keeps(entry);
+        self.holdings.release_session(key, goes, out);
         self.bury(key, out);
     }
 
@@ -503,7 +554,8 @@ impl Registry {
         if !session.worker_gone || !(session.device.is_none() || session.device_gone) {
             return;
         }
-        self.holdings.release_session(key, |_| true, out);
+        let traces = &self.traces;
+        self.holdings.release_session(key, |entry| !traces.keeps(entry), out);
         if session.ending != Ending::Asked {
             self.sessions.remove(key);
         }

@@ -1,6 +1,7 @@
 //! The rules against the facts: what stock ocserv and its clients really do, each as a test. The names of the
 //! promises (R1 to R7) stand in the names of the tests that serve them.
 
+mod connections;
 mod cookies;
 mod disconnects;
 mod explicit;
@@ -22,6 +23,7 @@ impl Registry {
     fn check(&self) {
         self.sessions.check();
         self.holdings.check();
+        self.traces.check();
         let busy: BTreeSet<_> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
         assert_eq!(self.busy.union(&self.writing).copied().collect::<BTreeSet<_>>(), busy);
         for r in self.revocations() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::session::{
     Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
+    Token,
 };
 
 use super::durable::Ticket;
@@ -165,6 +166,11 @@ pub enum Event {
         key: SessionKey,
         outcome: Result<(Netns, Vec<Flow>), String>,
     },
+    /// What these flows have shown on the wire, as far as it was seen: by it another flow becomes the session's.
+    Tokens {
+        key: SessionKey,
+        tokens: Vec<Token>,
+    },
     Ended {
         key: SessionKey,
         ended: Ended,
@@ -183,6 +189,13 @@ pub enum Event {
         entry: Entry,
         number: Number,
         error: String,
+    },
+    /// Answers [`Effect::ForgetConnections`]: how many entries were taken out; `None`: the kernel tracks none there.
+    ConnectionsForgotten {
+        netns: Netns,
+        address: IpAddr,
+        turn: u64,
+        outcome: Result<Option<u64>, String>,
     },
     /// Answers [`Effect::AskBanScore`].
     BanScore {
@@ -260,7 +273,7 @@ pub enum Effect {
         key: SessionKey,
         worker: Process,
     },
-    /// Answered at once by [`Event::Flows`].
+    /// Answered at once by [`Event::Flows`], and by [`Event::Tokens`] if there are any.
     FindFlows {
         key: SessionKey,
         worker: Process,
@@ -287,6 +300,16 @@ pub enum Effect {
     DestroyFlow {
         number: Number,
         flow: Flow,
+    },
+    /// Take everything that ends at this tunnel address out of the kernel's connection tracking. `turn` names this order.
+    ForgetConnections {
+        netns: Netns,
+        address: IpAddr,
+        turn: u64,
+    },
+    /// Whatever is read from now on for that order stays: it may be somebody else's.
+    KeepConnections {
+        turn: u64,
     },
     /// Look at this worker again: is it past its connect-script, is it gone? Answered by a sighting.
     Probe {
@@ -353,7 +376,8 @@ impl Effect {
             | Self::CountRefusal { .. }
             | Self::Attach { .. }
             | Self::Watch { .. }
-            | Self::WatchDevice { .. } => 0,
+            | Self::WatchDevice { .. }
+            | Self::KeepConnections { .. } => 0,
             // its answer puts more into the kernel
             Self::FindFlows { .. } => 1,
             Self::Save => 2,
@@ -363,6 +387,7 @@ impl Effect {
             | Self::Disconnect { .. }
             | Self::End { .. }
             | Self::DestroyFlow { .. }
+            | Self::ForgetConnections { .. }
             | Self::AskBanScore { .. }
             | Self::Unban { .. }
             | Self::Probe { .. } => 3,

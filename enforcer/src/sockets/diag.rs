@@ -13,12 +13,9 @@ use netlink_packet_sock_diag::constants::{
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 
 use super::{DestroyError, Family, Outcome, WorkerSocket};
-use crate::process;
+use crate::netlink;
 use crate::session::{Flow, Protocol};
 
 /// INET_DIAG_NOCOOKIE: any socket.
@@ -126,21 +123,8 @@ impl Diag {
     }
 
     pub fn open_borrowed(netns: Option<BorrowedFd<'_>>) -> Result<Self, DestroyError> {
-        let socket = match netns {
-            Some(netns) if !is_own(netns) => std::thread::scope(|scope| {
-                // setns(2) changes the calling thread alone, so it is done on a thread that ends with it
-                let inside = scope.spawn(|| -> io::Result<Socket> {
-                    setns(netns, CloneFlags::CLONE_NEWNET)?;
-                    Socket::new(NETLINK_SOCK_DIAG)
-                });
-                inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
-            }),
-            _ => Socket::new(NETLINK_SOCK_DIAG),
-        }
-        .map_err(other("opening a sock_diag socket in the network namespace"))?;
-        // the kernel answers within the call; should it ever not, the daemon's loop must not stand still
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0))
-            .map_err(|error| other("setting up a sock_diag socket")(error.into()))?;
+        let socket = netlink::within(netns, || netlink::socket(NETLINK_SOCK_DIAG))
+            .map_err(other("opening a sock_diag socket in the network namespace"))?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -290,12 +274,6 @@ fn read(protocol: Protocol, interface: u32, payload: NetlinkPayload<SockDiagMess
         state: header.state,
         unsent: header.send_queue,
     })
-}
-
-/// Whether that namespace is the caller's own.
-fn is_own(netns: BorrowedFd<'_>) -> bool {
-    let Ok((own, _)) = process::own_netns() else { return false };
-    nix::sys::stat::fstat(netns).is_ok_and(|stat| stat.st_ino == u64::from(own.0))
 }
 
 #[cfg(test)]

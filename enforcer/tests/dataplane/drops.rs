@@ -107,6 +107,35 @@ fn a_dtls_hello_with_a_revoked_session_id_is_dropped() {
     });
 }
 
+#[test]
+fn a_hello_that_passes_is_learned_by_its_flow() {
+    lab(|lab| {
+        let mut dataplane = lab.open();
+        attach(&mut dataplane, lab, "gw", Role::Outer);
+        let server = lab.here(&format!("{GATEWAY}:443"));
+        let (client, other) = (lab.far(&format!("{PEER}:4000")), lab.far(&format!("{PEER}:4001")));
+        let token = |last| Token::new(TokenKind::Dtls, [[5; 31].as_slice(), &[last]].concat()).unwrap();
+        let learned = |dataplane: &Dataplane, client: &Socket| {
+            let Entry::Flow(netns, flow) = flow(lab.netns(), client, &server) else { panic!("no flow") };
+            assert_eq!(dataplane.learned(Netns(netns.0 ^ 1), flow), None, "another namespace");
+            dataplane.learned(netns, flow)
+        };
+        assert!(client.reaches(&server));
+        assert_eq!(learned(&dataplane, &client), None, "no hello");
+        assert!(client.reaches_with(&server, &client_hello(token(1).id())));
+        assert_eq!(learned(&dataplane, &client), Some(token(1)));
+        assert_eq!(learned(&dataplane, &other), None);
+        // the last one counts; one that is dropped does not
+        assert!(client.reaches_with(&server, &client_hello(token(2).id())));
+        insert(&mut dataplane, &Entry::Token(token(3)), Stands::Forever);
+        assert!(!client.reaches_with(&server, &client_hello(token(3).id())));
+        assert_eq!(learned(&dataplane, &client), Some(token(2)));
+        // a daemon that comes later knows it as well
+        drop(dataplane);
+        assert_eq!(learned(&lab.open(), &client), Some(token(2)));
+    });
+}
+
 fn tc_drops_a_tunnel_address_in_both_directions(preference: TcPreference, expected: &'static str) {
     lab(move |lab| {
         let mut dataplane = Dataplane::open(Settings { tc: preference, ..lab.settings() }).unwrap();

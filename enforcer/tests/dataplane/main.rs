@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
-mod agreement;
 mod drops;
 mod gate;
 mod hooks;

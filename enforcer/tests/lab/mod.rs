@@ -53,7 +53,7 @@ pub fn lab(test: impl FnOnce(&Lab) + Send + 'static) {
     }
 }
 
-fn new_netns() -> OwnedFd {
+pub fn new_netns() -> OwnedFd {
     std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace: run this as root");
         ip("link set lo up");
@@ -230,6 +230,22 @@ impl Tun {
     /// The client sends a packet.
     pub fn send(&mut self, packet: &[u8]) {
         self.0.write_all(packet).unwrap();
+    }
+
+    /// The first packet to the client of which `what` makes something.
+    pub fn next<T>(&mut self, what: impl Fn(&[u8]) -> Option<T>) -> T {
+        let mut buffer = [0; 2048];
+        for _ in 0..3000 {
+            match self.0.read(&mut buffer) {
+                Ok(length) => {
+                    if let Some(made) = what(&buffer[..length]) {
+                        return made;
+                    }
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        panic!("nothing of it came in fifteen seconds");
     }
 
     /// Whether a packet with that payload at its end comes to the client.

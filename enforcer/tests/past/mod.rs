@@ -1,5 +1,5 @@
-//! A genuine set of pins of the layout 1: made from an object that has that layout (the build compiles it from the
-//! programs' source without what came later), by the steps that the version of that time took.
+//! A genuine set of pins of the layout 1 or 2: made from an object that has that layout (the build compiles it from
+//! the programs' source without what came later), by the steps that the version of that time took.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is a test")]
 
@@ -13,14 +13,17 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use enforcer::session::Netns;
-use enforcer_ebpf::layout::{CutoffValue, Digest, GateHitKey, SafeIdValue, Standing};
+use enforcer_ebpf::layout::{CutoffValue, Digest, GateHitKey, LockValue, SafeIdValue, Standing};
 
 use crate::lab::ifindex;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-abi-1.bpf.o"));
+static OBJECTS: [&[u8]; 2] = [
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-abi-1.bpf.o")),
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-abi-2.bpf.o")),
+];
 
-/// What that version called its maps; the capacities are the test's.
-const TABLES: [&str; 6] = ["flows", "addresses", "devices", "tokens", "safe_ids", "cutoffs"];
+/// What those versions called their maps, the last one since 2; the capacities are the test's.
+const TABLES: [&str; 7] = ["flows", "addresses", "devices", "tokens", "safe_ids", "cutoffs", "locks"];
 const OTHERS: [&str; 5] = ["gate_hits", "counters", "quiet", "meta", "heartbeat"];
 
 #[derive(Clone, Copy)]
@@ -29,34 +32,37 @@ struct Raw<T>(T);
 // SAFETY: only used for keys and values of the shared layout, which have no padding.
 unsafe impl<T: Copy + 'static> Pod for Raw<T> {}
 
-pub struct Abi1 {
+pub struct Past {
+    abi: u32,
     ebpf: Ebpf,
     pins: PathBuf,
     netns: Netns,
 }
 
-impl Abi1 {
+impl Past {
     /// Makes the maps, or takes over those that are there: one for each namespace.
-    pub fn open(pins: &Path, netns: Netns, capacity: u32) -> Self {
+    pub fn open(abi: u32, pins: &Path, netns: Netns, capacity: u32) -> Self {
+        let object = OBJECTS[abi as usize - 1];
         assert!(
-            !OBJECT.is_empty(),
-            "the object of the layout 1 is compiled by the build; with a prebuilt object there is none"
+            !object.is_empty(),
+            "the object of that layout is compiled by the build; with a prebuilt object there is none"
         );
+        let tables = &TABLES[..5 + abi as usize];
         let mut loader = EbpfLoader::new();
         loader.override_global("NETNS", &netns.0, true);
         for folder in [pins.to_owned(), pins.join("maps"), pins.join("links")] {
             fs::create_dir_all(folder).unwrap();
         }
-        for name in TABLES {
+        for name in tables {
             loader.map_max_entries(name, capacity);
         }
-        loader.map_max_entries("gate_hits", 2 * capacity);
-        for name in TABLES.iter().chain(&OTHERS) {
+        loader.map_max_entries("gate_hits", (1 + abi) * capacity);
+        for name in tables.iter().chain(&OTHERS) {
             loader.map_pin_path(name, pins.join("maps").join(name));
         }
         loader.map_pin_path("AYA_LOGS", pins.join("log"));
-        let ebpf = loader.load(OBJECT).unwrap();
-        let mut new = Self { ebpf, pins: pins.to_owned(), netns };
+        let ebpf = loader.load(object).unwrap();
+        let mut new = Self { abi, ebpf, pins: pins.to_owned(), netns };
         new.meta(0);
         new
     }
@@ -68,7 +74,7 @@ impl Abi1 {
     pub fn meta(&mut self, next_revocation: u64) {
         let mut meta = Array::<_, [u64; 2]>::try_from(Map::Array(self.map("meta"))).unwrap();
         // abi and a reserved word, as one number
-        let abi = u64::from_ne_bytes([1_u32.to_ne_bytes(), [0; 4]].concat().try_into().unwrap());
+        let abi = u64::from_ne_bytes([self.abi.to_ne_bytes(), [0; 4]].concat().try_into().unwrap());
         meta.set(0, [abi, next_revocation], 0).unwrap();
     }
 
@@ -91,6 +97,10 @@ impl Abi1 {
 
     pub fn cutoff(&self, id: [u8; 20], value: CutoffValue) {
         self.put("cutoffs", Digest::new(&id), value);
+    }
+
+    pub fn lock(&self, key: [u8; 20], value: LockValue) {
+        self.put("locks", Digest::new(&key), value);
     }
 
     pub fn gate_hits(&self, kind: u32, id: [u8; 20], hits: u64) {

@@ -2,6 +2,7 @@
 //! the same with the seeds and with changed copies of them (`tests/tests/fuzz_seeds.rs`).
 
 pub mod config;
+pub mod conntrack;
 pub mod control;
 pub mod occtl;
 pub mod ocserv_conf;

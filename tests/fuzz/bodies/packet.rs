@@ -2,9 +2,12 @@
 //!
 //! First byte: bit 0 the framing, bit 1 whether the entry is leased. The rest is the frame. Beside "no bytes make it
 //! panic": exactly the flow that the parser reads is dropped, a neighbour's is not, and nothing is dropped in an
-//! empty world.
-use enforcer_ebpf::layout::{AddressKey, DeviceKey, FOREVER, FlowKey, LEASED, TokenKey};
-use enforcer_ebpf::packet::{Framing, Segment, addresses, dtls_session_id, segment};
+//! empty world but first fragments without their head.
+use std::cell::Cell;
+
+use enforcer_ebpf::counters::Reason;
+use enforcer_ebpf::layout::{AddressKey, DeviceKey, FOREVER, FlowKey, FragmentKey, LEASED, TokenKey};
+use enforcer_ebpf::packet::{self, First, Fragment, Framing, Outer, Segment, addresses, dtls_session_id};
 use enforcer_ebpf::verdict::{self, Verdict, World};
 
 #[derive(Default)]
@@ -14,6 +17,10 @@ struct One {
     address: Option<AddressKey>,
     device: Option<DeviceKey>,
     leased: bool,
+    /// The datagram whose fragments are dropped.
+    datagram: Cell<Option<FragmentKey>>,
+    /// The token that passed last.
+    learned: Cell<Option<TokenKey>>,
 }
 
 const NETNS: u32 = 7;
@@ -46,6 +53,20 @@ impl World for One {
         1
     }
     fn hit(&self, (): (), _now_ns: u64) {}
+    fn fragments(&self, key: &FragmentKey) -> Option<u64> {
+        (self.datagram.get() == Some(*key)).then_some(2)
+    }
+    fn learn(&self, _flow: &FlowKey, token: &TokenKey) {
+        self.learned.set(Some(*token));
+    }
+    fn drop_fragments(&self, key: &FragmentKey, _until_ns: u64) {
+        self.datagram.set(Some(*key));
+    }
+    fn pass_fragments(&self, key: &FragmentKey) {
+        if self.datagram.get() == Some(*key) {
+            self.datagram.set(None);
+        }
+    }
 }
 
 fn dropped(verdict: Verdict) -> bool {
@@ -58,7 +79,13 @@ pub fn body(input: &[u8]) {
     let world = || One { leased: flags & 2 != 0, ..One::default() };
 
     let empty = world();
-    assert!(!dropped(verdict::outer(&empty, frame, framing)));
+    let read = packet::outer(frame, framing);
+    let headless = match read {
+        Ok(Outer::Headless(fragment)) => Some(key(fragment)),
+        _ => None,
+    };
+    assert_eq!(dropped(verdict::outer(&empty, frame, framing)), headless.is_some());
+    assert_eq!(empty.datagram.get(), headless);
     assert!(!dropped(verdict::lan_ingress(&empty, frame, framing)));
     assert!(!dropped(verdict::lan_egress(&empty, frame, framing)));
     assert!(!dropped(verdict::tunnel_ingress(&empty, 3, frame, framing)));
@@ -69,25 +96,37 @@ pub fn body(input: &[u8]) {
     assert!(dropped(verdict::tunnel_egress(&device, 3, frame, framing)));
     assert!(!dropped(verdict::tunnel_ingress(&device, 4, frame, framing)));
 
-    if let Ok(Segment { source, destination, source_port, destination_port, protocol, at }) =
-        segment(frame, framing)
-    {
-        let key = FlowKey {
-            client: source,
-            local: destination,
-            client_port: source_port,
-            local_port: destination_port,
-            protocol,
-            netns: NETNS,
-        };
-        assert!(dropped(verdict::outer(&One { flow: Some(key), ..world() }, frame, framing)));
-        let neighbour = FlowKey { client_port: source_port ^ 1, ..key };
-        assert!(!dropped(verdict::outer(&One { flow: Some(neighbour), ..world() }, frame, framing)));
-        if let Some(token) = dtls_session_id(frame, at) {
-            assert!((1..=32).contains(&token.len));
-            let said = verdict::outer(&One { token: Some(token), ..world() }, frame, framing);
-            assert_eq!(dropped(said), protocol == enforcer_ebpf::layout::UDP);
+    match read {
+        Ok(Outer::Segment(segment, first)) => {
+            by_flow(frame, framing, segment, first, Reason::DroppedFlow, world);
+            if let Some(token) = dtls_session_id(frame, segment.at) {
+                assert!((1..=32).contains(&token.len));
+                let is_udp = segment.protocol == enforcer_ebpf::layout::UDP;
+                let one = One { token: Some(token), ..world() };
+                assert_eq!(dropped(verdict::outer(&one, frame, framing)), is_udp);
+                assert_eq!(one.learned.get(), None);
+                assert_eq!(empty.learned.get(), is_udp.then_some(token));
+            }
         }
+        Ok(Outer::Quote(segment, first)) => {
+            by_flow(frame, framing, segment, first, Reason::DroppedError, world);
+        }
+        Ok(Outer::Later(fragment)) => {
+            let one = world();
+            one.datagram.set(Some(key(fragment)));
+            assert!(dropped(verdict::outer(&one, frame, framing)));
+            one.datagram.set(Some(FragmentKey { netns: NETNS ^ 1, ..key(fragment) }));
+            assert!(!dropped(verdict::outer(&one, frame, framing)));
+        }
+        Ok(Outer::Other(fragment)) => {
+            let one = world();
+            one.datagram.set(Some(key(fragment)));
+            assert!(!dropped(verdict::outer(&one, frame, framing)));
+            assert_eq!(one.datagram.get(), None);
+        }
+        Ok(Outer::Headless(_)) | Err(_) => {}
+    }
+    if read.is_ok() {
         // whoever reads the ports has read the addresses too
         assert!(addresses(frame, framing).is_ok());
     }
@@ -98,4 +137,34 @@ pub fn body(input: &[u8]) {
         assert!(dropped(verdict::tunnel_ingress(&key(both.source), 3, frame, framing)));
         assert!(dropped(verdict::tunnel_egress(&key(both.destination), 3, frame, framing)));
     }
+}
+
+fn key(Fragment { source, destination, id, protocol }: Fragment) -> FragmentKey {
+    FragmentKey { client: source, local: destination, id, protocol, netns: NETNS }
+}
+
+fn by_flow(
+    frame: &[u8],
+    framing: Framing,
+    segment: Segment,
+    first: First,
+    reason: Reason,
+    world: impl Fn() -> One,
+) {
+    let Segment { source, destination, source_port, destination_port, protocol, .. } = segment;
+    let flow = FlowKey {
+        client: source,
+        local: destination,
+        client_port: source_port,
+        local_port: destination_port,
+        protocol,
+        netns: NETNS,
+    };
+    let one = One { flow: Some(flow), ..world() };
+    assert_eq!(verdict::outer(&one, frame, framing), Verdict::Drop(reason));
+    assert_eq!(one.datagram.get(), first.is.then(|| key(first.of)));
+    let neighbour = FlowKey { client_port: source_port ^ 1, ..flow };
+    let one = One { flow: Some(neighbour), ..one };
+    assert!(!dropped(verdict::outer(&one, frame, framing)));
+    assert_eq!(one.datagram.get(), None);
 }

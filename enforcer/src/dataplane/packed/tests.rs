@@ -103,7 +103,7 @@ impl World {
             }
             None => {
                 if !self.table.insert(key, new) {
-                    self.table.to_plain(&key);
+                    self.table.enters_plain(&key);
                     self.plain.insert(number, new);
                 }
             }
@@ -116,7 +116,7 @@ impl World {
         if let Some(spot) = self.table.find(&key) {
             self.table.remove(&key, spot);
         } else if self.plain.remove(&number).is_some() {
-            self.table.from_plain(&key);
+            self.table.leaves_plain(&key);
         }
         self.model.remove(&number);
     }

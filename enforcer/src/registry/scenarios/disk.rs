@@ -176,6 +176,13 @@ impl Disk {
         its.map(|guard| guard.moment).max()
     }
 
+    /// Of that number it has this, or has it once what waits is written.
+    pub fn may_have(&self, number: Number, what: Guarded) -> bool {
+        let has = |record: &Record| record.number == number && record.guards.iter().any(|g| g.what == what);
+        self.records.get(&number).is_some_and(has)
+            || self.waiting.iter().any(|(_, write)| matches!(write, Write::Keep(record) if has(record)))
+    }
+
     /// That number's lock of this person, and until when it stands.
     pub fn lock(&self, key: LockKey, wall: u64) -> Option<&Record> {
         let in_force = |record: &Record| record.until.is_none_or(|until| until > wall);

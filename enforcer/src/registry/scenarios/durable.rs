@@ -279,6 +279,34 @@ fn r7_what_was_lifted_is_forgotten_although_the_disk_was_full_when_it_was_to_be(
 }
 
 #[test]
+fn r7_what_was_lifted_is_forgotten_although_the_disk_was_full_for_that_write_alone() {
+    let mut world = World::new();
+    world.revoke(explicit(1, None));
+    world.disk.late = true;
+    let tell = |world: &mut World| {
+        let told = world.disk.tell().unwrap();
+        world.give(told);
+    };
+    let lift = world.lift(1);
+    world.disk.batch(usize::MAX);
+    tell(&mut world);
+    assert!(world.receipt(lift).is_complete());
+    world.disk.full = true;
+    world.disk.batch(1);
+    world.disk.full = false;
+    // what was given to it together with that write is written
+    world.disk.batch(usize::MAX);
+    tell(&mut world);
+    tell(&mut world);
+    assert_eq!(world.disk.lifted.len(), 1);
+    world.disk.late = false;
+    for _ in 0..40 {
+        world.pass(100);
+    }
+    assert!(world.disk.lifted.is_empty(), "{:?}", world.disk);
+}
+
+#[test]
 fn r5_what_is_in_the_kernel_and_newer_than_the_disk_is_taken_over_and_written_down() {
     let mut world = World::new();
     world.connect("alice", 7, 1);

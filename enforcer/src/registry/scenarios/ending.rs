@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::registry::*;
-use crate::session::Entry;
+use crate::session::{Entry, Token, TokenKind};
 
 #[test]
 fn r1_the_kernel_is_marked_before_ocserv_is_asked_for_anything() {
@@ -32,6 +32,28 @@ fn r1_flows_are_dropped_before_the_disconnect_and_only_while_the_sockets_are_the
     assert!(world.has(&Entry::Flow(NETNS, flow(1))) && world.has(&Entry::Flow(NETNS, flow(2))));
     world.give(Event::Ended { key, ended: Ended { destroyed: 2, ..Ended::default() } });
     assert!(!world.has(&Entry::Flow(NETNS, flow(1))) && !world.has(&Entry::Flow(NETNS, flow(2))));
+}
+
+#[test]
+fn r1_what_its_flows_have_shown_is_dropped_from_anywhere_until_nothing_of_it_is_left() {
+    let mut world = World::new();
+    let key = world.connect("alice", 7, 1);
+    let token = |n: u8| Token::new(TokenKind::Dtls, vec![n; 32]).unwrap();
+    // what is told of a session that nobody has revoked is no reason to drop anything
+    world.give(Event::Tokens { key, tokens: vec![token(1)] });
+    assert!(!world.has(&Entry::Token(token(1))));
+    world.revoke(user("alice"));
+    world.give(Event::Flows { key, outcome: Ok((NETNS, vec![flow(1)])) });
+    world.give(Event::Tokens { key, tokens: vec![token(1), token(2)] });
+    assert!(world.has(&Entry::Token(token(1))) && world.has(&Entry::Token(token(2))));
+    world.give(Event::Ended { key, ended: Ended { destroyed: 1, ..Ended::default() } });
+    assert!(world.has(&Entry::Token(token(1))) && !world.has(&Entry::Flow(NETNS, flow(1))));
+    world.give(Event::WorkerGone { key });
+    world.give(Event::DeviceGone { device: device(7) });
+    assert!(!world.has(&Entry::Token(token(1))) && !world.has(&Entry::Token(token(2))));
+    // too late: nothing of it is left
+    world.give(Event::Tokens { key, tokens: vec![token(3)] });
+    assert!(!world.has(&Entry::Token(token(3))));
 }
 
 #[test]

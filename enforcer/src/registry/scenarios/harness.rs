@@ -184,6 +184,9 @@ impl World {
                     let writes = self.registry.take_writes(self.now);
                     self.told.extend(self.disk.write(&writes));
                 }
+                Effect::ForgetConnections { netns, address, turn } => {
+                    self.give(Event::ConnectionsForgotten { netns, address, turn, outcome: Ok(Some(0)) });
+                }
                 Effect::Confirm { number } => self.give(Event::Confirmed { number }),
                 other => self.effects.push(other),
             }

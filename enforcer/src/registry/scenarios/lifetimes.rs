@@ -118,8 +118,8 @@ fn r7_when_everything_is_over_nothing_is_left_in_the_kernel() {
     world.connect("bob", 8, 2);
     world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900), cookie("bob", 2, 900)]);
     world.pass(4_000);
-    world.list(vec![sighting("bob", 8, 2)]);
     world.cookies(vec![cookie("bob", 2, 900)]);
+    world.list(vec![sighting("bob", 8, 2)]);
     world.pass(60_000);
     world.cookies(vec![cookie("bob", 2, 900)]);
     assert!(world.kernel.is_empty(), "{:?}", world.kernel);

@@ -278,3 +278,20 @@ fn r2_the_kernels_time_of_a_lock_counts_although_the_disk_does_not_know_this_boo
     world.start_as_after_a_reboot();
     assert!(world.kernel.keys().any(|entry| matches!(entry, Entry::Lock(_))), "{:?}", world.kernel);
 }
+
+#[test]
+fn r4_a_lock_whose_time_was_over_at_a_reboot_is_not_back_when_the_clock_is_set_back() {
+    let mut world = World::new();
+    world.now.wall = 1_700_000_000;
+    world.silence();
+    world.revoke(lock("alice", Some(Duration::from_secs(20))));
+    let entry = Entry::Lock(LockKey::new(&identity("alice")));
+    assert!(world.has(&entry));
+    // her cutoff stands, so that there still is a record
+    world.now.wall += 30;
+    world.reboot();
+    assert!(!world.has(&entry) && world.disk.records.contains_key(&1));
+    world.now.wall -= 15;
+    world.restart();
+    assert!(!world.has(&entry), "{:?}", world.disk.records);
+}

@@ -85,6 +85,9 @@ fn r2_the_refusal_outlasts_the_hours_that_refused_attempts_add_to_the_cookies_li
     }
     // only a complete list without it ends the refusal, once nobody is at the door with it
     world.cookies(vec![]);
+    assert!(world.has(&Entry::SafeId(safe_id(1))), "who came before it was gone?");
+    world.list(vec![]);
+    world.cookies(vec![]);
     assert!(world.kernel.is_empty(), "{:?}", world.kernel);
 }
 
@@ -172,6 +175,7 @@ fn r2_a_new_ocserv_has_no_old_cookies_and_nothing_is_refused_for_them() {
     world.revoke_fully("alice", 7, vec![cookie("alice", 1, 900)]);
     assert!(world.has(&Entry::SafeId(safe_id(1))));
     world.up(2, false);
+    world.cookies(vec![]);
     world.list(vec![]);
     world.pass(4_000);
     world.cookies(vec![]);
@@ -274,4 +278,53 @@ fn r2_a_refusal_is_not_taken_back_before_it_is_known_who_is_at_the_door() {
     world.list(vec![at_gate("alice", 17, 1)]);
     world.cookies(vec![]);
     assert!(!world.admitted(at_gate("alice", 17, 1)));
+}
+
+#[test]
+fn r1_who_connected_before_the_clock_was_set_back_is_not_taken_for_a_later_one() {
+    let connected = |since: u64| {
+        let mut world = World::new();
+        world.now.wall = 1_000;
+        world.revoke(user("alice"));
+        world.restart();
+        world.now.wall = 1_020;
+        world.up(1, false);
+        let mut hers = sighting("alice", 7, 1);
+        hers.observed.since = since;
+        world.list(vec![hers]);
+        world.has(&Entry::Device(device(7)))
+    };
+    // no daemon was there when it was set back from 1 340
+    assert!(connected(1_340), "it says nothing of whether she came before the revocation");
+    assert!(connected(990));
+    // R4: with no daemon there, the gate alone has let her in with a fresh cookie
+    assert!(!connected(1_010));
+}
+
+#[test]
+fn r2_who_came_to_the_door_before_the_cookie_was_deleted_is_refused_although_the_host_slept_meanwhile() {
+    let slept = |arrives: bool| {
+        let mut world = World::with(true, Rules::default());
+        let request = world.revoke(user("alice"));
+        world.cookies(vec![cookie("alice", 1, 900)]);
+        world.list(vec![]);
+        // a client comes with it, and nobody has told yet; then it is deleted, and then the host sleeps
+        world.give(Event::Terminated { server: server(), safe_id: safe_id(1), outcome: Ok(true) });
+        let asked = world.now.mono;
+        world.pass(3_600_000);
+        world.receipt(request);
+        world.give(Event::Cookies { server: server(), asked, outcome: Ok(vec![]) });
+        world.pass(50);
+        world.give(Event::Cookies { server: server(), asked, outcome: Ok(vec![]) });
+        world.list(if arrives { vec![at_gate("alice", 17, 1)] } else { vec![] });
+        world.cookies(vec![]);
+        world.cookies(vec![]);
+        world
+    };
+    let mut world = slept(true);
+    assert!(world.has(&Entry::Device(device(17))));
+    assert!(!world.admitted(at_gate("alice", 17, 1)));
+    // R7: and where nobody came, nothing is refused for ever
+    let world = slept(false);
+    assert!(!world.has(&Entry::SafeId(safe_id(1))), "{:?}", world.kernel);
 }

@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::registry::*;
-use crate::session::{Entry, Process};
+use crate::session::{CutoffKey, Entry, Process};
 
 #[test]
 fn r4_a_fresh_login_is_let_in_as_soon_as_the_answer_is_there() {
@@ -163,7 +163,7 @@ fn r4_a_fresh_login_that_the_gate_let_in_without_the_daemon_is_not_ended_by_the_
     world.connect("alice", 7, 1);
     world.revoke(user("alice"));
     world.silence();
-    let cutoff = Entry::Cutoff(crate::session::CutoffKey::new(&server(), "alice"));
+    let cutoff = Entry::Cutoff(CutoffKey::new(&server(), "alice"));
     assert!(world.has(&cutoff));
     let revoked_at = world.now.wall;
     world.restart();
@@ -179,4 +179,92 @@ fn r4_a_fresh_login_that_the_gate_let_in_without_the_daemon_is_not_ended_by_the_
     assert!(world.has(&Entry::Device(device(8))) && !world.has(&Entry::Device(device(9))));
     world.cookies(vec![cookie("alice", 2, revoked_at), cookie("alice", 3, revoked_at + 1)]);
     assert!(world.has(&Entry::SafeId(safe_id(2))) && !world.has(&Entry::SafeId(safe_id(3))));
+}
+
+#[test]
+fn r4_a_worker_that_was_gone_when_the_first_list_was_read_holds_up_no_fresh_login() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    world.revoke(user("alice"));
+    world.restart();
+    world.up(1, false);
+    // ocserv said so just before it was started anew, without its cookies: no process of it is visible any more
+    world.give(Event::ServerDown { server: server(), gone: true });
+    world.up(2, false);
+    let gone = Sighting { worker: None, device: None, netns: None, has_tun: false, ..sighting("bob", 7, 1) };
+    let asked = world.now.mono;
+    world.now.mono += Duration::from_millis(1);
+    world.give(Event::Listed { server: server(), asked, outcome: Ok(vec![gone]) });
+    // the next list was asked for in the moment in which that one came
+    let asked = world.now.mono;
+    world.give(Event::Listed { server: server(), asked, outcome: Ok(vec![]) });
+    world.effects.clear();
+    world.cookies(vec![cookie("alice", 3, 900)]);
+    assert_eq!(
+        world.asked(|e| matches!(e, Effect::AskList { .. })),
+        1,
+        "bob's cookie is not listed: is he there?"
+    );
+    world.list(vec![]);
+    world.now.wall += 10;
+    let ask = world.look(at_gate("alice", 18, 4), true);
+    world.cookies(vec![cookie("alice", 3, 900), cookie("alice", 4, world.now.wall)]);
+    assert_eq!(world.verdicts.get(&ask), Some(&Verdict::Admit));
+    assert!(!world.admitted(at_gate("alice", 19, 3)), "R2: her old one is refused");
+}
+
+#[test]
+fn r4_a_fresh_login_is_let_in_although_somebody_is_connected_whose_cookie_ocserv_deleted() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    // `occtl terminate session` leaves his session, and no list shows his cookie any more
+    world.now.wall = 2_000;
+    world.revoke(user("alice"));
+    for _ in 0..10 {
+        world.list(vec![sighting("bob", 7, 1)]);
+        world.cookies(vec![cookie("alice", 2, 1_900)]);
+        world.pass(300);
+    }
+    let cutoff = Entry::Cutoff(CutoffKey::new(&server(), "alice"));
+    assert!(world.has(&cutoff), "R2: a part of ocserv may not have told of its cookies");
+    world.now.wall = 2_010;
+    let cookies = vec![cookie("alice", 2, 1_900), cookie("alice", 3, 2_005)];
+    let fresh = world.look(at_gate("alice", 18, 3), true);
+    world.cookies(cookies.clone());
+    assert_eq!(world.verdicts.get(&fresh), Some(&Verdict::Admit), "it is listed, and its age is known");
+    world.list(vec![sighting("bob", 7, 1), sighting("alice", 18, 3)]);
+    assert!(!world.has(&Entry::Device(device(18))) && !world.has(&Entry::Device(device(7))));
+    // R2: not her old one, and none of unknown age
+    for (id, byte) in [(19, 2), (20, 4)] {
+        let old = world.look(at_gate("alice", id, byte), true);
+        world.cookies(cookies.clone());
+        world.pass(1_600);
+        assert!(world.refuses(old), "{:?}", world.verdicts);
+    }
+    // and not the same one after a further revocation
+    world.revoke(user("alice"));
+    assert!(world.has(&Entry::Device(device(18))));
+    assert!(!world.has(&Entry::Device(device(7))));
+}
+
+#[test]
+fn r7_ocserv_is_not_asked_again_and_again_while_its_list_is_not_complete() {
+    let mut world = World::new();
+    world.connect("bob", 7, 1);
+    world.revoke(user("alice"));
+    world.cookies(vec![cookie("bob", 1, 900)]);
+    world.silence();
+    world.revoke(user("alice"));
+    let ask = world.look(at_gate("alice", 18, 3), true);
+    world.effects.clear();
+    let asked = |world: &World| world.asked(|e| matches!(e, Effect::AskCookies { .. }));
+    for _ in 0..20 {
+        world.cookies(vec![]);
+    }
+    let before = asked(&world);
+    assert!(before <= 2, "asked {before} times within a moment");
+    world.pass(50);
+    assert_eq!(asked(&world), before + 1, "somebody waits");
+    world.cookies(vec![cookie("bob", 1, 900), cookie("alice", 3, world.now.wall + 1)]);
+    assert!(world.refuses(ask), "{:?}", world.verdicts);
 }

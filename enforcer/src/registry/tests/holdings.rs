@@ -75,7 +75,7 @@ fn apply(holdings: &mut Holdings, op: Op, out: &mut Vec<Effect>) {
         Op::But(entry, number) => holdings.release_others(&entry, &BTreeSet::from([number]), out),
         Op::Number(number) => holdings.release_number(number, out),
         Op::Session(session) => holdings.release_session(session, |e| !matches!(e, Entry::Flow(..)), out),
-        Op::Orphans => holdings.release_orphans(out),
+        Op::Orphans => holdings.release_orphans(|_| true, out),
         Op::Expire(at) => {
             holdings.expire(SECOND * at, out);
             assert!(holdings.next_expiry().is_none_or(|next| next > SECOND * at));

@@ -24,6 +24,9 @@ pub struct Machine {
     pub lifted: BTreeSet<Number>,
     /// Nobody could say of these whether they are older than a revocation.
     pub unclear: BTreeSet<SafeId>,
+    /// Of these nobody could say whether they had connected before a revocation: the clock was set back after it, with
+    /// no daemon there. As long as its cutoff stands they may be taken for later ones, and the list of cookies tells.
+    pub undatable: BTreeSet<Process>,
     /// Sessions whose device was seen in the kernel.
     pub dropped: BTreeSet<Process>,
     /// Whose device an earlier run dropped, for a lock that is over: the next list of cookies tells.
@@ -130,6 +133,7 @@ impl Machine {
         }
         let mut world = World::with(&["vpn"], Rules { realms, ..Rules::default() });
         world.late = true;
+        world.slow_conntrack = true;
         world.disk.late = true;
         world.disk.broken = fault.of_the_disk();
         world.disk.boot_id = world.boot_id.to_string();
@@ -143,6 +147,7 @@ impl Machine {
             orders: BTreeMap::new(),
             lifted: BTreeSet::new(),
             unclear: BTreeSet::new(),
+            undatable: BTreeSet::new(),
             dropped: BTreeSet::new(),
             undecided: BTreeSet::new(),
             asks: BTreeMap::new(),

@@ -6,7 +6,7 @@ use super::super::harness::*;
 use super::model::*;
 use super::ops::Op;
 use crate::registry::*;
-use crate::session::SafeId;
+use crate::session::{Guarded, LockKey, SafeId};
 
 fn asked(stands: u16) -> Option<Duration> {
     (stands > 0).then(|| Duration::from_secs(stands.into()))
@@ -25,11 +25,7 @@ impl Machine {
                 self.revoke(Order { stands: asked(stands), ..World::order(Target::Lock(who)) }, cookies);
             }
             Op::RevokeId(n) => {
-                let known = self.pick_worker(n).filter(|w| {
-                    let session = self.world.registry.session(&vpn(), w.process.pid);
-                    session.is_some_and(|s| s.worker == Some(w.process) && s.safe_id() == Some(w.cookie))
-                });
-                if let Some(worker) = known {
+                if let Some(worker) = self.pick_worker(n).filter(|w| self.is_known(w)) {
                     self.revoke(
                         World::order(Target::Id(worker.process.pid)),
                         BTreeSet::from([worker.cookie]),
@@ -57,14 +53,28 @@ impl Machine {
         }
     }
 
+    /// The daemon knows this worker's session.
+    pub fn is_known(&self, worker: &Worker) -> bool {
+        let session = self.world.registry.session(&vpn(), worker.process.pid);
+        session.is_some_and(|s| s.worker == Some(worker.process) && s.safe_id() == Some(worker.cookie))
+    }
+
     fn cookies_meant(&mut self, user: &str) -> BTreeSet<SafeId> {
-        // a cutoff that stands moves to this moment: whoever came between is under both
-        let between = self.cuts_off(user);
+        // a cutoff that stands moves to this moment: whoever came between is under both. So does one that the disk has
+        // still (it hangs): after a crash it is the same as that of the order which comes now
+        let (disk, key) = (&self.world.disk, self.cutoff_key(user));
+        let between = self.cuts_off(user) || disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some();
         let (all, others) = self.all_cookies_of(user);
         self.unclear.extend(others);
         if between {
             self.unclear.extend(&all);
         }
+        // (of those that the daemon knows it need not be said)
+        let (who, latest) = (self.person(user), self.world.registry.latest_wall(self.world.now));
+        let undatable = (self.world.workers.values())
+            .filter(|w| w.since > latest && self.person(&w.user) == who && !self.is_known(w))
+            .map(|w| w.process);
+        self.undatable.extend(undatable.collect::<Vec<_>>());
         all
     }
 
@@ -227,7 +237,16 @@ impl Machine {
             self.unlocks.remove(&request);
             match answer {
                 Answer::Receipt(_) | Answer::Nothing(_) => {
-                    for (_, order) in self.orders.iter_mut().filter(|(number, _)| numbers.contains(number)) {
+                    let nothing = matches!(answer, Answer::Nothing(_));
+                    let (disk, key) = (&self.world.disk, LockKey::new(&who));
+                    // its time was over, and the disk may not have heard of that: by a clock that is set back over a
+                    // reboot it is not over there
+                    let kept = |number| nothing && disk.may_have(number, Guarded::Lock(key));
+                    for (_, order) in self
+                        .orders
+                        .iter_mut()
+                        .filter(|(number, _)| numbers.contains(number) && !kept(**number))
+                    {
                         order.lock.take_if(|(its, _)| *its == who);
                     }
                 }

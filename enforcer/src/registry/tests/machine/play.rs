@@ -212,18 +212,36 @@ impl Machine {
         if self.fault == Fault::DevicesStay && matches!(task.what, Effect::WatchDevice { .. }) {
             return;
         }
-        if let Effect::Terminate { safe_id, .. } = &task.what
-            && !self.world.registry.marks.contains_key(safe_id)
-        {
-            // lifted while it was under way: with its cookie gone, of a worker that nobody has seen yet no list
-            // can tell any more that another revocation means it
-            self.unclear.insert(*safe_id);
-            self.orders.values_mut().for_each(|order| {
-                order.cookies.remove(safe_id);
-            });
+        if let Effect::Terminate { safe_id, .. } = &task.what {
+            if !self.world.registry.marks.contains_key(safe_id) {
+                // lifted while it was under way: with its cookie gone, of a worker that nobody has seen yet no list
+                // can tell any more that another revocation means it
+                self.unclear.insert(*safe_id);
+                self.orders.values_mut().for_each(|order| {
+                    order.cookies.remove(safe_id);
+                });
+            } else if self.user_of(*safe_id).is_some_and(|user| self.cuts_off(&user)) {
+                // nor that it does not: with a deleted cookie at the door one is taken for older than the cutoff, also
+                // once that what deleted the cookie is lifted
+                self.unclear.insert(*safe_id);
+                // nor, as above, that it does, of a worker that nobody has seen yet: whatever knows of that cookie by
+                // the cutoff alone
+                let mut theirs = self.world.workers.values().filter(|w| w.cookie == *safe_id);
+                if theirs.any(|w| !self.is_known(w)) {
+                    let by_name = self.world.registry.marks[safe_id].numbers.clone();
+                    let others = self.orders.iter_mut().filter(|(number, _)| !by_name.contains(number));
+                    others.for_each(|(_, order)| {
+                        order.cookies.remove(safe_id);
+                    });
+                }
+            }
         }
         self.world.carry_out(task);
         self.after();
+    }
+
+    fn user_of(&self, cookie: SafeId) -> Option<String> {
+        self.cookies.iter().find(|c| c.safe_id == cookie).map(|c| c.user.clone())
     }
 
     fn answer_stale(&mut self, task: Task) {

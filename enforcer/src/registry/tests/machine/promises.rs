@@ -55,7 +55,28 @@ impl Machine {
             }
         }
         self.take_answers();
+        self.track();
         self.check();
+    }
+
+    /// R3: no connection of somebody who may have it is deleted. Who sends has some from here on.
+    fn track(&mut self) {
+        let mine = |w: &Worker| {
+            let dropped = [Entry::Device(w.device), Entry::Address(self.world.netns, w.address)];
+            w.tun && !w.let_go && !dropped.iter().any(|entry| self.world.drops(entry))
+        };
+        let senders: Vec<Worker> = self.world.workers.values().filter(|w| mine(w)).cloned().collect();
+        for process in self.world.deleted.drain(..) {
+            let whose = senders.iter().find(|w| w.process == process);
+            assert!(whose.is_none(), "R3: connections of {whose:?} were deleted");
+        }
+        let Ok(Some(tracked)) = &mut self.world.tracked else { return };
+        for worker in senders {
+            let theirs = tracked.entry(worker.address).or_default();
+            if !theirs.contains(&worker.process) {
+                theirs.push(worker.process);
+            }
+        }
     }
 
     fn check(&mut self) {
@@ -75,7 +96,8 @@ impl Machine {
             let drops = self.world.drops(&Entry::Device(worker.device));
             // R1, R2: a revoked session's device is dropped from when it is known, and as long as it is there
             let seen = self.alive && known(worker).is_some_and(|s| s.device.is_some());
-            let undecided = !worker.tun && self.cuts_off(&worker.user);
+            let open = !worker.tun || self.undatable.contains(&worker.process);
+            let undecided = open && self.cuts_off(&worker.user);
             assert!(
                 !(must || self.locked(&worker.user)) || !seen || drops || undecided,
                 "R1: {worker:?} is not dropped"
@@ -86,6 +108,9 @@ impl Machine {
             );
             if drops {
                 self.dropped.insert(worker.process);
+            } else if !must && self.lifts.is_empty() && self.unlocks.is_empty() {
+                // what dropped it is over: a later revocation of it begins anew
+                self.dropped.remove(&worker.process);
             }
             if self.may_be_covered(worker.cookie) || self.may_be_locked(&worker.user) {
                 continue;
@@ -98,7 +123,11 @@ impl Machine {
                 self.alive && known(worker).is_some_and(|s| s.observed.addresses.contains(&worker.address));
             let hit = |entry: &Entry| self.in_force(entry).is_some_and(|it| it.stands == Stands::Leased);
             let by_address = hit(&Entry::Address(self.world.netns, worker.address));
-            assert!(!owns || worker.let_go || !by_address, "R3: {worker:?} is hit by its address");
+            // what the last owner has left is being taken out: nobody is let in meanwhile by a gate
+            let cleared = (self.world.tasks.iter()).any(|task| {
+                matches!(task.what, Effect::ForgetConnections { address, .. } if address == worker.address)
+            });
+            assert!(!owns || worker.let_go || cleared || !by_address, "R3: {worker:?} is hit by its address");
             let quiet = self.alive && self.world.tasks.is_empty() && self.world.registry.adopted_at.is_none();
             let by_flow = hit(&Entry::Flow(self.world.netns, worker.flow));
             assert!(!quiet || !by_flow, "R3: {worker:?} is hit by its flow");
