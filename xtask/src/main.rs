@@ -90,6 +90,12 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Bench { only, rounds, json } => {
             setup::setup()?;
+            if packages::is_debian() {
+                let missing = packages::missing(&packages::MEASURED)?;
+                if !missing.is_empty() {
+                    packages::install(&missing)?;
+                }
+            }
             bench::bench(&only, rounds, json.as_deref())?;
         }
         Task::Test { only } => {

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 19] = [
+pub const WANTED: [(&str, &str); 16] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -28,6 +28,10 @@ pub const WANTED: [(&str, &str); 19] = [
     ("systemd", "judges the unit, and runs it in a container"),
     ("sqlite3", "looks at the state as an administrator does"),
     ("bpftool", "a person's look into the kernel"),
+];
+
+/// What `cargo xtask bench` needs besides.
+pub const MEASURED: [(&str, &str); 3] = [
     ("ipset", "measured beside us"),
     ("xdp-tools", "likewise: xdp-filter"),
     ("ethtool", "sets up the devices that are measured"),
@@ -38,17 +42,17 @@ pub fn is_debian() -> bool {
     Path::new("/usr/bin/dpkg-query").exists() && Path::new("/usr/bin/apt-get").exists()
 }
 
-/// The wanted packages that are not installed; quick.
-pub fn missing() -> Result<Vec<&'static str>> {
+/// Those packages that are not installed; quick.
+pub fn missing(wanted: &[(&'static str, &str)]) -> Result<Vec<&'static str>> {
     let mut missing = Vec::new();
     let mut query = Command::new("dpkg-query");
-    query.args(["-W", "-f", "${db:Status-Status} ${Package}\n"]).args(WANTED.map(|(name, _)| name));
+    query.args(["-W", "-f", "${db:Status-Status} ${Package}\n"]).args(wanted.iter().map(|(name, _)| name));
     // it exits with 1 when it does not know one of them; those are not in its output
     let output = query.output().context("dpkg-query")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    for (name, _) in WANTED {
+    for (name, _) in wanted {
         if !text.lines().any(|line| line == format!("installed {name}")) {
-            missing.push(name);
+            missing.push(*name);
         }
     }
     Ok(missing)

@@ -24,7 +24,7 @@ pub fn setup() -> Result<()> {
     let start = Instant::now();
     let mut did = false;
     if packages::is_debian() {
-        let missing = packages::missing()?;
+        let missing = packages::missing(&packages::WANTED)?;
         if !missing.is_empty() {
             packages::install(&missing)?;
             did = true;
