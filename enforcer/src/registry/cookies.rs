@@ -147,12 +147,12 @@ impl Registry {
         }
         let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
-        let cookieless: Vec<(SessionKey, Entry)> = (self.sessions.values())
+        let cookieless: Vec<(SessionKey, Entry, Option<u64>)> = (self.sessions.values())
             .filter(|s| s.server == *name && s.seen_first < asked && !s.has_ended())
             .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id)))
             .map(|s| {
                 let who = self.rules.realms.identity(name, &s.observed.vhost, &s.observed.user);
-                (s.key, Entry::Cutoff(CutoffKey::of(name, &who)))
+                (s.key, Entry::Cutoff(CutoffKey::of(name, &who)), s.made)
             })
             .collect();
         for (cutoff, up_to) in due {
@@ -175,8 +175,18 @@ impl Registry {
                 }
             }
             // at the door with a cookie that was deleted meanwhile: most likely it is not a fresh one. Its session is
-            // refused, and dropped by its device; but its cookie is not marked, since nothing told that it is old
-            for (key, _) in cookieless.iter().filter(|(_, theirs)| *theirs == cutoff) {
+            // refused, and dropped by its device; but its cookie is marked only where a list told that it is old
+            for (key, _, made) in cookieless.iter().filter(|(_, theirs, _)| *theirs == cutoff) {
+                match made {
+                    Some(made) if *made > up_to => continue,
+                    Some(_) => {
+                        for number in &numbers {
+                            self.name_session(*key, *number, now, out);
+                        }
+                        continue;
+                    }
+                    None => {}
+                }
                 let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
                 if under.is_superset(&numbers) {
                     continue;

@@ -40,6 +40,7 @@ enum Of {
     Record(Number),
     Lift(Number),
     Forget(Number),
+    Clock,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +56,8 @@ pub(super) struct Durable {
     tried: Duration,
     /// The boot that was last written down with the clock.
     boot_id: Option<String>,
+    /// What the clock shows could not be written down: by what the disk has of it, what has a time may seem over.
+    clock_failed: bool,
     /// Why the last write failed, if it did.
     error: Option<String>,
 }
@@ -64,12 +67,17 @@ impl Registry {
     /// answered by [`super::Event::Stored`], in this order.
     pub fn take_writes(&mut self, now: Now) -> Vec<(Ticket, Write)> {
         let mut writes = Vec::new();
+        // a record's time means something by this clock alone
+        if self.holdings.has_touched() {
+            self.rewrite_clock(now);
+        }
         for write in std::mem::take(&mut self.durable.queue) {
             let of = match &write {
                 Write::Lift(number) => Some(Of::Lift(*number)),
                 // an unlock
                 Write::Keep(record) => Some(Of::Lift(record.number)),
                 Write::Forget(number) => Some(Of::Forget(*number)),
+                Write::Clock { .. } => Some(Of::Clock),
                 _ => None,
             };
             let ticket = self.durable.ticket(of);
@@ -101,6 +109,14 @@ impl Registry {
             self.durable.boot_id = Some(boot_id.clone());
         }
         self.durable.queue.push(write);
+    }
+
+    fn rewrite_clock(&mut self, now: Now) {
+        if std::mem::take(&mut self.durable.clock_failed)
+            && let Some(boot_id) = self.durable.boot_id.clone()
+        {
+            self.write(Write::Clock { wall: now.wall, boot_id });
+        }
     }
 
     pub(super) fn has_writes(&self) -> bool {
@@ -160,6 +176,7 @@ impl Registry {
             match of {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
                 Of::Lift(number) => self.lift_stored(number, &outcome, now, out),
+                Of::Clock => self.durable.clock_failed = outcome.is_err(),
                 Of::Forget(number) => {
                     if outcome.is_err() {
                         self.durable.doubtful.insert(number);
@@ -207,7 +224,8 @@ impl Registry {
 
     /// What could not be written is tried again.
     pub(super) fn retry_writes(&mut self, now: Now) {
-        if self.durable.unsaved.is_empty() || now.mono < self.durable.tried + RETRY_EVERY {
+        let nothing = self.durable.unsaved.is_empty() && !self.durable.clock_failed;
+        if nothing || now.mono < self.durable.tried + RETRY_EVERY {
             return;
         }
         // a disk that hangs is not given the same again and again
@@ -215,6 +233,7 @@ impl Registry {
             return;
         }
         self.durable.tried = now.mono;
+        self.rewrite_clock(now);
         for number in self.durable.unsaved.keys().take(RETRIES) {
             self.holdings.touch(*number);
         }

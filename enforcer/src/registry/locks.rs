@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::session::{Device, Entry, Identity, LockKey, ServerName};
 
-use super::{Effect, Effects, Number, Registry, Target};
+use super::{Effect, Effects, Number, Registry, SessionKey, Target};
 
 /// A lock that is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,13 @@ impl Registry {
                 (s.device, entries.collect())
             })
             .collect();
+        // of one that hangs, its sockets may be there still
+        let quiet: Vec<SessionKey> = (revocation.sessions.keys().copied())
+            .filter(|key| self.sessions.get(*key).is_some_and(|session| self.numbers_of(session).is_empty()))
+            .collect();
+        for key in quiet {
+            self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
+        }
         for (device, addresses) in free {
             for entry in device.map(Entry::Device).into_iter().chain(addresses) {
                 self.holdings.release(&entry, number, out);

@@ -190,6 +190,23 @@ fn r5_a_clock_that_is_set_while_a_record_is_on_its_way_moves_its_expiry_too() {
 }
 
 #[test]
+fn r5_a_clock_that_was_set_back_while_the_disk_was_full_is_told_to_it_later() {
+    let mut world = World::new();
+    world.now.wall = 1_800_000_000;
+    world.registry.write(Write::Clock { wall: world.now.wall, boot_id: "b".into() });
+    world.revoke(explicit(1, Some(Duration::from_secs(300))));
+    world.disk.full = true;
+    world.now.wall -= 500;
+    world.give(Event::Tick);
+    world.disk.full = false;
+    for _ in 0..50 {
+        world.pass(100);
+    }
+    world.reboot();
+    assert!(world.has(&on_address(1)), "by the clock of before it would be over");
+}
+
+#[test]
 fn r5_a_lift_is_on_the_disk_before_anything_leaves_the_kernel() {
     let mut world = World::new();
     world.revoke(explicit(1, None));

@@ -295,3 +295,18 @@ fn r4_a_lock_whose_time_was_over_at_a_reboot_is_not_back_when_the_clock_is_set_b
     world.restart();
     assert!(!world.has(&entry), "{:?}", world.disk.records);
 }
+
+#[test]
+fn r3_when_a_locks_time_is_over_nothing_of_a_session_that_it_alone_meant_is_dropped() {
+    let mut world = World::new();
+    world.revoke(lock("alice", Some(Duration::from_secs(60))));
+    settle(&mut world, &[]);
+    // it came up all the same (the gate was not there), and its worker hangs
+    world.list(vec![sighting("alice", 7, 1)]);
+    let key = world.key(7);
+    world.give(Event::Flows { key, outcome: Ok((NETNS, vec![flow(1)])) });
+    world.give(Event::Ended { key, ended: Ended { left: vec!["it hangs".into()], ..Ended::default() } });
+    assert!(world.has(&Entry::Flow(NETNS, flow(1))) && world.has(&Entry::Device(device(7))));
+    world.pass(60_000);
+    assert!(world.kernel.is_empty(), "{:?}", world.kernel);
+}

@@ -328,3 +328,24 @@ fn r2_who_came_to_the_door_before_the_cookie_was_deleted_is_refused_although_the
     let world = slept(false);
     assert!(!world.has(&Entry::SafeId(safe_id(1))), "{:?}", world.kernel);
 }
+
+#[test]
+fn r2_a_deleted_cookie_at_the_door_is_refused_by_what_a_list_told_of_its_age() {
+    let deleted = |created: u64| {
+        let mut world = World::new();
+        let asked = world.now.mono;
+        world.pass(10);
+        world.revoke(user("alice"));
+        world.see(at_gate("alice", 7, 1));
+        // this list is of before the revocation, and says nothing of whom there is now; but it tells the age
+        world.now.wall += 10;
+        let outcome = Ok(vec![cookie("alice", 1, created)]);
+        world.give(Event::Cookies { server: server(), asked, outcome });
+        world.list(vec![at_gate("alice", 7, 1)]);
+        world.cookies(vec![]);
+        (world.has(&Entry::SafeId(safe_id(1))), world.has(&Entry::Device(device(7))))
+    };
+    assert_eq!(deleted(900), (true, true), "also by the gate alone, if the daemon dies now");
+    // R3: it is known to be a fresh one
+    assert_eq!(deleted(1_005), (false, false));
+}
