@@ -212,6 +212,13 @@ impl Machine {
         self.world.drops(&Entry::Cutoff(self.cutoff_key(user)))
     }
 
+    /// It does so, or the disk has such a record still (or will have, once it takes what waits): after a crash it is
+    /// found there, and stands until the next list of cookies.
+    pub fn may_cut_off(&self, user: &str) -> bool {
+        let (disk, key) = (&self.world.disk, self.cutoff_key(user));
+        self.cuts_off(user) || disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some()
+    }
+
     /// The gate with no daemon: by the pinned maps, or by the disk.
     pub fn refused_alone(&self, worker: &Worker) -> bool {
         let (id, who, key) = (worker.cookie, self.person(&worker.user), self.cutoff_key(&worker.user));

@@ -60,10 +60,9 @@ impl Machine {
     }
 
     fn cookies_meant(&mut self, user: &str) -> BTreeSet<SafeId> {
-        // a cutoff that stands moves to this moment: whoever came between is under both. So does one that the disk has
-        // still (it hangs): after a crash it is the same as that of the order which comes now
-        let (disk, key) = (&self.world.disk, self.cutoff_key(user));
-        let between = self.cuts_off(user) || disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some();
+        // a cutoff that stands moves to this moment: whoever came between is under both. So does one that only the disk
+        // has: after a crash it is the same as that of the order which comes now
+        let between = self.may_cut_off(user);
         let (all, others) = self.all_cookies_of(user);
         self.unclear.extend(others);
         if between {

@@ -220,14 +220,14 @@ impl Machine {
                 self.orders.values_mut().for_each(|order| {
                     order.cookies.remove(safe_id);
                 });
-            } else if self.user_of(*safe_id).is_some_and(|user| self.cuts_off(&user)) {
+            } else if let Some(user) = self.user_of(*safe_id).filter(|user| self.may_cut_off(user)) {
                 // nor that it does not: with a deleted cookie at the door one is taken for older than the cutoff, also
                 // once that what deleted the cookie is lifted
                 self.unclear.insert(*safe_id);
                 // nor, as above, that it does, of a worker that nobody has seen yet: whatever knows of that cookie by
                 // the cutoff alone
                 let mut theirs = self.world.workers.values().filter(|w| w.cookie == *safe_id);
-                if theirs.any(|w| !self.is_known(w)) {
+                if self.cuts_off(&user) && theirs.any(|w| !self.is_known(w)) {
                     let by_name = self.world.registry.marks[safe_id].numbers.clone();
                     let others = self.orders.iter_mut().filter(|(number, _)| !by_name.contains(number));
                     others.for_each(|(_, order)| {
@@ -361,12 +361,7 @@ impl Machine {
         }
         if by < 0 {
             // a cookie from the future counts as old while a cutoff stands
-            let disk = &self.world.disk;
-            let kept = |c: &Cookie| {
-                let key = self.cutoff_key(&c.user);
-                disk.cutoff(key).or(disk.cutoff_under_way(key)).is_some()
-            };
-            let old = self.cookies.iter().filter(|c| self.cuts_off(&c.user) || kept(c));
+            let old = self.cookies.iter().filter(|c| self.may_cut_off(&c.user));
             let unclear: Vec<_> = old.map(|c| c.safe_id).collect();
             self.unclear.extend(unclear);
         }
