@@ -19,7 +19,7 @@ use enforcer::session::{
     CutoffKey, Device, Entry, Identity, LockKey, SafeId, ServerName, Stands, Token, TokenKind,
 };
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, LockValue, SafeIdValue, TOKEN_DTLS,
+    self, AddressKey, CutoffValue, DeviceKey, FOREVER, FlowKey, LEASED, LockValue, SafeIdValue, TOKEN_DTLS,
     TokenKey, UDP,
 };
 use enforcer_ebpf::packed::TICK_NS;
@@ -451,5 +451,33 @@ fn r1_r5_r7_a_full_table_grows_without_a_gap() {
         assert_eq!(dataplane.entries().unwrap().len(), 3);
         traffic.is_dropped();
         eprintln!("{sent:?} packets while a table grew, none leaked");
+    });
+}
+
+/// R5: a daemon that is killed while it makes its first maps leaves some of them; the next one makes the rest.
+#[test]
+fn r5_a_half_made_set_is_made_whole() {
+    lab(|lab| {
+        let maps = lab.pin_path().join("maps");
+        let names: Vec<&str> = layout::MAPS.iter().map(|definition| definition.name).collect();
+        let meta = names.iter().position(|name| *name == layout::META).unwrap();
+        for at in 0..names.len() {
+            // one is missing, or all from there on; what counts the layouts is always among those that are not written
+            for missing in
+                [vec![names[at], names[meta]], names[at..].iter().copied().chain([names[meta]]).collect()]
+            {
+                drop(Dataplane::open(with(lab, 64)).unwrap());
+                for name in missing {
+                    // the second time it is gone already
+                    let _ = std::fs::remove_file(maps.join(name));
+                }
+                let mut dataplane = Dataplane::open(with(lab, 64)).unwrap();
+                let entry = address(lab.netns(), CLIENT);
+                dataplane.insert(&entry, 1, Stands::Forever, NONE).unwrap();
+                assert_eq!(dataplane.entries().unwrap().len(), 1, "{}", names[at]);
+                drop(dataplane);
+                Dataplane::unload(&lab.pin_path()).unwrap();
+            }
+        }
     });
 }

@@ -178,7 +178,8 @@ fn rounded(standing: Standing) -> Standing {
 /// Every entry of a pinned table once, also of a layout that had but the plain map.
 pub(super) fn read<K: Kept>(folder: &Path, mut visit: impl FnMut(K, Standing) -> Result<()>) -> Result<()> {
     let cannot = || format!("cannot read the table {}", K::NAMES.plain);
-    if exists(&folder.join(K::NAMES.lines))? {
+    // one without the other: whoever was making them was killed, and has said nothing in them yet
+    if exists(&folder.join(K::NAMES.lines))? && exists(&folder.join(K::NAMES.buckets))? {
         let mut outcome = Ok(());
         Memory::<K>::open(folder, [K::NAMES.lines, K::NAMES.buckets])?.each(|key, standing| {
             if outcome.is_ok() {
