@@ -51,6 +51,7 @@ pub const META: &str = "meta";
 pub const HEARTBEAT: &str = "heartbeat";
 pub const PRESENT: &str = "present";
 pub const HASH_KEYS: &str = "hash_keys";
+pub const CLOCK: &str = "clock";
 
 /// Globals of the programs: how many buckets the packed tables have, and the secret of their hash.
 pub const FLOW_BUCKET_COUNT: &str = "FLOW_BUCKET_COUNT";
@@ -113,7 +114,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 20] = [
+pub const MAPS: [Definition; 21] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -134,6 +135,7 @@ pub const MAPS: [Definition; 20] = [
     array::<u64>(HEARTBEAT, Kind::Array, 1),
     array::<Present>(PRESENT, Kind::Array, 1),
     array::<HashKeys>(HASH_KEYS, Kind::Array, 1),
+    array::<Clock>(CLOCK, Kind::PerCpuArray, 1),
 ];
 
 /// The one entry of [`PRESENT`]: whether there is anything at all (not 0) in a table, so that an empty one costs no
@@ -145,6 +147,17 @@ pub struct Present {
     pub addresses: u32,
     pub devices: u32,
     pub tokens: u32,
+}
+
+/// The one entry of [`CLOCK`] of a CPU: what its clock said when it last asked. The kernel counts jiffies in step with
+/// CLOCK_MONOTONIC and can be asked for them without a call, so that a flood asks the clock once a jiffy (1 to 10 ms)
+/// and not once a packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Clock {
+    pub jiffies: u64,
+    /// 0: it has never asked.
+    pub now_ns: u64,
 }
 
 /// An IPv4 (mapped: `::ffff:a.b.c.d`) or IPv6 address, in network byte order.
@@ -407,6 +420,7 @@ const _: () = {
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<Present>() == 16);
     assert!(size_of::<HashKeys>() == 104);
+    assert!(size_of::<Clock>() == 16);
     assert!(size_of::<crate::counters::Count>() == 16);
 };
 

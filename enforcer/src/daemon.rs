@@ -27,7 +27,8 @@ use crate::dataplane::Dataplane;
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
-    Adopted, Answer, Ask, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
+    Adopted, Answer, Ask, Effect, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow,
+    Verdict,
 };
 use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
 
@@ -46,6 +47,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const QUEUE: usize = 4_096;
 /// How many events `show events` remembers.
 const MAX_EVENTS: usize = 1_000;
+/// So many effects are looked at together before the first of them is done.
+const AT_ONCE: usize = 32;
 
 /// What the loop waits for.
 enum Input {
@@ -357,9 +360,20 @@ impl Daemon {
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
         tracing::debug!(?event);
-        for effect in self.registry.handle(event, now()) {
-            tracing::debug!(?effect);
-            self.apply(effect);
+        let mut effects = self.registry.handle(event, now()).into_iter();
+        loop {
+            let some: Vec<Effect> = effects.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                return;
+            }
+            self.dataplane.expect(some.iter().filter_map(|effect| match effect {
+                Effect::Insert { entry, .. } => Some(entry),
+                _ => None,
+            }));
+            for effect in some {
+                tracing::debug!(?effect);
+                self.apply(effect);
+            }
         }
     }
 

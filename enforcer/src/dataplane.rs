@@ -358,6 +358,11 @@ impl Dataplane {
         Ok(gone)
     }
 
+    /// These are put in next, some dozens at a time: a hint, by which the memory that they need is on its way meanwhile.
+    pub fn expect<'a>(&self, entries: impl Iterator<Item = &'a Entry> + Clone) {
+        self.tables.expect(entries);
+    }
+
     /// Says it in the kernel; the next packet (or login) meets it.
     ///
     /// An entry that is there already: of the same revocation, its `stands` becomes the given one and its hits

@@ -126,18 +126,26 @@ fn copied(plan: &Plan) -> impl Iterator<Item = &'static Definition> {
 
 /// How many entries are rebuilt before the lease is renewed.
 const AT_ONCE: u32 = 4096;
+/// ... and how many whose memory is asked for together.
+const TOGETHER: usize = 32;
 
 /// Every entry, in its place among other buckets. Hits begin at 0.
 fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
     let mut count = 0_u32;
+    let mut some = Vec::with_capacity(TOGETHER);
+    let mut put = |some: &mut Vec<(K, Standing)>| {
+        to.expect(some.iter().map(|(key, _)| *key));
+        some.drain(..).try_for_each(|(key, new)| to.put(key, new, |_| new).map_err(anyhow::Error::new))
+    };
     standings::read::<K>(&from.maps, |key, standing| {
         count = count.wrapping_add(1);
         if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
-        let new = Standing { hits: 0, last_ns: 0, ..standing };
-        to.put(key, new, |_| new).map_err(anyhow::Error::new)
+        some.push((key, Standing { hits: 0, last_ns: 0, ..standing }));
+        if some.len() < TOGETHER { Ok(()) } else { put(&mut some) }
     })
+    .and_then(|()| put(&mut some))
     .with_context(|| format!("cannot rebuild the table {}", K::NAMES.plain))
 }
 
