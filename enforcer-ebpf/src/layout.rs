@@ -62,8 +62,8 @@ pub const NETNS: &str = "NETNS";
 
 /// The global of the programs that says which local UDP ports are OpenVPN's: [`OpenvpnPorts`].
 pub const OPENVPN_PORTS: &str = "OPENVPN_PORTS";
-/// How many ports can be OpenVPN's. Each one costs every UDP packet a comparison, and one that is not there nothing:
-/// the verifier takes it out of the program.
+/// How many ports can be OpenVPN's. Each one costs every UDP packet a comparison; what there would be to do for those
+/// that are not there, the verifier takes out of the program.
 pub const OPENVPN_PORTS_MOST: usize = 4;
 /// Local UDP ports in network byte order, from the front; 0: no port.
 pub type OpenvpnPorts = [u16; OPENVPN_PORTS_MOST];

@@ -218,6 +218,37 @@ fn r1_openvpn_tls_crypt_v2() {
     tunnel("openvpn-crypt-v2", Protection::CryptV2);
 }
 
+/// R1, R6: a client that comes from another port without connecting anew (its NAT has changed its mind) shows no id
+/// there: its data passes, as is said. With its tunnel address it ends wherever it is.
+#[test]
+fn r1_r6_openvpn_a_client_that_floats_ends_with_its_tunnel_address() {
+    let scene = scene("openvpn-float");
+    let (alice, bob) = (&scene.alice, &scene.bob);
+    let server = OpenvpnServer::start(&scene.lab, Protection::None, &["alice", "bob"]);
+    let listener = Listener::new(&scene.lab.gateway);
+    let tunnel = server.connect(alice, 40_000, "");
+    let bobs = server.connect(bob, 40_000, "");
+    let (hers, his) = (flood(&scene, alice, &tunnel), flood(&scene, bob, &bobs));
+    hers.flowing();
+    let id = hex(id_of(&listener.heard(), alice.outer_v4));
+    let answer = scene.enforcer.cli(&["revoke", "token", "openvpn", &id]).code(DONE);
+    hers.wait_sent(50);
+    assert_eq!(hers.passed_after(answer.answered).len(), 0);
+    scene.lab.router.nft(&format!(
+        "table ip other {{\nchain post {{\ntype nat hook postrouting priority 100\n\
+         ip saddr {0} udp dport {PORT} snat to {0}:45000\n}}\n}}\n",
+        alice.outer_v4
+    ));
+    hers.flowing();
+    let is_floated = |one: &Heard| *one.from.ip() == alice.outer_v4 && one.from.port() == 45_000;
+    assert!(listener.heard().iter().any(is_floated));
+    let address = tunnel.v4.to_string();
+    let answer = scene.enforcer.cli(&["revoke", "address", &address, "--for", "10min"]).code(DONE);
+    hers.wait_sent(50);
+    assert_eq!(hers.passed_after(answer.answered).len(), 0);
+    his.flowing();
+}
+
 /// R5, R6: the revocation outlives the daemon and the host, and is a line of a list; where no port is OpenVPN's it is
 /// refused, and what is there already is told of.
 #[test]
