@@ -61,6 +61,14 @@ pub const HASH_SECRET: &str = "HASH_SECRET";
 /// The global of the programs that says in which network namespace this instance runs.
 pub const NETNS: &str = "NETNS";
 
+/// The global of the programs that says which local UDP ports are OpenVPN's: [`OpenvpnPorts`].
+pub const OPENVPN_PORTS: &str = "OPENVPN_PORTS";
+/// How many ports can be OpenVPN's. Each one costs every UDP packet a comparison; what there would be to do for those
+/// that are not there, the verifier takes out of the program.
+pub const OPENVPN_PORTS_MOST: usize = 4;
+/// Local UDP ports in network byte order, from the front; 0: no port.
+pub type OpenvpnPorts = [u16; OPENVPN_PORTS_MOST];
+
 /// `BPF_MAP_TYPE_*` of the maps we use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -286,6 +294,10 @@ pub struct FragmentKey {
 
 /// [`TokenKey::kind`] of a DTLS session id.
 pub const TOKEN_DTLS: u32 = 1;
+/// ... and of an OpenVPN session id. The maps of a version that does not know it are the same: no [`ABI`] of its own.
+pub const TOKEN_OPENVPN: u32 = 2;
+/// How many bytes an OpenVPN session id has, always.
+pub const OPENVPN_ID: usize = 8;
 
 /// Of how many flows it is remembered which token they showed last ([`LEARNED`]). Whoever floods with hellos makes it
 /// forget: what is in there is a help, and nothing relies on it.

@@ -37,8 +37,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
+use enforcer_ebpf::layout::{OPENVPN_PORTS_MOST, OpenvpnPorts};
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
@@ -63,6 +64,9 @@ pub struct Settings {
     pub xdp: XdpPreference,
     pub tc: TcPreference,
     pub capacities: Capacities,
+    /// Local UDP ports at which OpenVPN is spoken, 1 to 65535, at most [`OPENVPN_PORTS_MOST`] of them. A change is in force
+    /// at a device once [`Dataplane::attach`] was called for it.
+    pub openvpn_ports: Vec<u16>,
     /// Whoever opens it fills new maps with what stands, and calls [`Dataplane::filled`]: until then no gate takes them
     /// for the whole truth.
     pub fill: bool,
@@ -75,6 +79,7 @@ impl Default for Settings {
             xdp: XdpPreference::Auto,
             tc: TcPreference::Auto,
             capacities: Capacities::default(),
+            openvpn_ports: Vec::new(),
             fill: false,
         }
     }
@@ -182,6 +187,7 @@ pub struct Dataplane {
     settings: Settings,
     /// What the maps are made for at the moment.
     sized: Capacities,
+    openvpn: OpenvpnPorts,
     pins: Pins,
     tables: Tables,
     /// The loaded programs, by the namespace in which they run.
@@ -219,9 +225,10 @@ impl Dataplane {
     ///
     /// # Errors
     /// Pinned maps of a newer layout or of an unknown shape, or a capacity smaller than what is in the table: then
-    /// nothing is changed. A kernel or a caller that cannot do BPF (root, or CAP_BPF, CAP_NET_ADMIN and
-    /// CAP_SYS_ADMIN).
+    /// nothing is changed. Ports of OpenVPN that are none or too many. A kernel or a caller that cannot do BPF (root, or
+    /// CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN).
     pub fn open(settings: Settings) -> Result<Self> {
+        let openvpn = openvpn_ports(&settings.openvpn_ports)?;
         let pins = Pins::below(&settings.pin_path);
         host::raise_descriptors()?;
         host::prepare(&pins.root)?;
@@ -234,9 +241,9 @@ impl Dataplane {
         // before a migration renews the lease
         let lapsed = lapsed(&pins)?;
         let instances = if plan.migrates() {
-            migrate::migrate(&pins, &plan, own)?
+            migrate::migrate(&pins, &plan, openvpn, own)?
         } else {
-            let load = |netns| Instance::load(&pins, &plan.sized, netns);
+            let load = |netns| Instance::load(&pins, &plan.sized, openvpn, netns);
             let mut instances = HashMap::from([(own, load(own)?)]);
             // programs that hang somewhere may use maps that are pinned no more
             if cut_short || plan.makes() {
@@ -249,6 +256,7 @@ impl Dataplane {
         Ok(Self {
             settings,
             sized: plan.sized,
+            openvpn,
             pins,
             tables,
             instances,
@@ -299,7 +307,7 @@ impl Dataplane {
         };
         let place = Place { netns_fd, device, name, framing };
         if !self.instances.contains_key(&netns) {
-            let instance = Instance::load(&self.pins, &self.sized, netns)?;
+            let instance = Instance::load(&self.pins, &self.sized, self.openvpn, netns)?;
             self.kept.verify(&instance)?;
             self.instances.insert(netns, instance);
         }
@@ -406,7 +414,7 @@ impl Dataplane {
         self.tables.hits(entry)
     }
 
-    /// The token that a flow has shown last (a DTLS session id), if the programs saw and still remember it.
+    /// The token that a flow has shown last (a session id of DTLS or OpenVPN), if the programs saw and still remember it.
     pub fn learned(&self, netns: Netns, flow: Flow) -> Option<Token> {
         self.tables.learned(netns, flow)
     }
@@ -500,7 +508,7 @@ impl Dataplane {
     /// # Errors
     /// The ring buffer cannot be opened.
     pub fn logger(&self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        let mut instance = Instance::load(&self.pins, &self.sized, self.own)?;
+        let mut instance = Instance::load(&self.pins, &self.sized, self.openvpn, self.own)?;
         self.kept.verify(&instance)?;
         EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
     }
@@ -514,6 +522,18 @@ impl Dataplane {
     pub fn kernel_monotonic_ns() -> u64 {
         host::monotonic_ns()
     }
+}
+
+/// As the programs have them.
+fn openvpn_ports(configured: &[u16]) -> Result<OpenvpnPorts> {
+    let mut ports = OpenvpnPorts::default();
+    if configured.len() > ports.len() || configured.contains(&0) {
+        bail!("OpenVPN's ports are {configured:?}: at most {OPENVPN_PORTS_MOST}, from 1 to 65535");
+    }
+    for (port, configured) in ports.iter_mut().zip(configured) {
+        *port = configured.to_be();
+    }
+    Ok(ports)
 }
 
 /// Whether the lease that is written there has run out. `false` if there is none, or never was one.

@@ -14,7 +14,7 @@ use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
 use enforcer_ebpf::layout::{
     AddressKey, Clock, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
-    NO_PREALLOC, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    NO_PREALLOC, OPENVPN_PORTS_MOST, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
@@ -44,6 +44,10 @@ static HASH_SECRET: [Global<u64>; 13] = [const { Global::new(0) }; 13];
 static FLOW_BUCKET_COUNT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static ADDRESS_BUCKET_COUNT: Global<u32> = Global::new(0);
+
+/// [`enforcer_ebpf::layout::OpenvpnPorts`], set by the loader.
+#[unsafe(no_mangle)]
+static OPENVPN_PORTS: [Global<u16>; OPENVPN_PORTS_MOST] = [const { Global::new(0) }; OPENVPN_PORTS_MOST];
 
 // The capacities are set by the loader.
 #[btf_map(name = "flow_lines")]
@@ -266,8 +270,39 @@ impl World for Tables {
         let _ = LEARNED.insert(flow, token, 0);
     }
 
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn shown(&self, flow: &FlowKey) -> Option<Found> {
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).tokens }) {
+            return None;
+        }
+        let token = LEARNED.get_ptr(flow)?;
+        // SAFETY: a value of the map. Where another packet of the flow shows another token at this moment, what is read
+        // may be a part of each, which is nobody's.
+        TOKENS.get_ptr_mut(unsafe { &*token }).map(Found::Plain)
+    }
+
+    #[inline(always)]
+    fn is_openvpn(&self, port: u16) -> bool {
+        for configured in &OPENVPN_PORTS {
+            match configured.load() {
+                // the verifier knows it, and takes out what comes after it
+                0 => return false,
+                configured if configured == port => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
     #[cfg(feature = "abi-2")]
     fn learn(&self, _: &FlowKey, _: &TokenKey) {}
+
+    #[cfg(feature = "abi-2")]
+    fn shown(&self, _: &FlowKey) -> Option<Found> {
+        None
+    }
 
     #[cfg(feature = "abi-2")]
     fn fragments(&self, _: &FragmentKey) -> Option<u64> {

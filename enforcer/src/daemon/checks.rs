@@ -7,6 +7,7 @@ use crate::control::api;
 use crate::dataplane::Role;
 use crate::ocserv::FeedState;
 use crate::registry::{GateState, ServerState};
+use crate::session::TokenKind;
 
 use super::Daemon;
 
@@ -153,6 +154,15 @@ impl Daemon {
             } else {
                 finding("ok", format!("{what}: {}", on.join(", ")), "")
             });
+        }
+        if self.config.kernel.openvpn_ports.is_empty()
+            && self.registry.holdings().has_token_of(TokenKind::Openvpn)
+        {
+            findings.push(finding(
+                "error",
+                "OpenVPN session ids are revoked, and NOT dropped: no port is OpenVPN's any more",
+                "name its UDP ports in [kernel] openvpn-ports and restart the daemon, or lift those revocations",
+            ));
         }
         for usage in self.dataplane.usage().iter().filter(|u| u.used * 10 >= u.capacity * 9) {
             findings.push(finding(

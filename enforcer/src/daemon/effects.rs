@@ -46,6 +46,7 @@ pub(super) fn settings(config: &Config) -> Settings {
             cutoffs: capacity.cutoffs,
             locks: capacity.locks,
         },
+        openvpn_ports: config.kernel.openvpn_ports.clone(),
         fill: true,
     }
 }

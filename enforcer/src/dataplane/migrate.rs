@@ -16,7 +16,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use enforcer_ebpf::counters::Count;
-use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, Present, Standing};
+use enforcer_ebpf::layout::{
+    self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, OpenvpnPorts, Present, Standing,
+};
 use enforcer_ebpf::verdict::lease_holds;
 
 use super::keys::{HITS_CUTOFF, HITS_LOCK, HITS_SAFE_ID};
@@ -34,7 +36,12 @@ use crate::session::Netns;
 ///
 /// # Errors
 /// The kernel refuses something. The old set counts then; the next start throws the new one away.
-pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Netns, Instance>> {
+pub(super) fn migrate(
+    pins: &Pins,
+    plan: &Plan,
+    openvpn: OpenvpnPorts,
+    own: Netns,
+) -> Result<HashMap<Netns, Instance>> {
     let capacities = &plan.sized;
     let next = pins.with_maps(&pins.next);
     host::make(&next.maps)?;
@@ -46,7 +53,7 @@ pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Ne
             sys::pin(map.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
         }
     }
-    let first = Instance::load(&next, capacities, own)?;
+    let first = Instance::load(&next, capacities, openvpn, own)?;
     let lease = Lease::open(pins)?;
     for definition in copied(plan) {
         copy(&pinned(pins, definition)?, &pinned(&next, definition)?, definition, &lease)?;
@@ -79,7 +86,7 @@ pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Ne
     let mut instances = HashMap::from([(own, first)]);
     hooks::renew_all(pins, &mut instances, |netns| {
         lease.keep()?;
-        Instance::load(&next, capacities, netns)
+        Instance::load(&next, capacities, openvpn, netns)
     })?;
 
     for definition in copied(plan) {
