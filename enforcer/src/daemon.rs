@@ -5,6 +5,7 @@ mod checks;
 mod choice;
 mod connections;
 mod effects;
+mod following;
 mod guard;
 mod interfaces;
 mod namespaces;

@@ -140,7 +140,7 @@ fn check_tells_of_names_without_interface_and_of_places_that_are_taken() {
     let said = findings(&enforcer);
     assert!(said.contains("no interface is called typo0"), "{said}");
     assert!(said.contains("another XDP program is on wan0"), "{said}");
-    lab.gateway.ip("link add typo0 type veth peer name typo1\n");
+    lab.gateway.ip("link add typo0 type veth peer name far0\n");
     has(&enforcer, &["typo0"]);
     assert!(!findings(&enforcer).contains("typo0, which"));
     // theirs goes: ours comes by itself
@@ -169,7 +169,9 @@ fn r1_a_thousand_devices_come_and_go_and_nothing_is_leaked_or_missed() {
     let (lab, enforcer) = gateway("ifchurn", "[\"t*\"]");
     let sink = Sink::new(&lab);
     // once through everything, before it is counted
-    drop(Tun::create(&lab.gateway, "t0"));
+    let first = Tun::create(&lab.gateway, "t0");
+    has(&enforcer, &["t0"]);
+    drop(first);
     has(&enforcer, &[]);
     eventually("the first device is let go of", BOUND, || pins(&enforcer).is_empty().then_some(()));
     let (descriptors, memory) = holds(&enforcer);
@@ -188,7 +190,11 @@ fn r1_a_thousand_devices_come_and_go_and_nothing_is_leaked_or_missed() {
     eventually("all are let go of", BOUND, || {
         (pins(&enforcer).is_empty() && names(&enforcer).is_empty()).then_some(())
     });
-    eventually("no descriptor is left", BOUND, || (holds(&enforcer).0 <= descriptors).then_some(()));
+    eventually(
+        &format!("no descriptor is left, of {} beside {descriptors}", holds(&enforcer).0),
+        BOUND,
+        || (holds(&enforcer).0 <= descriptors).then_some(()),
+    );
     let grown = holds(&enforcer).1.saturating_sub(memory);
     eprintln!("the daemon's memory: {memory} KiB before, {grown} KiB more after");
     assert!(grown < 16_384, "{grown} KiB more than before");

@@ -6,32 +6,24 @@
 //! work. A session's device does not stand there: it has its programs before the gate answers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use crate::control::api;
 use crate::dataplane::{Ahead, Role};
-use crate::links::{Change, Link, Lister, Wanted, Watcher};
-use crate::process;
+use crate::links::{Change, Link, Lister};
 use crate::registry::Event;
 use crate::session::{Device, Netns};
 
+use super::Daemon;
 use super::checks::finding;
-use super::choice::{Patterns, choose};
-use super::{Daemon, Input};
+use super::choice::choose;
+use super::following::Watching;
 
 /// How long the loop attaches before it looks at its other work.
 const SLICE: Duration = Duration::from_millis(20);
 /// How often what could not be attached is tried again, and it is looked whether everything still hangs.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
-/// How long what is chosen in a namespace that is new may keep the loop; the rest is queued.
-const AT_ONCE: Duration = Duration::from_secs(1);
-/// How long a namespace is held after its server ended: until then its sessions' connections have been taken out of
-/// connection tracking, and a server that is started again is there.
-const LEAVE_AFTER: Duration = Duration::from_secs(15);
-/// Between two lists of a namespace's interfaces: a burst is one change.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How long a watcher that fails waits.
-const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// How many troubles `check` and `show status` tell.
 const MAX_TROUBLES: usize = 20;
 
@@ -42,32 +34,25 @@ pub(super) struct Interfaces {
     /// What the configuration has chosen.
     chosen: BTreeSet<Place>,
     /// Tunnel devices of sessions. They keep their programs, whatever they are called.
-    sessions: BTreeSet<Device>,
+    pub sessions: BTreeSet<Device>,
     due: VecDeque<Place>,
     /// What is in `due`.
     queued: BTreeSet<Place>,
     /// Where programs could not be attached, and why.
     failing: BTreeMap<Place, String>,
     /// Names in the configuration that no interface has.
-    missing: BTreeMap<Netns, Vec<String>>,
+    pub missing: BTreeMap<Netns, Vec<String>>,
     looked: Option<Instant>,
-    watchers: BTreeMap<Netns, Task>,
-}
-
-/// A task that ends with its handle.
-struct Task(tokio::task::JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// Up to where it was looked whether everything hangs still.
+    looked_at: Option<Place>,
+    pub watchers: BTreeMap<Netns, Watching>,
 }
 
 /// What a watcher tells the loop.
 pub(super) struct Told {
-    netns: Netns,
-    change: Change,
-    links: Result<Vec<Link>, String>,
+    pub netns: Netns,
+    pub change: Change,
+    pub links: Result<Vec<Link>, String>,
 }
 
 impl Interfaces {
@@ -144,86 +129,12 @@ impl Daemon {
         }
     }
 
-    /// From now on the loop is told of changes there. To be called within the runtime.
-    pub(super) fn watch_interfaces(&mut self, netns: Netns) {
-        let (inputs, wanted) = (self.inputs.clone(), self.wanted_in(netns));
-        let opened = (|| {
-            let fd = self.namespaces.fd(netns);
-            Ok::<_, std::io::Error>((Watcher::open(fd, wanted, None)?, Lister::open(fd, wanted)?))
-        })();
-        match opened {
-            Ok((watcher, lister)) => {
-                let task = tokio::spawn(watch(netns, watcher, lister, inputs));
-                self.interfaces.watchers.insert(netns, Task(task));
-            }
-            Err(error) => self.warn(format!(
-                "interfaces that come later in net:[{}] will not be noticed: {error}",
-                netns.0
-            )),
-        }
-    }
-
-    /// A server lives there, and its interfaces are followed as ours are.
-    pub(super) fn follow(&mut self, netns: Netns) {
-        self.list_interfaces(netns);
-        let until = Instant::now() + AT_ONCE;
-        while self.interfaces.is_due() && Instant::now() < until {
-            self.attach_due();
-        }
-        self.watch_interfaces(netns);
-    }
-
-    /// Lets go of namespaces in which no server has lived for a time: whoever holds one open keeps it alive. What hangs
-    /// there stays, and goes with the namespace.
-    fn leave_namespaces(&mut self) {
-        let own = self.namespaces.own();
-        for server in self.servers.values_mut() {
-            if server.followed.is_empty() || server.main.is_some_and(process::is_alive) {
-                server.left = None;
-            } else if server.left.get_or_insert_with(Instant::now).elapsed() >= LEAVE_AFTER {
-                server.followed.clear();
-                server.left = None;
-            }
-        }
-        for netns in self.namespaces.known() {
-            let followed = self.servers.values().any(|server| server.followed.contains(&netns));
-            let sessions = self.interfaces.sessions.iter().any(|device| device.netns == netns);
-            if netns != own && !followed && !sessions {
-                self.interfaces.watchers.remove(&netns);
-                self.interfaces.missing.remove(&netns);
-                self.namespaces.leave(netns);
-                tracing::info!("no server lives in net:[{}] any more: it is not followed", netns.0);
-            }
-        }
-    }
-
     /// Everything that is chosen in that namespace is queued, at once.
     pub(super) fn list_interfaces(&mut self, netns: Netns) {
         let wanted = self.wanted_in(netns);
         let listed = Lister::open(self.namespaces.fd(netns), wanted).and_then(|mut lister| lister.list());
         let links = listed.map_err(|error| error.to_string());
         self.interfaces_changed(Told { netns, change: Change::default(), links });
-    }
-
-    /// What the configuration says of a namespace: `[kernel]` of our own, and of another one every server in it.
-    fn patterns_in(&self, netns: Netns) -> Vec<Patterns> {
-        if netns == self.namespaces.own() {
-            let kernel = &self.config.kernel;
-            return vec![Patterns { outer: kernel.outer.clone(), inner: kernel.inner.clone() }];
-        }
-        (self.servers.values())
-            .filter(|server| server.followed.contains(&netns))
-            .map(|server| Patterns {
-                outer: server.settings.outer.clone(),
-                inner: server.settings.inner.clone(),
-            })
-            .collect()
-    }
-
-    fn wanted_in(&self, netns: Netns) -> Wanted {
-        let all = self.patterns_in(netns);
-        let any = |which: fn(&Wanted) -> bool| all.iter().any(|patterns| which(&patterns.wanted()));
-        Wanted { addresses: any(|wanted| wanted.addresses), routes: any(|wanted| wanted.routes) }
     }
 
     /// For `check`.
@@ -403,6 +314,9 @@ impl Daemon {
             self.device_gone(device);
         }
         if again {
+            self.try_again();
+        }
+        if again || self.interfaces.looked_at.is_some() {
             self.look_again();
         }
         if !self.interfaces.is_due() {
@@ -417,56 +331,35 @@ impl Daemon {
         self.handle(Event::DeviceGone { device });
     }
 
-    fn look_again(&mut self) {
-        let sessions = self.interfaces.sessions.iter().map(|device| (*device, Role::Tunnel));
-        // also what could not be attached the last time
-        let missing: Vec<Place> = (self.interfaces.chosen.iter().copied().chain(sessions))
-            .filter(|(device, _)| self.namespaces.knows(device.netns))
-            .filter(|(device, role)| !self.dataplane.is_attached(*device, *role))
-            .collect();
-        for place in missing {
-            self.interfaces.queue(place);
-        }
+    /// What could not be attached is tried again.
+    fn try_again(&mut self) {
+        let failing: Vec<Place> = self.interfaces.failing.keys().copied().collect();
+        failing.into_iter().for_each(|place| self.interfaces.queue(place));
     }
-}
 
-/// Lists at once when something changes, and tells the loop; not more often than every [`PAUSE`].
-async fn watch(netns: Netns, mut watcher: Watcher, lister: Lister, inputs: tokio::sync::mpsc::Sender<Input>) {
-    let mut lister = Some(lister);
-    // what has changed between the first list and the first word
-    let mut change = Change::default();
-    loop {
-        if change.overrun {
-            tracing::info!(
-                "more interfaces have changed in net:[{}] than could be told: listing all",
-                netns.0
-            );
-        }
-        let Some(mut its) = lister.take() else { return };
-        let listed = tokio::task::spawn_blocking(move || {
-            let links = its.list().map_err(|error| error.to_string());
-            (its, links)
-        });
-        let Ok((its, links)) = listed.await else { return };
-        lister = Some(its);
-        let failed = links.is_err();
-        if inputs
-            .send(Input::Links(Told { netns, change: std::mem::take(&mut change), links }))
-            .await
-            .is_err()
-        {
-            return;
-        }
-        tokio::time::sleep(if failed { FAILED_PAUSE } else { PAUSE }).await;
-        if failed {
-            continue;
-        }
-        match watcher.changed().await {
-            Ok(what) => change.join(what),
-            Err(error) => {
-                tracing::warn!(%error, "interfaces cannot be watched; listing them every second");
-                tokio::time::sleep(FAILED_PAUSE).await;
+    /// Whether everything hangs still: a part of it, and the next time the next one. Each look takes the kernel's lock
+    /// for network devices, for which others may wait long.
+    fn look_again(&mut self) {
+        let until = Instant::now() + SLICE;
+        let from = self.interfaces.looked_at.map_or(Bound::Unbounded, Bound::Excluded);
+        let sessions: BTreeSet<Place> =
+            self.interfaces.sessions.iter().map(|device| (*device, Role::Tunnel)).collect();
+        let rest: Vec<Place> = (self.interfaces.chosen.range((from, Bound::Unbounded)))
+            .chain(sessions.range((from, Bound::Unbounded)))
+            .copied()
+            .collect::<BTreeSet<Place>>()
+            .into_iter()
+            .collect();
+        for place in rest {
+            let (device, role) = place;
+            if self.namespaces.knows(device.netns) && !self.dataplane.hangs(device, role) {
+                self.interfaces.queue(place);
+            }
+            if Instant::now() >= until {
+                self.interfaces.looked_at = Some(place);
+                return;
             }
         }
+        self.interfaces.looked_at = None;
     }
 }

@@ -6,6 +6,7 @@ use crate::registry::{Event, Phase, Sighting};
 use crate::session::{Netns, Observed, Process, ServerName};
 
 use super::Daemon;
+use super::following::MAX_FOLLOWED;
 
 impl Daemon {
     /// `fresh`: told just now, at the connect event or by the gate; then its device's name is its own.
@@ -59,8 +60,14 @@ impl Daemon {
             return;
         }
         let Some(server) = self.servers.get_mut(name) else { return };
+        let known = self.namespaces.knows(netns);
+        if !known && self.namespaces.known().len() > MAX_FOLLOWED {
+            return self.warn(format!(
+                "{name}: more than {MAX_FOLLOWED} network namespaces: nothing is dropped in the further ones"
+            ));
+        }
         let new = server.followed.insert(netns);
-        if self.namespaces.knows(netns) {
+        if known {
             // another server's already: this one may name other interfaces
             if new {
                 self.follow(netns);

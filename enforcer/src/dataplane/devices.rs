@@ -22,9 +22,14 @@ pub struct Ahead {
 }
 
 impl Dataplane {
-    /// Whether this process has attached all programs of that role there, and they hang there still. Of a clsact filter
-    /// nobody can tell that without asking for it: it is taken for there.
+    /// Whether this process has attached all programs of that role there. Asks nobody: see [`Self::hangs`].
     pub fn is_attached(&self, device: Device, role: Role) -> bool {
+        Hook::of(role).iter().all(|hook| self.attached.contains_key(&(device, *hook)))
+    }
+
+    /// ... and whether they hang there still. Of a clsact filter nobody can tell that without asking for it: it is taken
+    /// for there. Takes the kernel's lock for network devices, for which others may wait long.
+    pub fn hangs(&self, device: Device, role: Role) -> bool {
         Hook::of(role).iter().all(|hook| {
             self.attached.get(&(device, *hook)).is_some_and(|attached| match &attached.link {
                 // one that cannot be looked at is attached anew
@@ -72,13 +77,15 @@ impl Dataplane {
         Ok(())
     }
 
-    /// The device is gone: forgets it and drops its pins. Its entries are the caller's to remove.
+    /// The device is gone, or in another namespace: forgets it and drops its pins. Its entries are the caller's to
+    /// remove. Where it moved, XDP is out when this returns, since it would be in the way of what belongs there; tcx is a
+    /// moment later.
     pub fn detach_gone(&mut self, device: Device) {
         self.framings.remove(&device);
         for hook in Hook::ALL {
             self.attached.remove(&(device, hook));
             for pin in Pin::possible(device, hook) {
-                if let Err(error) = pin.forget(&self.pins.links) {
+                if let Err(error) = pin.let_go(&self.pins.links) {
                     tracing::warn!("{error:#}");
                 }
             }

@@ -183,6 +183,21 @@ impl Pin {
         }
     }
 
+    /// Forgets what was at a device that is gone. A tcx program that hangs somewhere still goes a moment later: to take
+    /// it out takes the kernel's lock for network devices, and a thousand devices may go at once.
+    pub(super) fn let_go(&self, links: &Path) -> Result<()> {
+        if self.how != How::Tcx {
+            return self.forget(links).map(drop);
+        }
+        let path = self.path(links);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the program out, also a filter that would stay by itself.
     pub(super) fn take_out(&self, links: &Path) -> Result<()> {
         if self.how == How::Clsact {

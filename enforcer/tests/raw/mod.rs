@@ -9,10 +9,11 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
 
+const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const PROG_LOAD: libc::c_int = 5;
-const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const OBJ_PIN: libc::c_int = 6;
 const LINK_CREATE: libc::c_int = 28;
-const ENABLE_STATS: libc::c_int = 32;
 
 const SCHED_CLS: u32 = 3;
 pub const TCX_INGRESS: u32 = 46;
@@ -44,14 +45,18 @@ fn number(fd: &OwnedFd) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 
-/// A classifier.
-pub struct Program(OwnedFd);
+/// Frames of this length are counted: those of a lab's sockets with `hello` in them. So not what the kernel sends by
+/// itself (ARP and its like).
+const COUNTED: i32 = 14 + 20 + 8 + 5;
+
+/// A classifier, and what it counts in.
+pub struct Program(OwnedFd, OwnedFd);
 
 /// Gone when dropped.
 pub struct Link(#[expect(dead_code, reason = "it is held")] OwnedFd);
 
 impl Program {
-    fn load(name: &str, instructions: &[Instruction]) -> Self {
+    fn load(name: &str, instructions: &[Instruction], map: OwnedFd) -> Self {
         let code: Vec<u8> = (instructions.iter())
             .flat_map(|(code, registers, offset, number)| {
                 let mut bytes = vec![*code, *registers];
@@ -84,12 +89,30 @@ impl Program {
             name: [0; 16],
         };
         attributes.name[..name.len()].copy_from_slice(name.as_bytes());
-        Self(owned(bpf(PROG_LOAD, &mut attributes).unwrap()))
+        Self(owned(bpf(PROG_LOAD, &mut attributes).unwrap()), map)
     }
 
-    /// Answers this of every packet.
+    /// Answers this of every packet, and counts those of a lab's sockets.
     pub fn answers(name: &str, answer: i32) -> Self {
-        Self::load(name, &[(0xb7, 0, 0, answer), (0x95, 0, 0, 0)])
+        let map = array();
+        let number = map.as_raw_fd();
+        let instructions = [
+            (0x61, 0x12, 0, 0),        // r2 = the packet's length
+            (0x55, 0x02, 10, COUNTED), // another one: answer
+            (0x18, 0x11, 0, number),   // r1 = the map
+            (0x00, 0x00, 0, 0),
+            (0x62, 0x0a, -4, 0), // its first element
+            (0xbf, 0xa2, 0, 0),
+            (0x07, 0x02, 0, -4),
+            (0x85, 0x00, 0, 1), // bpf_map_lookup_elem
+            (0x15, 0x00, 3, 0),
+            (0xb7, 0x01, 0, 1),
+            (0xdb, 0x10, 0, 0), // += 1, atomically
+            (0xb7, 0x00, 0, 0),
+            (0xb7, 0x00, 0, answer),
+            (0x95, 0x00, 0, 0),
+        ];
+        Self::load(name, &instructions, map)
     }
 
     /// Gives every packet a VLAN tag and sends it out through a device.
@@ -106,6 +129,7 @@ impl Program {
                 (0x85, 0, 0, 23), // bpf_redirect
                 (0x95, 0, 0, 0),
             ],
+            array(),
         )
     }
 
@@ -117,28 +141,27 @@ impl Program {
         Link(owned(bpf(LINK_CREATE, &mut attributes).unwrap()))
     }
 
-    /// How often it ran while somebody held [`Statistics`].
-    pub fn runs(&self) -> u64 {
-        let mut info = [0_u64; 26];
+    /// How many packets it has counted.
+    pub fn seen(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        // map_fd, key, value, flags
         let mut attributes =
-            (number(&self.0), u32::try_from(size_of_val(&info)).unwrap(), info.as_mut_ptr() as u64);
-        bpf(OBJ_GET_INFO_BY_FD, &mut attributes).unwrap();
-        info[25]
+            [u64::from(number(&self.1)), (&raw const key) as u64, (&raw mut value) as u64, 0];
+        bpf(MAP_LOOKUP_ELEM, &mut attributes).unwrap();
+        value
     }
 
     /// Under a name on a bpffs, for tc.
     pub fn pin(&self, path: &std::path::Path) {
         let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
         let mut attributes = (path.as_ptr() as u64, number(&self.0), 0_u32);
-        bpf(6, &mut attributes).unwrap();
+        bpf(OBJ_PIN, &mut attributes).unwrap();
     }
 }
 
-/// The kernel counts how often programs run, while this is held.
-pub struct Statistics(#[expect(dead_code, reason = "it is held")] OwnedFd);
-
-impl Statistics {
-    pub fn on() -> Self {
-        Self(owned(bpf(ENABLE_STATS, &mut 0_u32).unwrap()))
-    }
+/// An array of one count.
+fn array() -> OwnedFd {
+    // map_type, key_size, value_size, max_entries
+    let mut attributes = [2_u32, 4, 8, 1];
+    owned(bpf(MAP_CREATE, &mut attributes).unwrap())
 }
