@@ -273,7 +273,7 @@ fn others_on_tcx_go_on_working() {
         insert(&mut dataplane, &address(lab.netns(), CLIENT));
         let lan = lab.far(&format!("{PEER}:80"));
         let (revoked, other) = (lab.here(&format!("{CLIENT}:5000")), lab.here(&format!("{OTHER}:5000")));
-        assert!(dataplane.ahead(None, lab.netns()).unwrap().is_empty(), "ours is the first");
+        assert!(dataplane.ahead(None, lab.netns()).unwrap().0.is_empty(), "ours is the first");
         let behind_runs = |work: &dyn Fn()| {
             let before = behind.seen();
             work();
@@ -284,7 +284,8 @@ fn others_on_tcx_go_on_working() {
         // one that came later and put itself first
         let ahead = Program::answers("ahead", NEXT);
         let first = ahead.attach(ifindex("gw"), TCX_INGRESS, true);
-        let told = dataplane.ahead(None, lab.netns()).unwrap();
+        let (told, all) = dataplane.ahead(None, lab.netns()).unwrap();
+        assert!(all);
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!(
             (told[0].device.as_str(), told[0].direction, told[0].program.as_str()),

@@ -12,6 +12,7 @@ use enforcer_tests::enforcer::{Config, DONE, quoted};
 use enforcer_tests::lab::{LAN_V4, Lab, WAN};
 use enforcer_tests::process::{command, eventually, output};
 use enforcer_tests::receipt::attached;
+use enforcer_tests::scene::Scene;
 use enforcer_tests::tun::Tun;
 use enforcer_tests::{Client, Connect, Enforcer, Era, Namespace, Ocserv};
 use nix::sys::signal::Signal;
@@ -114,6 +115,27 @@ fn r1_a_device_is_known_by_the_name_that_it_has_now() {
     has(&enforcer, &[]);
     assert!(pins(&enforcer).is_empty());
     assert!(!enforcer.log().contains("WARN"), "{}", enforcer.log());
+}
+
+/// R1: a session's own device keeps its programs, also under a name that nobody has named.
+#[test]
+fn r1_a_sessions_device_is_known_whatever_it_is_called() {
+    let scene = Scene::new("ifsession", Era::Bookworm);
+    let (_, tunnel) = scene.session(&scene.alice, "alice");
+    let device =
+        names(&scene.enforcer).into_iter().find(|name| name.starts_with("vpns")).expect("her device");
+    rename(&scene.lab.gateway, &device, "other0");
+    eventually("the new name is known", BOUND, || {
+        let names = names(&scene.enforcer);
+        (names.iter().any(|name| name == "other0") && !names.contains(&device)).then_some(())
+    });
+    // a list that came later says the same
+    scene.lab.gateway.ip("link add flap type veth peer name far\nlink del flap\n");
+    let pair = scene.flood(&scene.alice, &tunnel, false, 100);
+    pair.flowing();
+    assert!(names(&scene.enforcer).iter().any(|name| name == "other0"));
+    let answer = scene.enforcer.revoke("alice");
+    pair.stopped_at(answer.answered, 30);
 }
 
 fn findings(enforcer: &Enforcer) -> String {

@@ -142,14 +142,18 @@ impl Daemon {
         let troubles = self.interfaces.troubles().into_iter();
         let mut findings: Vec<api::Finding> = troubles.map(|text| finding("warning", text, "")).collect();
         for netns in self.namespaces.known() {
-            let ahead = match self.dataplane.ahead(self.namespaces.fd(netns), netns) {
-                Ok(ahead) => ahead,
+            let (ahead, all) = match self.dataplane.ahead(self.namespaces.fd(netns), netns) {
+                Ok(looked) => looked,
                 Err(error) => {
                     let what = format!("whose programs are before ours cannot be told: {error:#}");
                     findings.push(finding("warning", what, ""));
                     continue;
                 }
             };
+            if !all {
+                let what = "there are too many devices to look at each of them for programs before ours";
+                findings.push(finding("warning", what, "ask again when fewer come and go"));
+            }
             findings.extend(ahead.into_iter().take(MAX_TROUBLES).map(|ahead| {
                 let Ahead { device, direction, program } = ahead;
                 finding(

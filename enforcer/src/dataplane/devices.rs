@@ -1,7 +1,8 @@
 //! What hangs at a device, and what becomes of it when the device changes its name, its role, or goes.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::programs::SchedClassifier;
@@ -9,6 +10,9 @@ use aya::programs::SchedClassifier;
 use super::hooks::{self, Hook, How, Pin};
 use super::{Dataplane, Role, host, sys};
 use crate::session::{Device, Netns};
+
+/// How long the caller of [`Dataplane::ahead`] waits at most: every look takes the kernel's lock for network devices.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Somebody's program that sees the packets of a device before ours does.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -119,37 +123,41 @@ impl Dataplane {
     }
 
     /// Programs of others that see packets before ours, where ours hang by tcx: what one of them accepts or takes away
-    /// never comes to ours. `netns_fd` is that namespace, `None` our own.
+    /// never comes to ours. `netns_fd` is that namespace, `None` our own. `false` beside them: there are so many devices,
+    /// or the kernel is so busy with them, that not all could be looked at in a quarter of a second.
     ///
     /// # Errors
     /// The namespace cannot be entered, or the kernel does not tell.
-    pub fn ahead(&self, netns_fd: Option<BorrowedFd<'_>>, netns: Netns) -> Result<Vec<Ahead>> {
-        let mut ours = Vec::new();
-        for ((device, hook), attached) in &self.attached {
-            if device.netns != netns || attached.how != How::Tcx {
-                continue;
-            }
-            let Some(link) = &attached.link else { continue };
-            let hanging = sys::hanging(link.as_fd()).context("cannot look at a link")?;
-            ours.push((attached.name.clone(), *hook, hanging.program));
-        }
+    pub fn ahead(&self, netns_fd: Option<BorrowedFd<'_>>, netns: Netns) -> Result<(Vec<Ahead>, bool)> {
+        let until = Instant::now() + LOOK;
+        let ours: Vec<(&str, Hook, &OwnedFd)> = (self.attached.iter())
+            .filter(|((device, _), attached)| device.netns == netns && attached.how == How::Tcx)
+            .filter_map(|((_, hook), attached)| {
+                attached.link.as_ref().map(|link| (attached.name.as_str(), *hook, link))
+            })
+            .collect();
         let netns_fd = if netns == self.own { None } else { netns_fd };
         host::within(netns_fd, move || {
             let mut all = Vec::new();
-            for (device, hook, ours) in ours {
+            for (device, hook, link) in ours {
+                if Instant::now() >= until {
+                    return Ok((all, false));
+                }
+                let ours = sys::hanging(link.as_fd()).context("cannot look at a link")?;
+                // what hangs nowhere, or at a device that is gone by now, has nobody ahead
                 let (direction, text) = hook.direction();
-                // one that is gone by now has nobody ahead
-                let Ok((_, programs)) = SchedClassifier::query_tcx(device.as_str(), direction) else {
+                let Ok((_, programs)) = SchedClassifier::query_tcx(device, direction) else { continue };
+                if ours.ifindex == 0 {
                     continue;
-                };
-                let ahead = programs.iter().take_while(|program| program.id() != ours);
+                }
+                let ahead = programs.iter().take_while(|program| program.id() != ours.program);
                 all.extend(ahead.map(|program| Ahead {
-                    device: device.clone(),
+                    device: device.to_owned(),
                     direction: text,
                     program: program.name_as_str().unwrap_or("?").to_owned(),
                 }));
             }
-            Ok(all)
+            Ok((all, true))
         })
     }
 }
