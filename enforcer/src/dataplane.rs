@@ -13,6 +13,7 @@
 //! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
 
 mod capacity;
+mod devices;
 mod gate;
 mod hooks;
 mod host;
@@ -44,6 +45,7 @@ use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
 pub use capacity::{Capacities, Cost};
+pub use devices::Ahead;
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use keys::Key;
@@ -165,7 +167,7 @@ pub struct Usage {
 pub struct Attachment {
     pub netns: Netns,
     pub ifindex: u32,
-    /// As it was called when it was attached.
+    /// As it is called, as far as this process was told ([`Dataplane::rename`]).
     pub name: String,
     pub role: Role,
     /// `xdp native`, `xdp generic`, `tcx` or `clsact`.
@@ -328,24 +330,6 @@ impl Dataplane {
             self.attached.insert((device, *hook), Attached { name: name.to_owned(), how, link });
         }
         Ok(())
-    }
-
-    /// The device is gone: forgets it and drops its pins. Its entries are the caller's to remove.
-    pub fn detach_gone(&mut self, device: Device) {
-        self.framings.remove(&device);
-        for hook in Hook::ALL {
-            self.attached.remove(&(device, hook));
-        }
-        for how in
-            Pin::all(&self.pins.links).unwrap_or_default().into_iter().filter(|pin| pin.device == device)
-        {
-            if let Err(error) = how.forget(&self.pins.links) {
-                tracing::warn!("{error:#}");
-            }
-        }
-        if device.netns != self.own && !self.attached.keys().any(|(other, _)| other.netns == device.netns) {
-            self.instances.remove(&device.netns);
-        }
     }
 
     /// Takes out what earlier processes have attached and this one has not: to be called once everything that

@@ -91,7 +91,7 @@ impl Daemon {
     /// An order that could be read: refused where it would hit the gateway itself, shown, or given.
     fn carry_out(&mut self, order: Order, dry_run: bool, caller: Caller, reply: Answerer) {
         let rows = self.registry.preview(&order, &[]).sessions;
-        if let Some(why) = guard::refusal(&order, &rows, caller) {
+        if let Some(why) = guard::Guard::of(caller, self.namespaces.addresses()).refusal(&order, &rows) {
             let _ = reply.send(Err(Status::failed_precondition(why)));
             return;
         }
@@ -207,7 +207,7 @@ impl Daemon {
         let mut bulk = api::BulkReceipt::default();
         let mut orders = Vec::with_capacity(requests.len());
         // asked once for all of them: it costs a look at every interface
-        let ssh = guard::Guard::of(caller);
+        let ssh = guard::Guard::of(caller, self.namespaces.addresses());
         for request in requests {
             let order = self.order(&request, caller).map_err(|status| status.message().to_owned());
             let order = order.and_then(|order| {

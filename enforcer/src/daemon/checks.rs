@@ -66,6 +66,7 @@ impl Daemon {
             })
             .collect();
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.interfaces.troubles());
         let counters = self.dataplane.counters().unwrap_or_else(|error| {
             warnings.push(format!("the counters cannot be read: {error:#}"));
             Vec::new()
@@ -187,6 +188,7 @@ impl Daemon {
                 "when-blind = \"refuse\", unless logins matter more than revocations here",
             ));
         }
+        findings.extend(self.interface_findings());
         findings.extend(self.warnings.iter().map(|warning| finding("warning", warning.clone(), "")));
         api::Findings { findings }
     }
