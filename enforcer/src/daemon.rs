@@ -23,7 +23,7 @@ use tonic::Status;
 
 use crate::config::{self, Config};
 use crate::control::{self, Call, Reply, api};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Hits};
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
@@ -123,9 +123,11 @@ struct Daemon {
     devices: BTreeSet<Device>,
     forgetting: connections::Forgetting,
     /// Hits of entries that were taken out, by revocation.
-    past_hits: BTreeMap<Number, u64>,
+    past_hits: BTreeMap<Number, Hits>,
     events: VecDeque<api::Event>,
     started: Instant,
+    /// The same, in unix seconds.
+    started_at: u64,
     leftovers_done: bool,
     warnings: Vec<String>,
 }
@@ -238,6 +240,7 @@ impl Daemon {
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
             started: Instant::now(),
+            started_at: now().wall,
             leftovers_done: false,
             warnings: Vec::new(),
             config,

@@ -133,7 +133,7 @@ pub struct StoredEntry {
     pub stands: Stands,
     /// Packets dropped, or logins refused.
     pub hits: u64,
-    /// CLOCK_MONOTONIC of the last dropped packet in nanoseconds; 0: none, or an entry that the gate reads.
+    /// CLOCK_MONOTONIC of the last of them in nanoseconds; 0: none, or not known (see [`Hits::last_ns`]).
     pub last_ns: u64,
     pub gate: GateFacts,
 }
@@ -145,6 +145,27 @@ pub struct Counter {
     pub reason: &'static str,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// What an entry has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Hits {
+    /// Packets dropped, or logins refused.
+    pub count: u64,
+    /// CLOCK_MONOTONIC of the last of them in nanoseconds, packets to 67 ms. 0: there was none, or nobody knows, since a
+    /// gate refused a login by itself.
+    pub last_ns: u64,
+}
+
+impl Hits {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            count: self.count.saturating_add(other.count),
+            last_ns: self.last_ns.max(other.last_ns),
+        }
+    }
 }
 
 /// How full a table is.
@@ -398,6 +419,11 @@ impl Dataplane {
 
     /// Packets that the entry has dropped, or logins that gates have refused by it. `None`: no such entry.
     pub fn hits(&self, entry: &Entry) -> Option<u64> {
+        self.tables.hits(entry).map(|hits| hits.count)
+    }
+
+    /// The same, and when the last of them was.
+    pub fn hits_and_last(&self, entry: &Entry) -> Option<Hits> {
         self.tables.hits(entry)
     }
 
@@ -406,9 +432,9 @@ impl Dataplane {
         self.tables.learned(netns, flow)
     }
 
-    /// Counts a login that the daemon itself has refused by this entry (a safe_id, a cutoff or a lock).
+    /// Counts a login that the daemon itself has refused just now by this entry (a safe_id, a cutoff or a lock).
     pub fn count_gate_hit(&mut self, entry: &Entry) {
-        self.tables.count_gate_hit(entry);
+        self.tables.count_gate_hit(entry, host::monotonic_ns());
     }
 
     /// Renews the lease of everything leased for 10 s. To be called about once a second.

@@ -14,7 +14,7 @@ use enforcer_ebpf::packed::HashKeys;
 use super::keys::Key;
 use super::standings::Standings;
 use super::table::{ANY, Bits, Counted, Plain, open};
-use super::{Capacities, Counter, GateFacts, InsertError, StoredEntry, Usage};
+use super::{Capacities, Counter, GateFacts, Hits, InsertError, StoredEntry, Usage};
 use crate::session::{Entry, Flow, Netns, Stands, Token};
 
 /// The one-entry map that says what the others mean.
@@ -122,6 +122,8 @@ pub(super) struct Tables {
     cutoffs: Counted<CutoffKey, CutoffValue>,
     locks: Counted<LockKey, LockValue>,
     gate_hits: HashMap<MapData, Plain<GateHitKey>, u64>,
+    /// When this process last refused a login by an entry that stands: the map has no times.
+    refused: std::collections::HashMap<GateHitKey, u64>,
     learned: HashMap<MapData, Plain<FlowKey>, Plain<TokenKey>>,
     counters: PerCpuArray<MapData, Plain<Count>>,
     heartbeat: Heartbeat,
@@ -151,6 +153,7 @@ impl Tables {
             cutoffs: Counted::open(folder, layout::CUTOFFS)?,
             locks: Counted::open(folder, layout::LOCKS)?,
             gate_hits: HashMap::try_from(Map::HashMap(open(folder, layout::GATE_HITS)?.0))?,
+            refused: std::collections::HashMap::new(),
             learned: HashMap::try_from(Map::LruHashMap(open(folder, layout::LEARNED)?.0))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(open(folder, layout::COUNTERS)?.0))?,
             heartbeat: Heartbeat::open(folder)?,
@@ -269,6 +272,7 @@ impl Tables {
         }?;
         if let Some(key) = Key::of(entry).gate_hits() {
             let _ = self.gate_hits.remove(&Plain(key));
+            self.refused.remove(&key);
         }
         if removed {
             self.say_present()?;
@@ -276,11 +280,13 @@ impl Tables {
         Ok(removed)
     }
 
-    fn gate_count(&self, key: Key) -> u64 {
-        key.gate_hits().and_then(|key| self.gate_hits.get(&Plain(key), 0).ok()).unwrap_or(0)
+    fn gate_hits(&self, key: Key) -> Hits {
+        let Some(key) = key.gate_hits() else { return Hits::default() };
+        let count = self.gate_hits.get(&Plain(key), 0).unwrap_or(0);
+        Hits { count, last_ns: self.refused.get(&key).copied().unwrap_or(0) }
     }
 
-    pub(super) fn hits(&self, entry: &Entry) -> Option<u64> {
+    pub(super) fn hits(&self, entry: &Entry) -> Option<Hits> {
         let key = Key::of(entry);
         let standing = match key {
             Key::Flow(key) => self.flows.get(key),
@@ -288,16 +294,17 @@ impl Tables {
             Key::Device(key) => self.devices.get(key),
             Key::Token(key) => self.tokens.get(key),
             Key::SafeId(id) => {
-                return self.safe_ids.get(id).ok().flatten().map(|_| self.gate_count(key));
+                return self.safe_ids.get(id).ok().flatten().map(|_| self.gate_hits(key));
             }
             Key::Cutoff(id) => {
-                return self.cutoffs.get(id).ok().flatten().map(|_| self.gate_count(key));
+                return self.cutoffs.get(id).ok().flatten().map(|_| self.gate_hits(key));
             }
             Key::Lock(id) => {
-                return self.locks.get(id).ok().flatten().map(|_| self.gate_count(key));
+                return self.locks.get(id).ok().flatten().map(|_| self.gate_hits(key));
             }
         };
-        standing.ok().flatten().map(|standing| standing.hits)
+        let Standing { hits, last_ns, .. } = standing.ok().flatten()?;
+        Some(Hits { count: hits, last_ns })
     }
 
     /// The token that a flow has shown last, as far as it is remembered.
@@ -311,9 +318,10 @@ impl Tables {
     }
 
     /// Counts a refusal that the daemon itself has answered to a gate.
-    pub(super) fn count_gate_hit(&mut self, entry: &Entry) {
+    pub(super) fn count_gate_hit(&mut self, entry: &Entry, now_ns: u64) {
         if let Some(key) = Key::of(entry).gate_hits() {
             count_gate_hit(&mut self.gate_hits, key);
+            self.refused.insert(key, now_ns);
         }
     }
 
@@ -471,9 +479,9 @@ fn push_gate(
     stands: Stands,
     gate: GateFacts,
 ) {
-    let hits = tables.gate_count(key);
+    let Hits { count: hits, last_ns } = tables.gate_hits(key);
     if let Some(entry) = key.entry() {
-        all.push(StoredEntry { entry, revocation, stands, hits, last_ns: 0, gate });
+        all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate });
     }
 }
 
