@@ -51,6 +51,8 @@ pub const META: &str = "meta";
 pub const HEARTBEAT: &str = "heartbeat";
 pub const PRESENT: &str = "present";
 pub const HASH_KEYS: &str = "hash_keys";
+/// What of [`COUNTERS`] are probes of ours, which no network has seen.
+pub const PROBED: &str = "probed";
 
 /// Globals of the programs: how many buckets the packed tables have, and the secret of their hash.
 pub const FLOW_BUCKET_COUNT: &str = "FLOW_BUCKET_COUNT";
@@ -113,7 +115,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 20] = [
+pub const MAPS: [Definition; 21] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -134,6 +136,7 @@ pub const MAPS: [Definition; 20] = [
     array::<u64>(HEARTBEAT, Kind::Array, 1),
     array::<Present>(PRESENT, Kind::Array, 1),
     array::<HashKeys>(HASH_KEYS, Kind::Array, 1),
+    array::<crate::counters::Count>(PROBED, Kind::Array, crate::counters::SLOTS as u32),
 ];
 
 /// The one entry of [`PRESENT`]: whether there is anything at all (not 0) in a table, so that an empty one costs no

@@ -8,6 +8,7 @@ mod guard;
 mod interfaces;
 mod namespaces;
 mod privileges;
+mod proofs;
 mod shows;
 mod sightings;
 mod state;

@@ -13,6 +13,7 @@
 //! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
 
 mod capacity;
+mod filters;
 mod gate;
 mod hooks;
 mod host;
@@ -21,6 +22,7 @@ mod mend;
 mod migrate;
 mod packed;
 mod pins;
+mod probe;
 mod programs;
 mod shape;
 mod shared;
@@ -31,7 +33,7 @@ mod table;
 mod tables;
 mod unload;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -49,6 +51,7 @@ use keys::Key;
 pub use mend::Mended;
 use mend::{Kept, kept_link};
 use pins::Pins;
+pub use probe::Proof;
 use programs::Instance;
 use tables::Tables;
 pub use unload::Report;
@@ -265,7 +268,9 @@ impl Dataplane {
             }
             instances
         };
-        let tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
+        let mut tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
+        let elsewhere = hooks::Pin::all(&pins.links)?.into_iter().map(|pin| pin.device.netns);
+        Self::sweep_probes(&mut tables, elsewhere.chain([own]).collect::<BTreeSet<_>>())?;
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,

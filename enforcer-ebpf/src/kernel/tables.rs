@@ -92,6 +92,8 @@ static LOCKS: HashMap<LockKey, LockValue, 1, FLAGS> = HashMap::new();
 static GATE_HITS: HashMap<GateHitKey, u64, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "meta")]
 static META: Array<Meta, 1> = Array::new();
+#[btf_map(name = "probed")]
+static PROBED: Array<Count, SLOTS> = Array::new();
 
 /// One word of the secret, which is [`HashKeys`].
 #[inline(always)]

@@ -89,7 +89,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn findings(&self) -> api::Findings {
+    pub(super) fn findings(&mut self) -> api::Findings {
         let mut findings = host_findings();
         for (name, rules) in self.registry.servers() {
             let Some(server) = self.servers.get(name) else { continue };
@@ -154,6 +154,7 @@ impl Daemon {
                 finding("ok", format!("{what}: {}", on.join(", ")), "")
             });
         }
+        findings.extend(self.proofs());
         for usage in self.dataplane.usage().iter().filter(|u| u.used * 10 >= u.capacity * 9) {
             findings.push(finding(
                 "warning",

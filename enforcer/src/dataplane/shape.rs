@@ -68,6 +68,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
             | layout::PRESENT
             | layout::HASH_KEYS,
         ) => None,
+        // 1, 2: before probes
+        (1 | 2, layout::PROBED) => None,
         _ => Some(*ours),
     }
 }
