@@ -3,6 +3,7 @@
 mod answers;
 mod checks;
 mod connections;
+mod drops;
 mod effects;
 mod guard;
 mod interfaces;
@@ -126,6 +127,7 @@ struct Daemon {
     /// Hits of entries that were taken out, by revocation.
     past_hits: BTreeMap<Number, Hits>,
     events: VecDeque<api::Event>,
+    drops: drops::Told,
     started: Instant,
     /// The same, in unix seconds.
     started_at: u64,
@@ -187,6 +189,12 @@ fn now() -> Now {
     Now { mono: Duration::from_nanos(Dataplane::kernel_monotonic_ns()), wall }
 }
 
+/// Unix milliseconds.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    u64::try_from(now).unwrap_or(u64::MAX)
+}
+
 impl Daemon {
     /// Programs and links in force first, then what an earlier run left, then everything else.
     fn start(config: Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
@@ -240,6 +248,7 @@ impl Daemon {
             forgetting: connections::Forgetting::default(),
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
+            drops: drops::Told::default(),
             started: Instant::now(),
             started_at: now().wall,
             leftovers_done: false,
@@ -282,6 +291,11 @@ impl Daemon {
         let mut kernel_log = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)?
         };
+        // SAFETY: likewise.
+        let mut kernel_drops = unsafe {
+            let drops = self.dataplane.drops()?;
+            tokio::io::unix::AsyncFd::register_with_interest(drops, tokio::io::Interest::READABLE)?
+        };
         let (calls, mut called) = mpsc::channel(QUEUE);
         tokio::spawn(control::serve_control(control, calls.clone()));
         tokio::spawn(control::serve_gate(gate, calls));
@@ -308,6 +322,7 @@ impl Daemon {
                         self.warn(format!("the lease of addresses and flows could not be renewed: {error:#}"));
                     }
                     self.mend_pins();
+                    self.allow_drops();
                     // a loop that hangs is started anew by systemd
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
@@ -324,6 +339,16 @@ impl Daemon {
                     let mut guard = guard?;
                     guard.get_inner_mut().flush();
                     guard.clear_ready();
+                }
+                guard = kernel_drops.readable_mut() => {
+                    let mut guard = guard?;
+                    let dropped = drops::read(guard.get_inner_mut());
+                    // there may be more: others first
+                    if dropped.len() < drops::AT_ONCE {
+                        guard.clear_ready();
+                    }
+                    drop(guard);
+                    dropped.into_iter().for_each(|dropped| self.tell_drop(dropped));
                 }
             }
             // counted from the last tick, so that no amount of other work puts the next one off
@@ -439,9 +464,7 @@ impl Daemon {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
         }
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
-        self.events.push_back(api::Event { at_ms, kind: kind.to_owned(), text });
+        self.events.push_back(api::Event { at_ms: now_ms(), kind: kind.to_owned(), text, drop: None });
     }
 
     /// For `show status` and `check`; each is said once.

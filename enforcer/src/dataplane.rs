@@ -13,6 +13,7 @@
 //! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
 
 mod capacity;
+mod events;
 mod filters;
 mod gate;
 mod hooks;
@@ -45,6 +46,8 @@ use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
 pub use capacity::{Capacities, Cost};
+use events::Allowance;
+pub use events::{Dropped, Drops, Packet, Untold};
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use keys::Key;
@@ -164,10 +167,7 @@ impl Hits {
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self {
-            count: self.count.saturating_add(other.count),
-            last_ns: self.last_ns.max(other.last_ns),
-        }
+        Self { count: self.count.saturating_add(other.count), last_ns: self.last_ns.max(other.last_ns) }
     }
 }
 
@@ -208,6 +208,7 @@ pub struct Dataplane {
     sized: Capacities,
     pins: Pins,
     tables: Tables,
+    allowance: Allowance,
     /// The loaded programs, by the namespace in which they run.
     instances: HashMap<Netns, Instance>,
     own: Netns,
@@ -271,12 +272,14 @@ impl Dataplane {
         let mut tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
         let elsewhere = hooks::Pin::all(&pins.links)?.into_iter().map(|pin| pin.device.netns);
         Self::sweep_probes(&mut tables, elsewhere.chain([own]).collect::<BTreeSet<_>>())?;
+        let allowance = Allowance::open(&pins)?;
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,
             sized: plan.sized,
             pins,
             tables,
+            allowance,
             instances,
             own,
             framings: HashMap::new(),
@@ -481,6 +484,12 @@ impl Dataplane {
             }
         }
         all
+    }
+
+    /// What a device was called when it was attached.
+    pub fn name_of(&self, device: Device) -> Option<&str> {
+        let mut there = self.attached.range((device, Hook::Outer)..=(device, Hook::TunOut));
+        there.next().map(|(_, attached)| attached.name.as_str())
     }
 
     /// How full the tables are; counted, not read.

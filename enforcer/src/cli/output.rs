@@ -292,6 +292,12 @@ pub fn status(s: &api::Status) -> String {
         .collect();
     text.push('\n');
     text += &or_none(counters, &["COUNTER", "PACKETS", "BYTES"], "No counters.");
+    if let Some(api::Untold { suppressed, lost }) = s.untold {
+        let _ = writeln!(
+            text,
+            "\nfirst drops that `show events` does not have: {suppressed} beyond so many a second, {lost} not read in time"
+        );
+    }
     text
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::config::{Config, WhenBlind};
 use crate::control::api;
-use crate::dataplane::Role;
+use crate::dataplane::{Role, Untold};
 use crate::ocserv::FeedState;
 use crate::registry::{GateState, ServerState};
 
@@ -69,6 +69,10 @@ impl Daemon {
             warnings.push(format!("the counters cannot be read: {error:#}"));
             Vec::new()
         });
+        let untold = self.dataplane.untold().unwrap_or_else(|error| {
+            warnings.push(format!("how many drops were not told of cannot be read: {error:#}"));
+            Untold::default()
+        });
         api::Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -86,6 +90,7 @@ impl Daemon {
             warnings,
             locks_in_force: self.registry.locks().count() as u64,
             disk: Some(self.disk()),
+            untold: Some(api::Untold { suppressed: untold.suppressed, lost: untold.lost }),
         }
     }
 

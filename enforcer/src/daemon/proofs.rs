@@ -44,7 +44,9 @@ fn findings(proofs: &[Proof], where_it_is: impl Fn(&Proof) -> String) -> Vec<api
                 )),
                 Role::Inner => findings.push(finding(
                     "ok",
-                    format!("{place}: probe packets were dropped in both directions, and pass without their entry"),
+                    format!(
+                        "{place}: probe packets were dropped in both directions, and pass without their entry"
+                    ),
                     "",
                 )),
                 // there may be thousands
@@ -77,7 +79,11 @@ fn findings(proofs: &[Proof], where_it_is: impl Fn(&Proof) -> String) -> Vec<api
         ));
     }
     if more > 0 {
-        findings.push(finding("error", format!("… and {more} interfaces more, of which something is to be said"), ""));
+        findings.push(finding(
+            "error",
+            format!("… and {more} interfaces more, of which something is to be said"),
+            "",
+        ));
     }
     findings
 }

@@ -127,7 +127,8 @@ fn copied(plan: &Plan) -> impl Iterator<Item = &'static Definition> {
 /// How many entries are rebuilt before the lease is renewed.
 const AT_ONCE: u32 = 4096;
 
-/// Every entry, in its place among other buckets. Hits begin at 0.
+/// Every entry, in its place among other buckets. Hits begin at 0; when the last was stays, or the next drop would be
+/// told of as the entry's first.
 fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
     let mut count = 0_u32;
     standings::read::<K>(&from.maps, |key, standing| {
@@ -135,7 +136,7 @@ fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result
         if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
-        let new = Standing { hits: 0, last_ns: 0, ..standing };
+        let new = Standing { hits: 0, ..standing };
         to.put(key, new, |_| new).map_err(anyhow::Error::new)
     })
     .with_context(|| format!("cannot rebuild the table {}", K::NAMES.plain))
@@ -195,7 +196,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lease) ->
         if counts_hits(definition) {
             for value in piece.values.chunks_exact_mut(size_of::<Standing>()) {
                 let standing: Standing = from_bytes(value).with_context(cannot)?;
-                value.copy_from_slice(Standing { hits: 0, last_ns: 0, ..standing }.bytes());
+                value.copy_from_slice(Standing { hits: 0, ..standing }.bytes());
             }
         }
         sys::write(to.as_fd(), &piece).with_context(cannot)?;

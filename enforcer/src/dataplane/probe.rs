@@ -113,7 +113,8 @@ impl Dataplane {
     /// Each program is tried once, at however many devices it hangs; a device costs a system call or two.
     pub fn prove(&mut self) -> Vec<Proof> {
         let hanging = self.hanging();
-        let hung: BTreeSet<Hung> = hanging.iter().filter_map(|(_, _, found)| found.as_ref().ok().copied()).collect();
+        let hung: BTreeSet<Hung> =
+            hanging.iter().filter_map(|(_, _, found)| found.as_ref().ok().copied()).collect();
         let mut found = BTreeMap::new();
         for netns in hung.iter().map(|one| one.netns).collect::<BTreeSet<_>>() {
             let there: Vec<Hung> = hung.iter().filter(|one| one.netns == netns).copied().collect();
@@ -126,9 +127,9 @@ impl Dataplane {
         for (device, hook, program) in hanging {
             let name = self.attached.get(&(device, hook)).map(|at| at.name.clone()).unwrap_or_default();
             let role = hook.role();
-            let same = proofs.last_mut().filter(|last| {
-                (last.netns, last.ifindex, last.role) == (device.netns, device.index, role)
-            });
+            let same = proofs
+                .last_mut()
+                .filter(|last| (last.netns, last.ifindex, last.role) == (device.netns, device.index, role));
             let proof = match same {
                 Some(same) => same,
                 None => {
@@ -157,7 +158,9 @@ impl Dataplane {
         let mut all = Vec::with_capacity(self.attached.len());
         for ((device, hook), attached) in &self.attached {
             let id = match attached.how {
-                How::Clsact => filters.remove(&(*device, *hook)).unwrap_or_else(|| Err("it was not looked at".into())),
+                How::Clsact => {
+                    filters.remove(&(*device, *hook)).unwrap_or_else(|| Err("it was not looked at".into()))
+                }
                 how @ (How::XdpNative | How::XdpGeneric | How::Tcx) => {
                     let pin = Pin { device: *device, hook: *hook, how }.path(&self.pins.links);
                     let hanging = match &attached.link {
@@ -166,7 +169,9 @@ impl Dataplane {
                     };
                     match hanging {
                         Err(error) => Err(format!("its link cannot be looked at: {error}")),
-                        Ok(hanging) if hanging.ifindex == 0 => Err("somebody has detached its program".into()),
+                        Ok(hanging) if hanging.ifindex == 0 => {
+                            Err("somebody has detached its program".into())
+                        }
                         Ok(hanging) if hanging.ifindex != device.index => {
                             Err(format!("its program hangs at device {} instead", hanging.ifindex))
                         }
@@ -183,7 +188,8 @@ impl Dataplane {
 
     /// The programs of our clsact filters, asked for namespace by namespace.
     fn filters(&self) -> BTreeMap<(Device, Hook), Result<u32, String>> {
-        let clsact = |at: &&(Device, Hook)| self.attached.get(at).is_some_and(|there| there.how == How::Clsact);
+        let clsact =
+            |at: &&(Device, Hook)| self.attached.get(at).is_some_and(|there| there.how == How::Clsact);
         let places: Vec<(Device, Hook)> = self.attached.keys().filter(clsact).copied().collect();
         let mut found = BTreeMap::new();
         for netns in places.iter().map(|(device, _)| device.netns).collect::<BTreeSet<_>>() {
@@ -197,11 +203,13 @@ impl Dataplane {
             };
             match answers {
                 Err(error) => found.extend(there.into_iter().map(|at| (at, Err(format!("{error:#}"))))),
-                Ok(answers) => found.extend(there.into_iter().zip(answers.into_iter().map(|answer| match answer {
-                    Ok(Some(id)) => Ok(id),
-                    Ok(None) => Err("somebody has removed its filter".into()),
-                    Err(error) => Err(format!("{error:#}")),
-                }))),
+                Ok(answers) => {
+                    found.extend(there.into_iter().zip(answers.into_iter().map(|answer| match answer {
+                        Ok(Some(id)) => Ok(id),
+                        Ok(None) => Err("somebody has removed its filter".into()),
+                        Err(error) => Err(format!("{error:#}")),
+                    })))
+                }
             }
         }
         found
@@ -216,7 +224,10 @@ impl Dataplane {
     }
 
     /// What a daemon has left that was killed while it probed.
-    pub(super) fn sweep_probes(tables: &mut Tables, namespaces: impl IntoIterator<Item = Netns>) -> Result<()> {
+    pub(super) fn sweep_probes(
+        tables: &mut Tables,
+        namespaces: impl IntoIterator<Item = Netns>,
+    ) -> Result<()> {
         for netns in namespaces {
             for key in Entries::of(netns).all() {
                 if tables.standing_at(key)?.is_some_and(|standing| standing.revocation == NUMBER) {
@@ -286,7 +297,8 @@ impl Trial<'_> {
         }
         self.passes(hung, "drops a probe about which nothing is said");
         let (outer, inner): (Vec<Hung>, Vec<Hung>) = hung.iter().partition(|one| one.hook == Hook::Outer);
-        let tunnels: Vec<Hung> = inner.iter().filter(|one| one.hook.role() == Role::Tunnel).copied().collect();
+        let tunnels: Vec<Hung> =
+            inner.iter().filter(|one| one.hook.role() == Role::Tunnel).copied().collect();
         self.dropped(&outer, entries.flow)?;
         self.dropped(&inner, entries.address)?;
         if !on_loopback {

@@ -68,8 +68,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
             | layout::PRESENT
             | layout::HASH_KEYS,
         ) => None,
-        // 1, 2: before probes
-        (1 | 2, layout::PROBED) => None,
+        // 1, 2: before first drops were told of, and before probes
+        (1 | 2, layout::EVENTS | layout::EVENT_BUDGET | layout::PROBED) => None,
         _ => Some(*ours),
     }
 }

@@ -333,10 +333,7 @@ impl Tables {
     pub(super) fn count_probes(&mut self, reason: Reason, packets: u64, bytes: u64) -> Result<()> {
         let index = reason as u32;
         let Plain(old) = self.probed.get(&index, 0).context("cannot read the map probed")?;
-        let new = Count {
-            packets: old.packets.wrapping_add(packets),
-            bytes: old.bytes.wrapping_add(bytes),
-        };
+        let new = Count { packets: old.packets.wrapping_add(packets), bytes: old.bytes.wrapping_add(bytes) };
         self.probed.set(index, Plain(new), 0).context("cannot write the map probed")
     }
 
