@@ -2,6 +2,7 @@
 
 use crate::control::api;
 use crate::dataplane::{Proof, Role};
+use crate::session::Device;
 
 use super::Daemon;
 use super::checks::finding;
@@ -16,7 +17,12 @@ impl Daemon {
     /// Shows a probe to every attached program. It takes entries into the kernel for a moment, so the loop does it.
     pub(super) fn proofs(&mut self) -> Vec<api::Finding> {
         let own = self.namespaces.own();
-        let proofs = self.dataplane.prove();
+        let mut proofs = self.dataplane.prove();
+        // of a device that is gone the program is gone with it, and nothing passes there
+        proofs.retain(|proof| {
+            let there = self.namespaces.has(Device { netns: proof.netns, index: proof.ifindex });
+            there || (proof.wrong.is_empty() && proof.untried.is_empty())
+        });
         let where_it_is = |proof: &Proof| match proof.netns == own {
             true => String::new(),
             false => format!(" in net:[{}]", proof.netns.0),

@@ -121,7 +121,8 @@ impl Daemon {
             notes: receipt.map(|receipt| few(receipt.notes)).unwrap_or_default(),
             until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
             last_hit: if hits.last_ns == 0 { 0 } else { wall(now, Duration::from_nanos(hits.last_ns)) },
-            hits_since: r.at.wall.max(self.started_at),
+            // also if this run has begun within the same second
+            hits_since: if r.is_adopted() { self.started_at.max(r.at.wall + 1) } else { r.at.wall },
         }
     }
 

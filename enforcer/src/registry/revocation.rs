@@ -143,6 +143,11 @@ impl Revocation {
         self.at.mono
     }
 
+    /// It is of an earlier run.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
     /// Whose sessions it has ended, as far as it gives account of them.
     pub fn users(&self) -> BTreeSet<&str> {
         self.sessions.values().map(|ending| ending.info.user.as_str()).collect()
