@@ -160,16 +160,18 @@ impl Allowance {
             return Ok(());
         }
         self.at_ns = now_ns;
-        // SAFETY: addresses of fields.
+        // SAFETY: the address of a field.
         let asked = self.field(|budget| unsafe { &raw mut (*budget).asked })?.load(Ordering::Relaxed);
+        // SAFETY: likewise.
         let allowed = self.field(|budget| unsafe { &raw mut (*budget).allowed })?;
         allowed.store(asked.saturating_add(AT_ONCE), Ordering::Relaxed);
         Ok(())
     }
 
     fn untold(&self) -> Result<Untold> {
-        // SAFETY: addresses of fields.
+        // SAFETY: the address of a field.
         let suppressed = self.field(|budget| unsafe { &raw mut (*budget).suppressed })?;
+        // SAFETY: likewise.
         let lost = self.field(|budget| unsafe { &raw mut (*budget).lost })?;
         Ok(Untold { suppressed: suppressed.load(Ordering::Relaxed), lost: lost.load(Ordering::Relaxed) })
     }
