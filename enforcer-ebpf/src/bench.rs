@@ -18,7 +18,10 @@ pub struct Random {
     pub count: u32,
     /// The device to which `bench_send` sends.
     pub ifindex: u32,
-    pub unused: u32,
+    /// `bench_send`: nanoseconds of CLOCK_MONOTONIC between two packets; 0: as fast as it can.
+    pub gap_ns: u32,
+    /// When the next packet may go.
+    pub next_ns: u64,
 }
 
 impl Random {

@@ -130,9 +130,35 @@ pub fn bench_source(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// Waits until the next packet may go. What was missed is caught up with, up to a millisecond of it.
+#[inline(always)]
+fn wait() {
+    let Some(random) = RANDOM.get_ptr_mut(0) else { return };
+    // SAFETY: a value of the map, which programs on one CPU alone use; a helper without arguments.
+    unsafe {
+        let gap = u64::from((*random).gap_ns);
+        if gap == 0 {
+            return;
+        }
+        for _ in 0..WAITS {
+            let now = bpf_ktime_get_ns();
+            let next = (*random).next_ns;
+            if now >= next {
+                let late = now - next > 1_000_000;
+                (*random).next_ns = if late { now } else { next } + gap;
+                return;
+            }
+        }
+    }
+}
+
+/// More than are needed for 10 us.
+const WAITS: u32 = 1_000;
+
 /// A random source address, and out through a device.
 #[xdp]
 pub fn bench_send(ctx: XdpContext) -> u32 {
+    wait();
     rewrite(ctx.data(), ctx.data_end(), SOURCE);
     let Some(random) = RANDOM.get_ptr(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: a value of the map; a helper.

@@ -78,8 +78,8 @@ struct Shared {
 /// Where they go, and where they come from.
 const ELSEWHERE: [u8; 4] = [10, 0, 0, 3];
 const OTHERS: u32 = 0x4000_0000;
-/// Bursts a second.
-const BURSTS: u32 = 500;
+/// System calls a second that send them; between two of them there is a pause of some milliseconds.
+const CALLS: u32 = 5;
 
 impl Load {
     /// Sends nothing yet.
@@ -94,25 +94,27 @@ impl Load {
             inside(sender.as_fd(), || {
                 cpu::stay();
                 let mut limits = objects::limits(1);
-                objects::draw(&mut limits, OTHERS, 1 << 29, ifindex);
-                let mut due = Instant::now();
+                let mut paced = 0;
                 while !told.stop.load(Ordering::Relaxed) {
-                    let each = told.rate.load(Ordering::Acquire) / BURSTS;
-                    if each != 0 {
-                        run(&limits, &frame, each);
-                        told.sent.fetch_add(each.into(), Ordering::Release);
+                    let rate = told.rate.load(Ordering::Acquire);
+                    let each = rate / CALLS;
+                    if each == 0 {
+                        thread::sleep(Duration::from_millis(1));
+                        continue;
                     }
-                    // what a busy machine has missed is caught up with, within some milliseconds
-                    due = (due + Duration::from_secs(1) / BURSTS)
-                        .max(Instant::now() - Duration::from_millis(20));
-                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    if paced != rate {
+                        objects::draw_paced(&mut limits, OTHERS, 1 << 29, ifindex, 1_000_000_000 / rate);
+                        paced = rate;
+                    }
+                    run(&limits, &frame, each);
+                    told.sent.fetch_add(each.into(), Ordering::Release);
                 }
             });
         });
         Self { shared, thread: Some(thread) }
     }
 
-    /// Sends so many packets a second from now on, as far as a CPU can; returns once it does.
+    /// Sends so many packets a second from now on, as far as a CPU can; returns once it has for a moment.
     pub fn sends(&self, rate: u32) -> Sending<'_> {
         self.shared.rate.store(rate, Ordering::Release);
         let first = self.shared.sent.load(Ordering::Acquire);

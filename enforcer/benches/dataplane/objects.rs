@@ -71,10 +71,15 @@ pub fn tc<'a>(ebpf: &'a Ebpf, name: &str) -> &'a SchedClassifier {
     ebpf.program(name).unwrap_or_else(|| panic!("no {name}")).try_into().unwrap()
 }
 
-/// The next addresses, and to which device packets are sent.
+/// The next addresses, and to which device packets are sent, as fast as they can be.
 pub fn draw(limits: &mut Ebpf, first: u32, count: u32, ifindex: u32) {
+    draw_paced(limits, first, count, ifindex, 0);
+}
+
+/// ... and how many nanoseconds are between two of them.
+pub fn draw_paced(limits: &mut Ebpf, first: u32, count: u32, ifindex: u32, gap_ns: u32) {
     let mut map: Array<_, Raw<Random>> = limits.map_mut(bench::RANDOM).unwrap().try_into().unwrap();
-    let random = Random { state: 0x9e37_79b9_7f4a_7c15, first, count, ifindex, unused: 0 };
+    let random = Random { state: 0x9e37_79b9_7f4a_7c15, first, count, ifindex, gap_ns, next_ns: 0 };
     map.set(0, Raw(random), 0).unwrap();
 }
 

@@ -96,32 +96,38 @@ pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     let mut client = FIRST;
     for load in LOADS {
         let mut rates = Vec::new();
-        for _ in 0..rounds {
+        for _ in 0..rounds.div_ceil(TURN) {
             for (at, contender) in contenders.iter_mut().enumerate() {
-                client += 1;
                 let (lane, receiver) = (&lanes[contender.lane], &receivers[contender.lane]);
-                let probe =
-                    (at != nobody).then(|| Probe::start(lane, client.into(), CLIENT_PORT, LOCAL_PORT));
-                if let Some(probe) = &probe {
-                    probe.comes_through(receiver);
-                }
                 let others = loads[contender.lane].sends(load);
-                let begun = now();
-                (contender.stop)(lane, client.into());
-                contender.answer.push((now() - begun) as f64 / 1e6);
-                if let Some(probe) = &probe {
-                    contender.last.push((probe.last(receiver) - begun).max(0) as f64 / 1e6);
+                for _ in 0..TURN {
+                    client += 1;
+                    let probe =
+                        (at != nobody).then(|| Probe::start(lane, client.into(), CLIENT_PORT, LOCAL_PORT));
+                    if let Some(probe) = &probe {
+                        probe.comes_through(receiver);
+                    }
+                    let begun = now();
+                    (contender.stop)(lane, client.into());
+                    contender.answer.push((now() - begun) as f64 / 1e6);
+                    if let Some(probe) = &probe {
+                        contender.last.push((probe.last(receiver) - begun).max(0) as f64 / 1e6);
+                    }
                 }
-                rates.push(others.rate());
+                if load != 0 {
+                    rates.push(others.rate());
+                }
             }
         }
-        rows.extend(said(load, quantile(&rates, 0.5), &mut contenders));
+        rows.extend(said(load, if load == 0 { 0.0 } else { quantile(&rates, 0.5) }, &mut contenders));
     }
     drop(contenders);
     drop(daemon);
     rows
 }
 
+/// How many clients a contender stops before it is the next one's turn: a load takes a moment to begin and to end.
+const TURN: usize = 10;
 /// What the sets of the others have room for.
 const MOST: u32 = 65_536;
 const BINARY: &str = env!("CARGO_BIN_EXE_enforcer");
