@@ -14,7 +14,8 @@ pub struct Count {
 pub enum Reason {
     /// XDP: an exact outer flow.
     DroppedFlow = 0,
-    /// XDP: the session id of a DTLS ClientHello.
+    /// XDP: the session id of a DTLS ClientHello or of an OpenVPN control packet; or OpenVPN's data on a flow that has
+    /// shown that id last.
     DroppedToken = 1,
     /// tc on a tunnel device: anything that came from it.
     DroppedDeviceIn = 2,

@@ -51,6 +51,7 @@ pub const META: &str = "meta";
 pub const HEARTBEAT: &str = "heartbeat";
 pub const PRESENT: &str = "present";
 pub const HASH_KEYS: &str = "hash_keys";
+pub const CLOCK: &str = "clock";
 
 /// Globals of the programs: how many buckets the packed tables have, and the secret of their hash.
 pub const FLOW_BUCKET_COUNT: &str = "FLOW_BUCKET_COUNT";
@@ -59,6 +60,14 @@ pub const HASH_SECRET: &str = "HASH_SECRET";
 
 /// The global of the programs that says in which network namespace this instance runs.
 pub const NETNS: &str = "NETNS";
+
+/// The global of the programs that says which local UDP ports are OpenVPN's: [`OpenvpnPorts`].
+pub const OPENVPN_PORTS: &str = "OPENVPN_PORTS";
+/// How many ports can be OpenVPN's. Each one costs every UDP packet a comparison; what there would be to do for those
+/// that are not there, the verifier takes out of the program.
+pub const OPENVPN_PORTS_MOST: usize = 4;
+/// Local UDP ports in network byte order, from the front; 0: no port.
+pub type OpenvpnPorts = [u16; OPENVPN_PORTS_MOST];
 
 /// `BPF_MAP_TYPE_*` of the maps we use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,7 +122,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 20] = [
+pub const MAPS: [Definition; 21] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -134,6 +143,7 @@ pub const MAPS: [Definition; 20] = [
     array::<u64>(HEARTBEAT, Kind::Array, 1),
     array::<Present>(PRESENT, Kind::Array, 1),
     array::<HashKeys>(HASH_KEYS, Kind::Array, 1),
+    array::<Clock>(CLOCK, Kind::PerCpuArray, 1),
 ];
 
 /// The one entry of [`PRESENT`]: whether there is anything at all (not 0) in a table, so that an empty one costs no
@@ -145,6 +155,17 @@ pub struct Present {
     pub addresses: u32,
     pub devices: u32,
     pub tokens: u32,
+}
+
+/// The one entry of [`CLOCK`] of a CPU: what its clock said when it last asked. The kernel counts jiffies in step with
+/// CLOCK_MONOTONIC and can be asked for them without a call, so that a flood asks the clock once a jiffy (1 to 10 ms)
+/// and not once a packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Clock {
+    pub jiffies: u64,
+    /// 0: it has never asked.
+    pub now_ns: u64,
 }
 
 /// An IPv4 (mapped: `::ffff:a.b.c.d`) or IPv6 address, in network byte order.
@@ -273,6 +294,10 @@ pub struct FragmentKey {
 
 /// [`TokenKey::kind`] of a DTLS session id.
 pub const TOKEN_DTLS: u32 = 1;
+/// ... and of an OpenVPN session id. The maps of a version that does not know it are the same: no [`ABI`] of its own.
+pub const TOKEN_OPENVPN: u32 = 2;
+/// How many bytes an OpenVPN session id has, always.
+pub const OPENVPN_ID: usize = 8;
 
 /// Of how many flows it is remembered which token they showed last ([`LEARNED`]). Whoever floods with hellos makes it
 /// forget: what is in there is a help, and nothing relies on it.
@@ -407,6 +432,7 @@ const _: () = {
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<Present>() == 16);
     assert!(size_of::<HashKeys>() == 104);
+    assert!(size_of::<Clock>() == 16);
     assert!(size_of::<crate::counters::Count>() == 16);
 };
 

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod counters;
 pub mod layout;
+pub mod openvpn;
 pub mod packed;
 pub mod packet;
 pub mod verdict;

@@ -47,7 +47,7 @@ pub struct Line {
 pub struct Tail {
     /// [`TAIL_LEASED`], [`TAIL_FOREVER`], or the tick from which the entry is as good as absent.
     pub expires: u32,
-    /// Packets dropped; written by the programs, which stop at [`MOST_HITS`].
+    /// Packets dropped; written by the programs, which stop at the last number.
     pub hits: u32,
     /// The tick of the last of them; 0: none.
     pub last: u32,
@@ -75,7 +75,7 @@ pub const TICK_NS: u64 = 1 << TICK_BITS;
 const TICK_BITS: u32 = 26;
 pub const TAIL_LEASED: u32 = 0;
 pub const TAIL_FOREVER: u32 = u32::MAX;
-/// So many CPUs can count the same hit at once, and none makes the count start again from 0.
+/// The daemon stops earlier: while it adds, the programs go on counting.
 pub const MOST_HITS: u32 = u32::MAX - 4096;
 
 impl Tail {
@@ -207,6 +207,47 @@ pub const fn may_have(words: &[u64; 4], tag: u16) -> bool {
     (zero | last) & TOPS != 0
 }
 
+/// The slots of a line, as four words, that have that tag: bit `n` for slot `n`.
+#[inline(always)]
+pub const fn with_tag(words: &[u64; 4], tag: u16) -> u32 {
+    let wanted = ONES * tag as u64;
+    let (a, b) = (zero_lanes(words[0] ^ wanted), zero_lanes(words[1] ^ wanted));
+    let (c, d) = (zero_lanes(words[2] ^ wanted), zero_lanes(words[3] ^ wanted));
+    // the last lane has the counts
+    a | b << 4 | c << 8 | (d & 0b0111) << 12
+}
+
+/// Which of the four lanes of 16 bits are 0, a bit each.
+#[inline(always)]
+const fn zero_lanes(word: u64) -> u32 {
+    // per lane: the top bit comes up if any of the lower 15 is set, with no carry into the next lane
+    let zeros = !((((word & !TOPS) + !TOPS) | word) | !TOPS) >> 15;
+    // lane n's bit comes to bit 48 + n, and no two bits of the product meet
+    (zeros.wrapping_mul(1 << 48 | 1 << 33 | 1 << 18 | 1 << 3) >> 48) as u32 & 0xf
+}
+
+/// The lowest bit that is set in a number of 16 bits that is not 0. Without a loop and without a branch, of which the
+/// CPU would guess wrong almost every time.
+#[inline(always)]
+pub const fn lowest(bits: u32) -> u32 {
+    let one = bits & bits.wrapping_neg();
+    // four bits that no other power of two brings to the same place: a de Bruijn sequence
+    let at = (one.wrapping_mul(DE_BRUIJN) >> 12) & 0xf;
+    (POSITIONS >> (4 * at)) as u32 & 0xf
+}
+
+const DE_BRUIJN: u32 = 0x09af;
+/// For each four bits of the sequence the power of two that brings them up, four bits each.
+const POSITIONS: u64 = {
+    let (mut positions, mut bit) = (0, 0);
+    while bit < 16 {
+        let at = (DE_BRUIJN << bit >> 12) & 0xf;
+        positions |= (bit as u64) << (4 * at);
+        bit += 1;
+    }
+    positions
+};
+
 /// [`Line::in_other`] and [`Line::in_plain`] of a line as four words; not 0: some are elsewhere.
 #[inline(always)]
 pub const fn elsewhere(words: &[u64; 4]) -> u64 {
@@ -227,8 +268,8 @@ pub trait Table<K> {
     type Found;
     /// The words of a line; `None`: there is no such bucket.
     fn line(&self, bucket: u32) -> Option<[u64; 4]>;
-    /// Among the slots of that bucket with that tag, the one with that key.
-    fn search(&self, bucket: u32, tag: u16, key: &K) -> Option<Self::Found>;
+    /// Among those slots of that bucket ([`with_tag`]), the one with that key.
+    fn search(&self, bucket: u32, slots: u32, key: &K) -> Option<Self::Found>;
 }
 
 /// A lookup among `buckets`; with none of them, everything is in the plain map.
@@ -246,7 +287,7 @@ pub fn find<K: Key, T: Table<K>>(
     let (home, tag) = (home(hash, buckets), tag(hash));
     let Some(words) = table.line(home) else { return Place::Plain };
     if may_have(&words, tag)
-        && let Some(found) = table.search(home, tag, key)
+        && let Some(found) = table.search(home, with_tag(&words, tag), key)
     {
         return Place::Here(found);
     }
@@ -258,7 +299,7 @@ pub fn find<K: Key, T: Table<K>>(
         let other = other(hash, buckets);
         let Some(words) = table.line(other) else { return Place::Plain };
         if may_have(&words, tag)
-            && let Some(found) = table.search(other, tag, key)
+            && let Some(found) = table.search(other, with_tag(&words, tag), key)
         {
             return Place::Here(found);
         }
@@ -299,11 +340,21 @@ mod tests {
     proptest! {
         #[test]
         fn r1_a_tag_that_is_there_is_always_seen(
-            mut tags: [u16; SLOTS], in_other: u8, in_plain: u8, slot in 0..SLOTS, tag in FIRST_TAG..,
+            mut tags: [u16; SLOTS], in_other: u8, in_plain: u8, slots: [bool; SLOTS], slot in 0..SLOTS,
+            tag in FIRST_TAG..,
         ) {
+            for (there, _) in tags.iter_mut().zip(slots).filter(|(_, same)| *same) {
+                *there = tag;
+            }
             tags[slot] = tag;
             let line = words(&Line { tags, in_other, in_plain });
             prop_assert!(may_have(&line, tag));
+            let mut slots = with_tag(&line, tag);
+            for slot in (0..SLOTS).filter(|slot| tags[*slot] == tag) {
+                prop_assert_eq!(lowest(slots), slot as u32, "all of them and no others, from the first to the last");
+                slots &= slots - 1;
+            }
+            prop_assert_eq!(slots, 0);
             prop_assert_eq!(elsewhere(&line), u64::from(in_other) | u64::from(in_plain) << 8);
         }
 
@@ -311,6 +362,7 @@ mod tests {
         fn r3_an_empty_line_has_nothing(in_other: u8, in_plain: u8, tag in FIRST_TAG..) {
             let line = words(&Line { tags: [FREE; SLOTS], in_other, in_plain });
             prop_assert!(!may_have(&line, tag), "the counts are no tags");
+            prop_assert_eq!(with_tag(&line, tag), 0);
         }
 
         #[test]

@@ -475,7 +475,7 @@ const RECORD: usize = 8;
 const HANDSHAKE: usize = RECORD + 13;
 const SESSION_ID: usize = HANDSHAKE + 12 + 2 + 32;
 /// Where the longest id has ended: a first fragment has to reach so far.
-const TOKEN_END: usize = SESSION_ID + 1 + 32;
+pub(crate) const TOKEN_END: usize = SESSION_ID + 1 + 32;
 
 /// The session id of a DTLS ClientHello in a UDP datagram whose header begins at `at`. Anything else, and a
 /// hello without one, is `None`. The record's version is not looked at: AnyConnect's differs, and the id

@@ -5,6 +5,7 @@ use crate::layout::{
     Address, AddressKey, DeviceKey, FOREVER, FRAGMENT_NS, FlowKey, FragmentKey, LEASE_NS, LEASED, TokenKey,
     UDP,
 };
+use crate::openvpn;
 use crate::packet::{
     self, First, Fragment, Frame, Framing, Outer, Segment, Unread, addresses, dtls_session_id,
 };
@@ -36,6 +37,10 @@ pub trait World {
     fn pass_fragments(&self, key: &FragmentKey);
     /// This flow has shown that token, and passes. It may be forgotten.
     fn learn(&self, flow: &FlowKey, token: &TokenKey);
+    /// The entry of the token that this flow has shown last, as far as both are there.
+    fn shown(&self, flow: &FlowKey) -> Option<Self::Found>;
+    /// Whether this local UDP port (network byte order) is OpenVPN's.
+    fn is_openvpn(&self, port: u16) -> bool;
 }
 
 /// What happens to the packet.
@@ -110,7 +115,9 @@ pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framin
     verdict
 }
 
-/// By the flow, and by the token that it shows.
+/// By the flow, and by the token that it shows. OpenVPN's data shows none, and goes the way of the token that its flow
+/// has shown last: so a tunnel's data ends with its token, and a new session from the same port passes with its first
+/// packet, since that one is learned.
 #[inline(always)]
 fn sent<W: World>(world: &W, frame: &(impl Frame + ?Sized), segment: &Segment) -> Verdict {
     let flow = flow_key(world, segment);
@@ -118,15 +125,29 @@ fn sent<W: World>(world: &W, frame: &(impl Frame + ?Sized), segment: &Segment) -
     if matches!(verdict, Verdict::Drop(_)) || segment.protocol != UDP {
         return verdict;
     }
+    if world.is_openvpn(segment.destination_port) {
+        if openvpn::is_data(frame, segment.at) {
+            return or_else(verdict, judge(world, world.shown(&flow), Reason::DroppedToken));
+        }
+        if let Some(token) = openvpn::session_id(frame, segment.at) {
+            return shows(world, &flow, &token, verdict);
+        }
+    }
     match dtls_session_id(frame, segment.at) {
         None => verdict,
-        Some(token) => match judge(world, world.token(&token), Reason::DroppedToken) {
-            Verdict::Drop(reason) => Verdict::Drop(reason),
-            said => {
-                world.learn(&flow, &token);
-                or_else(verdict, said)
-            }
-        },
+        Some(token) => shows(world, &flow, &token, verdict),
+    }
+}
+
+/// `verdict`: what the flow by itself would be told, which is no drop.
+#[inline(always)]
+fn shows<W: World>(world: &W, flow: &FlowKey, token: &TokenKey, verdict: Verdict) -> Verdict {
+    match judge(world, world.token(token), Reason::DroppedToken) {
+        Verdict::Drop(reason) => Verdict::Drop(reason),
+        said => {
+            world.learn(flow, token);
+            or_else(verdict, said)
+        }
     }
 }
 

@@ -276,9 +276,15 @@ pub enum Revoke {
         #[command(flatten)]
         change: Change,
     },
-    /// A wire token: the session id of a DTLS ClientHello
+    /// A wire token: the session id of a DTLS ClientHello or of OpenVPN (the client's, over UDP)
+    #[command(
+        after_help = "Examples:\n  enforcer revoke token openvpn 0a0b0c0d0e0f1011 --for 1d\n  enforcer revoke token \
+                      dtls 0a0b\n\
+                      [kernel] openvpn-ports in the configuration says at which UDP ports OpenVPN's ids are read. \
+                      `enforcer revoke flow udp CLIENT:PORT LOCAL:PORT --dry-run` tells which id a flow has shown last."
+    )]
     Token {
-        #[arg(value_name = "dtls")]
+        #[arg(value_name = "dtls|openvpn")]
         kind: String,
         #[arg(value_name = "HEX")]
         id: String,

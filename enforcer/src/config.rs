@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use enforcer_ebpf::layout::OPENVPN_PORTS_MOST;
 use serde::Deserialize;
 
 use crate::session::{self, DEFAULT_REALM, Realms, ServerName};
@@ -60,6 +61,8 @@ pub struct Kernel {
     pub tc: Tc,
     /// How a session's sockets are ended; `kill` serves kernels without SOCK_DESTROY.
     pub sockets: Sockets,
+    /// UDP ports of this host at which an OpenVPN server (or another peer) is spoken to: the session ids there are read.
+    pub openvpn_ports: Vec<u16>,
     pub capacity: Capacity,
 }
 
@@ -143,6 +146,7 @@ impl Default for Kernel {
             xdp: Xdp::Auto,
             tc: Tc::Auto,
             sockets: Sockets::Auto,
+            openvpn_ports: Vec::new(),
             capacity: Capacity::default(),
         }
     }
@@ -319,6 +323,12 @@ impl Config {
                 return Err(format!("[kernel.capacity] {table} = {capacity}: it is 1 to {MAX_CAPACITY}"));
             }
         }
+        let ports = &self.kernel.openvpn_ports;
+        if ports.len() > OPENVPN_PORTS_MOST || ports.contains(&0) {
+            return Err(format!(
+                "[kernel] openvpn-ports = {ports:?}: at most {OPENVPN_PORTS_MOST} UDP ports, each from 1 to 65535"
+            ));
+        }
         if self.state.audit_rows == 0 || self.state.audit_days == 0 {
             return Err("[state] audit-days and audit-rows are at least 1".into());
         }
@@ -489,6 +499,17 @@ mod tests {
     }
 
     #[test]
+    fn openvpns_ports_are_few_and_none_by_default() {
+        assert!(Config::parse("").unwrap().kernel.openvpn_ports.is_empty());
+        let config = Config::parse("[kernel]\nopenvpn-ports = [1194, 443, 1, 65535]").unwrap();
+        assert_eq!(config.kernel.openvpn_ports, [1194, 443, 1, 65535]);
+        for bad in ["[0]", "[1, 2, 3, 4, 5]", "[65536]", "[-1]", "1194", "['udp']"] {
+            let told = Config::parse(&format!("[kernel]\nopenvpn-ports = {bad}")).unwrap_err();
+            assert!(told.contains("openvpn-ports"), "{told}");
+        }
+    }
+
+    #[test]
     fn what_is_not_toml_says_the_line() {
         let told = Config::parse("[kernel]\nouter = [").unwrap_err();
         assert!(told.contains("line"), "{told}");
@@ -513,6 +534,7 @@ mod tests {
             "next-disconnect-script",
             "invalidate-on-disconnect",
             "sockets",
+            "openvpn-ports",
             "directory",
             "audit-rows",
             "safe-ids",

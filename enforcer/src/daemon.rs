@@ -2,8 +2,10 @@
 
 mod answers;
 mod checks;
+mod choice;
 mod connections;
 mod effects;
+mod following;
 mod guard;
 mod interfaces;
 mod namespaces;
@@ -27,7 +29,8 @@ use crate::dataplane::Dataplane;
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
-    Adopted, Answer, Ask, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow, Verdict,
+    Adopted, Answer, Ask, Effect, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow,
+    Verdict,
 };
 use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
 
@@ -46,14 +49,16 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const QUEUE: usize = 4_096;
 /// How many events `show events` remembers.
 const MAX_EVENTS: usize = 1_000;
+/// So many effects are looked at together before the first of them is done.
+const AT_ONCE: usize = 32;
 
 /// What the loop waits for.
 enum Input {
     Call(Call),
     Feed(ServerName, FeedEvent),
     Event(Event),
-    /// The interfaces of the daemon's own namespace have changed.
-    Links,
+    /// The interfaces of a namespace have changed.
+    Links(interfaces::Told),
     /// A complete list of workers, asked for at `asked`.
     Listed {
         server: ServerName,
@@ -96,7 +101,10 @@ struct Server {
     settings: config::Server,
     client: Client,
     main: Option<Process>,
-    netns: Option<Netns>,
+    /// The namespaces that it and its workers live in, other than ours.
+    followed: BTreeSet<Netns>,
+    /// Since when its main process is not there, where it has such a namespace.
+    left: Option<Instant>,
     feed: FeedState,
     /// Why its configuration could not be read, if so.
     scripts: Result<bool, String>,
@@ -120,7 +128,9 @@ struct Daemon {
     next_request: Request,
     asks: BTreeMap<Ask, (ServerName, Answerer)>,
     next_ask: Ask,
+    /// What is looked for: devices with programs, and those of which something is said in the kernel.
     devices: BTreeSet<Device>,
+    interfaces: interfaces::Interfaces,
     forgetting: connections::Forgetting,
     /// Hits of entries that were taken out, by revocation.
     past_hits: BTreeMap<Number, u64>,
@@ -200,7 +210,8 @@ impl Daemon {
                 client: Client::new(&settings.control_socket, OCSERV_WITHIN),
                 settings: settings.clone(),
                 main: None,
-                netns: None,
+                followed: BTreeSet::new(),
+                left: None,
                 feed: FeedState::Off,
                 scripts: Err("ocserv has not been reached yet".into()),
                 needs_wrapper: false,
@@ -234,6 +245,7 @@ impl Daemon {
             asks: BTreeMap::new(),
             next_ask: 1,
             devices: BTreeSet::new(),
+            interfaces: interfaces::Interfaces::default(),
             forgetting: connections::Forgetting::default(),
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
@@ -271,7 +283,7 @@ impl Daemon {
                 self.inputs.clone(),
             ));
         }
-        interfaces::watch(self.inputs.clone(), self.config.kernel.outer.is_none());
+        self.watch_interfaces(self.namespaces.own());
         let logger = self.dataplane.logger()?;
         // SAFETY: the logger owns its ring buffer's descriptor, and neither closes nor replaces it before it is
         // dropped, which is after its registration.
@@ -321,6 +333,8 @@ impl Daemon {
                     guard.get_inner_mut().flush();
                     guard.clear_ready();
                 }
+                // after all else; and the others are looked at again before the next part
+                () = tokio::task::yield_now(), if self.interfaces.is_due() => self.attach_due(),
             }
             // counted from the last tick, so that no amount of other work puts the next one off
             tick_at = ticked + self.registry.next_tick(now());
@@ -343,7 +357,7 @@ impl Daemon {
             Input::Call(call) => self.call(call),
             Input::Feed(server, event) => self.feed(&server, event),
             Input::Event(event) => self.handle(event),
-            Input::Links => self.attach_own_interfaces(),
+            Input::Links(told) => self.interfaces_changed(told),
             Input::Listed { server, asked, outcome } => self.listed(server, asked, outcome),
             Input::Looked { name, look, observed, reply } => self.looked(name, look, observed, reply),
             Input::Fetched(cookies, then) => self.fetched(&cookies, then),
@@ -357,9 +371,20 @@ impl Daemon {
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
         tracing::debug!(?event);
-        for effect in self.registry.handle(event, now()) {
-            tracing::debug!(?effect);
-            self.apply(effect);
+        let mut effects = self.registry.handle(event, now()).into_iter();
+        loop {
+            let some: Vec<Effect> = effects.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                return;
+            }
+            self.dataplane.expect(some.iter().filter_map(|effect| match effect {
+                Effect::Insert { entry, .. } => Some(entry),
+                _ => None,
+            }));
+            for effect in some {
+                tracing::debug!(?effect);
+                self.apply(effect);
+            }
         }
     }
 
@@ -383,7 +408,6 @@ impl Daemon {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.needs_wrapper = needs_wrapper;
                     server.main = Some(main);
-                    server.netns = Some(netns);
                     server.scripts.clone_from(&configured);
                 }
                 self.know_netns(name, main, netns);

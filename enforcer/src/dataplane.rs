@@ -13,6 +13,7 @@
 //! What is leased ([`Stands::Leased`]) is in force until 10 s after the last [`Dataplane::beat`].
 
 mod capacity;
+mod devices;
 mod gate;
 mod hooks;
 mod host;
@@ -37,12 +38,14 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
+use enforcer_ebpf::layout::{OPENVPN_PORTS_MOST, OpenvpnPorts};
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::lease_holds;
 
 pub use capacity::{Capacities, Cost};
+pub use devices::Ahead;
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use keys::Key;
@@ -63,6 +66,9 @@ pub struct Settings {
     pub xdp: XdpPreference,
     pub tc: TcPreference,
     pub capacities: Capacities,
+    /// Local UDP ports at which OpenVPN is spoken, 1 to 65535, at most [`OPENVPN_PORTS_MOST`] of them. A change is in force
+    /// at a device once [`Dataplane::attach`] was called for it.
+    pub openvpn_ports: Vec<u16>,
     /// Whoever opens it fills new maps with what stands, and calls [`Dataplane::filled`]: until then no gate takes them
     /// for the whole truth.
     pub fill: bool,
@@ -75,6 +81,7 @@ impl Default for Settings {
             xdp: XdpPreference::Auto,
             tc: TcPreference::Auto,
             capacities: Capacities::default(),
+            openvpn_ports: Vec::new(),
             fill: false,
         }
     }
@@ -160,7 +167,7 @@ pub struct Usage {
 pub struct Attachment {
     pub netns: Netns,
     pub ifindex: u32,
-    /// As it was called when it was attached.
+    /// As it is called, as far as this process was told ([`Dataplane::rename`]).
     pub name: String,
     pub role: Role,
     /// `xdp native`, `xdp generic`, `tcx` or `clsact`.
@@ -182,6 +189,7 @@ pub struct Dataplane {
     settings: Settings,
     /// What the maps are made for at the moment.
     sized: Capacities,
+    openvpn: OpenvpnPorts,
     pins: Pins,
     tables: Tables,
     /// The loaded programs, by the namespace in which they run.
@@ -219,9 +227,10 @@ impl Dataplane {
     ///
     /// # Errors
     /// Pinned maps of a newer layout or of an unknown shape, or a capacity smaller than what is in the table: then
-    /// nothing is changed. A kernel or a caller that cannot do BPF (root, or CAP_BPF, CAP_NET_ADMIN and
-    /// CAP_SYS_ADMIN).
+    /// nothing is changed. Ports of OpenVPN that are none or too many. A kernel or a caller that cannot do BPF (root, or
+    /// CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN).
     pub fn open(settings: Settings) -> Result<Self> {
+        let openvpn = openvpn_ports(&settings.openvpn_ports)?;
         let pins = Pins::below(&settings.pin_path);
         host::raise_descriptors()?;
         host::prepare(&pins.root)?;
@@ -234,9 +243,9 @@ impl Dataplane {
         // before a migration renews the lease
         let lapsed = lapsed(&pins)?;
         let instances = if plan.migrates() {
-            migrate::migrate(&pins, &plan, own)?
+            migrate::migrate(&pins, &plan, openvpn, own)?
         } else {
-            let load = |netns| Instance::load(&pins, &plan.sized, netns);
+            let load = |netns| Instance::load(&pins, &plan.sized, openvpn, netns);
             let mut instances = HashMap::from([(own, load(own)?)]);
             // programs that hang somewhere may use maps that are pinned no more
             if cut_short || plan.makes() {
@@ -249,6 +258,7 @@ impl Dataplane {
         Ok(Self {
             settings,
             sized: plan.sized,
+            openvpn,
             pins,
             tables,
             instances,
@@ -299,7 +309,7 @@ impl Dataplane {
         };
         let place = Place { netns_fd, device, name, framing };
         if !self.instances.contains_key(&netns) {
-            let instance = Instance::load(&self.pins, &self.sized, netns)?;
+            let instance = Instance::load(&self.pins, &self.sized, self.openvpn, netns)?;
             self.kept.verify(&instance)?;
             self.instances.insert(netns, instance);
         }
@@ -322,24 +332,6 @@ impl Dataplane {
         Ok(())
     }
 
-    /// The device is gone: forgets it and drops its pins. Its entries are the caller's to remove.
-    pub fn detach_gone(&mut self, device: Device) {
-        self.framings.remove(&device);
-        for hook in Hook::ALL {
-            self.attached.remove(&(device, hook));
-        }
-        for how in
-            Pin::all(&self.pins.links).unwrap_or_default().into_iter().filter(|pin| pin.device == device)
-        {
-            if let Err(error) = how.forget(&self.pins.links) {
-                tracing::warn!("{error:#}");
-            }
-        }
-        if device.netns != self.own && !self.attached.keys().any(|(other, _)| other.netns == device.netns) {
-            self.instances.remove(&device.netns);
-        }
-    }
-
     /// Takes out what earlier processes have attached and this one has not: to be called once everything that
     /// is configured was attached. Answers how many programs went.
     ///
@@ -356,6 +348,11 @@ impl Dataplane {
             }
         }
         Ok(gone)
+    }
+
+    /// These are put in next, some dozens at a time: a hint, by which the memory that they need is on its way meanwhile.
+    pub fn expect<'a>(&self, entries: impl Iterator<Item = &'a Entry> + Clone) {
+        self.tables.expect(entries);
     }
 
     /// Says it in the kernel; the next packet (or login) meets it.
@@ -401,7 +398,7 @@ impl Dataplane {
         self.tables.hits(entry)
     }
 
-    /// The token that a flow has shown last (a DTLS session id), if the programs saw and still remember it.
+    /// The token that a flow has shown last (a session id of DTLS or OpenVPN), if the programs saw and still remember it.
     pub fn learned(&self, netns: Netns, flow: Flow) -> Option<Token> {
         self.tables.learned(netns, flow)
     }
@@ -495,7 +492,7 @@ impl Dataplane {
     /// # Errors
     /// The ring buffer cannot be opened.
     pub fn logger(&self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        let mut instance = Instance::load(&self.pins, &self.sized, self.own)?;
+        let mut instance = Instance::load(&self.pins, &self.sized, self.openvpn, self.own)?;
         self.kept.verify(&instance)?;
         EbpfLogger::init(instance.ebpf()).context("cannot read what the programs say")
     }
@@ -509,6 +506,18 @@ impl Dataplane {
     pub fn kernel_monotonic_ns() -> u64 {
         host::monotonic_ns()
     }
+}
+
+/// As the programs have them.
+fn openvpn_ports(configured: &[u16]) -> Result<OpenvpnPorts> {
+    let mut ports = OpenvpnPorts::default();
+    if configured.len() > ports.len() || configured.contains(&0) {
+        bail!("OpenVPN's ports are {configured:?}: at most {OPENVPN_PORTS_MOST}, from 1 to 65535");
+    }
+    for (port, configured) in ports.iter_mut().zip(configured) {
+        *port = configured.to_be();
+    }
+    Ok(ports)
 }
 
 /// Whether the lease that is written there has run out. `false` if there is none, or never was one.

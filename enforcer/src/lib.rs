@@ -1,6 +1,6 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
 pub mod cli;
@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod exit;
 pub mod gate;
+pub mod links;
 mod netlink;
 pub mod ocserv;
 pub mod process;

@@ -7,6 +7,7 @@ mod record;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -173,11 +174,38 @@ impl fmt::Display for Flow {
 /// What a tunnel protocol shows of a session on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum TokenKind {
-    /// The session id of a DTLS ClientHello (RFC 6347, 4.2.1), by which ocserv finds a datagram's owner.
+    /// The session id of a DTLS ClientHello (RFC 6347, 4.2.1), by which ocserv finds a datagram's owner: 1 to 32 bytes.
     Dtls,
+    /// The session id that the client's OpenVPN has chosen, in its control packets over UDP: 8 bytes. A new one with each
+    /// connection.
+    Openvpn,
 }
 
-/// A wire token of 1 to 32 bytes.
+impl TokenKind {
+    pub const ALL: [Self; 2] = [Self::Dtls, Self::Openvpn];
+
+    /// As it is typed and stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dtls => "dtls",
+            Self::Openvpn => "openvpn",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// How many bytes such an id can have.
+    fn lengths(self) -> RangeInclusive<usize> {
+        match self {
+            Self::Dtls => 1..=32,
+            Self::Openvpn => 8..=8,
+        }
+    }
+}
+
+/// A wire token, as long as its kind has it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Token {
     kind: TokenKind,
@@ -185,8 +213,18 @@ pub struct Token {
 }
 
 impl Token {
+    /// Refuses an id that is too long or too short for its kind.
     pub fn new(kind: TokenKind, id: Vec<u8>) -> Result<Self, BadWord> {
-        if id.is_empty() || id.len() > 32 { Err(BadWord::Token) } else { Ok(Self { kind, id }) }
+        match (kind.lengths().contains(&id.len()), kind) {
+            (true, _) => Ok(Self { kind, id }),
+            (false, TokenKind::Dtls) => Err(BadWord::Token),
+            (false, TokenKind::Openvpn) => Err(BadWord::OpenvpnToken),
+        }
+    }
+
+    /// No token of this kind comes before it.
+    pub(crate) fn least(kind: TokenKind) -> Self {
+        Self { kind, id: vec![0; *kind.lengths().start()] }
     }
 
     pub fn kind(&self) -> TokenKind {
@@ -200,7 +238,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("dtls ")?;
+        write!(f, "{} ", self.kind.name())?;
         self.id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
@@ -335,6 +373,8 @@ pub enum BadWord {
     Flow,
     #[error("not a wire token: it is 1 to 32 bytes in hexadecimal, two digits each")]
     Token,
+    #[error("not an OpenVPN session id: it is 8 bytes in hexadecimal, 16 digits")]
+    OpenvpnToken,
 }
 
 #[cfg(test)]
@@ -370,6 +410,25 @@ mod tests {
             Flow::new(Protocol::Udp, "[2001:db8::1]:1".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_token_is_as_long_as_its_kind_has_it() {
+        let token = |kind, length| Token::new(kind, vec![0xab; length]);
+        for length in 0..40 {
+            assert_eq!(token(TokenKind::Dtls, length).is_ok(), (1..=32).contains(&length), "{length}");
+            assert_eq!(token(TokenKind::Openvpn, length).is_ok(), length == 8, "{length}");
+        }
+        assert_eq!(token(TokenKind::Openvpn, 7), Err(BadWord::OpenvpnToken));
+        assert_eq!(token(TokenKind::Openvpn, 8).unwrap().to_string(), "openvpn abababababababab");
+        for kind in TokenKind::ALL {
+            assert_eq!(TokenKind::from_name(kind.name()), Some(kind));
+            let least = Token::least(kind);
+            assert_eq!(Token::new(kind, least.id.clone()).as_ref(), Ok(&least));
+            let all = (1..=32).filter_map(|length| Token::new(kind, vec![0; length]).ok());
+            assert_eq!(all.min(), Some(least));
+        }
+        assert_eq!(TokenKind::from_name("DTLS"), None);
     }
 
     #[test]

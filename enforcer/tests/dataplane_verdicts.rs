@@ -11,20 +11,21 @@ mod lab;
 #[path = "../../enforcer-ebpf/tests/packets/mod.rs"]
 mod packets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use attached::test_run;
 use aya::maps::{HashMap, Map, MapData};
-use enforcer::dataplane::{Dataplane, GateFacts, Role};
+use enforcer::dataplane::{Dataplane, GateFacts, Role, Settings};
 use enforcer::session::{Device, Entry, Flow, Netns, Protocol, Stands, Token, TokenKind};
-use enforcer_ebpf::layout::{self, DeviceKey, FragmentKey, LEASED, Standing};
+use enforcer_ebpf::counters::Reason;
+use enforcer_ebpf::layout::{self, DeviceKey, FlowKey, FragmentKey, LEASED, Standing, TokenKey};
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::{self, Verdict};
 use lab::{Lab, Tun, ifindex, ip, lab};
-use packets::{Memory, Packet, client_hello};
+use packets::{Memory, Packet, client_hello, openvpn};
 
 const NONE: GateFacts = GateFacts { server: 0, moment: 0 };
 /// The device of a test run.
@@ -33,6 +34,10 @@ const FRAMINGS: [Framing; 2] = [Framing::Ethernet, Framing::Bare];
 const HOOKS: [&str; 4] = ["lan_in", "lan_out", "tun_in", "tun_out"];
 const ENDS: [&str; 6] =
     ["192.0.2.1:1", "192.0.2.1:2", "198.51.100.1:1", "[2001:db8::1]:1", "[2001:db8::1]:2", "[2001:db8::2]:1"];
+/// OpenVPN's, data often, and one that it has not any more.
+const OPCODES: [u8; 13] = [2, 3, 4, 5, 6, 6, 7, 8, 9, 9, 9, 10, 11];
+/// The port of some of the ends that is OpenVPN's.
+const OPENVPN: u16 = 1;
 const ROUTERS: [&str; 2] = ["203.0.113.1", "2001:db8:9::1"];
 
 /// A small generator of its own, so that a failure can be repeated.
@@ -76,9 +81,13 @@ impl Random {
         }
         packet.fragment = self.one(&[None, None, None, Some(0), Some(8)]);
         packet.last = self.below(4) == 0;
-        packet.payload = match self.below(4) {
+        packet.payload = match self.below(5) {
             0 => vec![7; self.below(120)],
             1 => vec![7; 200],
+            2 | 3 => {
+                let id = self.one(&[0, 1, 2, 3, 3, 3]);
+                openvpn(self.one(&OPCODES), self.below(8) as u8, &[id; 8])
+            }
             _ => {
                 let length = self.below(34);
                 client_hello(&vec![3; length])
@@ -116,6 +125,7 @@ struct World {
     memory: Memory,
     programs: BTreeMap<String, OwnedFd>,
     fragments: HashMap<MapData, [u32; 11], u64>,
+    learned: HashMap<MapData, [u32; 11], [u32; 10]>,
     _devices: [Tun; 2],
 }
 
@@ -124,7 +134,9 @@ impl World {
         let tuns = ["tun0", "tun1"].map(Tun::new);
         lab.veth_named("tap", "far", "0");
         ip("link set tap0 up");
-        let mut dataplane = lab.open();
+        let openvpn = vec![9, OPENVPN];
+        let settings = Settings { openvpn_ports: openvpn.clone(), ..lab.settings() };
+        let mut dataplane = Dataplane::open(settings).unwrap();
         // each program once
         for (device, role) in [
             ("gw", Role::Outer),
@@ -140,13 +152,15 @@ impl World {
         let programs = attached::programs(lab);
         let fragments = MapData::from_pin(maps.join(layout::FRAGMENTS)).unwrap();
         let fragments = HashMap::try_from(Map::LruHashMap(fragments)).unwrap();
-        let memory = Memory { netns: lab.netns().0, ..Memory::default() };
-        let mut world = Self { dataplane, memory, programs, fragments, _devices: tuns };
+        let learned = MapData::from_pin(maps.join(layout::LEARNED)).unwrap();
+        let learned = HashMap::try_from(Map::LruHashMap(learned)).unwrap();
+        let memory = Memory { netns: lab.netns().0, openvpn, ..Memory::default() };
+        let mut world = Self { dataplane, memory, programs, fragments, learned, _devices: tuns };
         world.revoke(lab.netns());
         world
     }
 
-    /// Some flows, addresses and lengths of session id: for ever, lapsed, or until a moment that is over.
+    /// Some flows, addresses and session ids: for ever, lapsed, or until a moment that is over.
     fn revoke(&mut self, netns: Netns) {
         self.dataplane.beat().unwrap();
         self.memory.now_ns = Dataplane::kernel_monotonic_ns();
@@ -178,9 +192,27 @@ impl World {
             let standing = add(&mut self.dataplane, Entry::Token(token));
             self.memory.tokens.insert(packets::token(&id), standing);
         }
+        // of four the last one comes and goes
+        for id in [[0; 8], [1; 8], [2; 8]] {
+            let token = Token::new(TokenKind::Openvpn, id.to_vec()).unwrap();
+            let standing = add(&mut self.dataplane, Entry::Token(token));
+            self.memory.tokens.insert(packets::openvpn_token(&id), standing);
+        }
         for address in ["192.0.2.1", "2001:db8::2", "198.51.100.1", "2001:db8::1", "203.0.113.1"] {
             let standing = add(&mut self.dataplane, Entry::Address(netns, address.parse().unwrap()));
             self.memory.addresses.insert(packets::address(address, netns.0), standing);
+        }
+    }
+
+    /// Revokes the id of which many flows may have shown it by now, or takes that back.
+    fn turn(&mut self) {
+        let id = [3; 8];
+        let entry = Entry::Token(Token::new(TokenKind::Openvpn, id.to_vec()).unwrap());
+        if self.memory.tokens.remove(&packets::openvpn_token(&id)).is_some() {
+            assert!(self.dataplane.remove(&entry).unwrap());
+        } else {
+            self.dataplane.insert(&entry, 2, Stands::Forever, NONE).unwrap();
+            self.memory.tokens.insert(packets::openvpn_token(&id), packets::forever(2));
         }
     }
 
@@ -193,14 +225,15 @@ impl World {
         test_run(self.programs.get(program).unwrap_or_else(|| panic!("{program} is not attached")), frame)
     }
 
-    /// XDP on both sides. True: it is dropped.
+    /// XDP on both sides. Why it is dropped.
     #[track_caller]
-    fn outer(&self, what: &dyn Debug, frame: &[u8], framing: Framing) -> bool {
+    fn outer(&self, what: &dyn Debug, frame: &[u8], framing: Framing) -> Option<Reason> {
         let expected = verdict::outer(&self.memory, frame, framing);
-        let drops = matches!(expected, Verdict::Drop(_));
+        let dropped = if let Verdict::Drop(reason) = expected { Some(reason) } else { None };
         let is = self.run(&format!("outer_{}", suffix(framing)), frame).unwrap();
-        assert_eq!(is, if drops { 1 } else { 2 }, "{framing:?} {expected:?} {frame:02x?} {what:?}");
-        drops
+        let code = if dropped.is_some() { 1 } else { 2 };
+        assert_eq!(is, code, "{framing:?} {expected:?} {frame:02x?} {what:?}");
+        dropped
     }
 
     #[track_caller]
@@ -226,6 +259,26 @@ impl World {
             assert!(self.fragments.remove(&words(key)).is_ok(), "{key:?} is not remembered: {what:?}");
         }
     }
+
+    /// Both sides remember the same tokens of the same flows.
+    #[track_caller]
+    fn same_learned(&self) {
+        let here: BTreeMap<[u32; 11], [u32; 10]> = (self.memory.learned.borrow().iter())
+            .map(|(flow, token)| (flow_words(*flow), token_words(*token)))
+            .collect();
+        let there: BTreeMap<[u32; 11], [u32; 10]> = self.learned.iter().map(Result::unwrap).collect();
+        let only_in = |one: &BTreeMap<_, _>, other: &BTreeMap<_, _>| -> Vec<String> {
+            let only = one.iter().filter(|(flow, token)| other.get(*flow) != Some(*token));
+            only.map(|(flow, token)| format!("{flow:x?} {token:x?}")).take(3).collect()
+        };
+        let (kernel, host) = (only_in(&there, &here), only_in(&here, &there));
+        assert!(
+            kernel.is_empty() && host.is_empty(),
+            "only in the kernel: {kernel:#?}, only here: {host:#?}"
+        );
+        let kinds: BTreeSet<u32> = there.values().map(|token| token[0]).collect();
+        assert_eq!(kinds.len(), 2, "only {kinds:?}");
+    }
 }
 
 fn suffix(framing: Framing) -> &'static str {
@@ -234,6 +287,16 @@ fn suffix(framing: Framing) -> &'static str {
 
 fn words(key: FragmentKey) -> [u32; 11] {
     // SAFETY: eleven words without padding, as the layout asserts by its size.
+    unsafe { std::mem::transmute(key) }
+}
+
+fn flow_words(key: FlowKey) -> [u32; 11] {
+    // SAFETY: as above.
+    unsafe { std::mem::transmute(key) }
+}
+
+fn token_words(key: TokenKey) -> [u32; 10] {
+    // SAFETY: ten words, likewise.
     unsafe { std::mem::transmute(key) }
 }
 
@@ -248,21 +311,27 @@ fn r1_r3_kernel_and_host_agree_on_a_hundred_thousand_packets() {
         let mut world = World::new(lab);
         let mut random = Random(seed | 1);
         let mut dropped = BTreeMap::<&str, u32>::new();
+        let mut data = 0;
         for at in 0..number("ENFORCER_TEST_PACKETS", 100_000) {
             if at % 1000 == 0 {
                 world.beat();
+            }
+            if at % 10 == 0 {
+                world.turn();
             }
             let packet = random.packet(u32::try_from(at % 0x1_0000).unwrap());
             let what = (seed, at, &packet);
             let frame = random.frame(&packet);
             for framing in FRAMINGS {
-                let drops = world.outer(&what, &frame, framing);
-                *dropped.entry("outer").or_default() += u32::from(drops);
+                let reason = world.outer(&what, &frame, framing);
+                *dropped.entry("outer").or_default() += u32::from(reason.is_some());
+                let is_data = matches!(packet.payload.first(), Some(first) if [6, 9].contains(&(first >> 3)));
+                data += u32::from(is_data && reason == Some(Reason::DroppedToken));
                 // what comes after a first fragment goes its way
                 if packet.fragment == Some(0) {
                     let later = Packet { fragment: Some(9), ..packet.clone() };
-                    let drops = world.outer(&what, &later.bytes(), framing);
-                    *dropped.entry("later").or_default() += u32::from(drops);
+                    let reason = world.outer(&what, &later.bytes(), framing);
+                    *dropped.entry("later").or_default() += u32::from(reason.is_some());
                 }
                 world.same_fragments(&what);
             }
@@ -270,7 +339,9 @@ fn r1_r3_kernel_and_host_agree_on_a_hundred_thousand_packets() {
             let drops = world.inner(hook, &what, &frame, framing);
             *dropped.entry(hook).or_default() += u32::from(drops);
         }
-        println!("dropped: {dropped:?}");
+        world.same_learned();
+        println!("dropped: {dropped:?}, OpenVPN's data: {data}");
+        assert!(data > 20, "no data of a flow that has shown a revoked id");
         assert!(dropped.len() == 6 && dropped.values().all(|drops| *drops > 500), "too foreign: {dropped:?}");
     });
 }
@@ -287,6 +358,15 @@ fn r1_r3_kernel_and_host_agree_wherever_a_frame_ends() {
                 .zip(ROUTERS)
         {
             let mut shapes = Vec::new();
+            let control = Packet { payload: openvpn(7, 2, &[0; 8]), ..Packet::new(17, from, to) };
+            shapes.extend([
+                control.clone(),
+                Packet { tags: Some(vec![0x8100]), options: 3, ..control.clone() },
+                Packet { tags: None, fragment: Some(0), ..control.clone() },
+                // what its flow has shown, by itself, and then its data
+                Packet { payload: openvpn(4, 0, &[3; 8]), ..control.clone() },
+                Packet { payload: openvpn(9, 0, &[0; 8]), ..control },
+            ]);
             for protocol in [6, 17] {
                 let plain = Packet::new(protocol, from, to);
                 let hello = Packet { payload: client_hello(&[3; 31]), ..plain.clone() };
@@ -303,6 +383,7 @@ fn r1_r3_kernel_and_host_agree_wherever_a_frame_ends() {
             }
             for shape in shapes {
                 world.beat();
+                world.turn();
                 let framing = if shape.tags.is_some() { Framing::Ethernet } else { Framing::Bare };
                 for length in 14..=shape.bytes().len() {
                     id += 1;

@@ -23,6 +23,7 @@ pub mod lab;
 pub mod namespace;
 pub mod occtl;
 pub mod ocserv;
+pub mod openvpn;
 pub mod probe;
 pub mod process;
 pub mod receipt;

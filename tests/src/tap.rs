@@ -54,6 +54,11 @@ pub struct Tap {
 impl Tap {
     /// Sees all devices of `namespace`, also those that come later.
     pub fn start(namespace: &Namespace) -> Self {
+        Self::without(namespace, None)
+    }
+
+    /// Sees no packet to this address: of a flood nothing has to be written down.
+    pub fn without(namespace: &Namespace, flooded: Option<Ipv4Addr>) -> Self {
         let socket = namespace.within(|| {
             let socket = socket(
                 AddressFamily::Packet,
@@ -63,6 +68,9 @@ impl Tap {
             );
             socket.expect("a packet socket")
         });
+        if let Some(address) = flooded {
+            ignore(&socket, address);
+        }
         setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).expect("SO_RCVBUFFORCE");
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true).expect("SO_TIMESTAMPNS");
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).expect("SO_RCVTIMEO");
@@ -105,6 +113,36 @@ impl Drop for Tap {
             let _ = thread.join();
         }
     }
+}
+
+/// The kernel gives us no IPv4 packet to that address.
+fn ignore(socket: &OwnedFd, address: Ipv4Addr) {
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("a code of 16 bits"),
+        jt,
+        jf,
+        k,
+    };
+    // such a socket's packets begin with the IP header
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 16),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, address.into()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).expect("a small size");
+    // SAFETY: the program and its steps outlive the call, which copies them.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    assert_eq!(set, 0, "SO_ATTACH_FILTER: {}", std::io::Error::last_os_error());
 }
 
 fn watch(socket: &OwnedFd, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {

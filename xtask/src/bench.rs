@@ -11,7 +11,7 @@ use crate::steps::{cargo, target};
 /// From the command to the last packet; measured by a program of `tests`.
 const ENDS: &str = "ends";
 /// The groups of `enforcer/benches/dataplane`.
-const DATAPLANE: [&str; 3] = ["honest", "drops", "tables"];
+const DATAPLANE: [&str; 4] = ["honest", "drops", "tables", "stops"];
 
 /// Builds, optimized, and measures. `only`: empty for everything.
 ///

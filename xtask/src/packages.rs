@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 16] = [
+pub const WANTED: [(&str, &str); 17] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -19,6 +19,7 @@ pub const WANTED: [(&str, &str); 16] = [
     ("protobuf-compiler", "generates code from proto/"),
     ("ocserv", "the server under test, as Debian has it"),
     ("openconnect", "its clients"),
+    ("openvpn", "another VPN's server and clients: its session ids"),
     ("debootstrap", "fetches the servers and clients of newer Debians"),
     ("iproute2", "the tests' networks"),
     ("nftables", "likewise: NAT"),

@@ -70,6 +70,7 @@ fn elsewhere() -> Result<()> {
         "protoc",
         "ocserv",
         "openconnect",
+        "openvpn",
         "debootstrap",
         "ip",
         "nft",

@@ -1,7 +1,7 @@
 //! What a program sees of a packed table (`enforcer_ebpf::packed`).
 
 use aya_ebpf::btf_maps::Array;
-use enforcer_ebpf::packed::{Bucket, Key, Line, SLOTS, Slot, Table, Tail};
+use enforcer_ebpf::packed::{Bucket, Key, Line, SLOTS, Slot, Table, Tail, lowest};
 
 use super::tables::SHARED;
 
@@ -29,19 +29,22 @@ impl<K: Key> Table<K> for Maps<K> {
     }
 
     #[inline(always)]
-    fn search(&self, bucket: u32, tag: u16, key: &K) -> Option<*mut Tail> {
-        let tags = self.lines.get_ptr(bucket)?.cast::<u16>();
-        let slots = self.buckets.get_ptr_mut(bucket)?.cast::<Slot<K>>();
-        for index in 0..SLOTS {
-            // SAFETY: both are within their element of the map. A tag was written after its entry.
+    fn search(&self, bucket: u32, slots: u32, key: &K) -> Option<*mut Tail> {
+        let first = self.buckets.get_ptr_mut(bucket)?.cast::<Slot<K>>();
+        let mut left = slots;
+        for _ in 0..SLOTS {
+            if left == 0 {
+                return None;
+            }
+            // SAFETY: within the bucket, which is longer than 16 slots. A tag was written after its entry, and the
+            // address of the entry comes from the tag.
             unsafe {
-                if tags.add(index).read_volatile() == tag {
-                    let slot = slots.add(index);
-                    if is(slot.cast(), key) {
-                        return Some(&raw mut (*slot).tail);
-                    }
+                let slot = first.add(lowest(left) as usize);
+                if is(slot.cast(), key) {
+                    return Some(&raw mut (*slot).tail);
                 }
             }
+            left &= left - 1;
         }
         None
     }

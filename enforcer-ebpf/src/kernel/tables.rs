@@ -6,21 +6,21 @@ use aya_ebpf::Global;
 #[cfg(not(feature = "abi-2"))]
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::{debug, warn};
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
 use enforcer_ebpf::layout::{
-    AddressKey, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
-    NO_PREALLOC, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
+    AddressKey, Clock, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
+    NO_PREALLOC, OPENVPN_PORTS_MOST, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
 };
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
-use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, MOST_HITS, Place, Tail};
+use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, Place, Tail};
 use enforcer_ebpf::verdict::World;
 
 use super::packed::Maps;
@@ -45,6 +45,10 @@ static FLOW_BUCKET_COUNT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static ADDRESS_BUCKET_COUNT: Global<u32> = Global::new(0);
 
+/// [`enforcer_ebpf::layout::OpenvpnPorts`], set by the loader.
+#[unsafe(no_mangle)]
+static OPENVPN_PORTS: [Global<u16>; OPENVPN_PORTS_MOST] = [const { Global::new(0) }; OPENVPN_PORTS_MOST];
+
 // The capacities are set by the loader.
 #[btf_map(name = "flow_lines")]
 static FLOW_LINES: Array<Line, 1, SHARED> = Array::new();
@@ -59,6 +63,8 @@ static PRESENT: Array<Present, 1> = Array::new();
 // of the secret, the copy that outlives the loader
 #[btf_map(name = "hash_keys")]
 static HASH_KEYS: Array<HashKeys, 1> = Array::new();
+#[btf_map(name = "clock")]
+static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
 #[btf_map(name = "flows")]
 static FLOWS: HashMap<FlowKey, Standing, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "addresses")]
@@ -196,8 +202,16 @@ impl World for Tables {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: a helper without arguments.
-        unsafe { bpf_ktime_get_ns() }
+        // SAFETY: helpers without arguments, the first of which the kernel replaces by a load; this CPU's own value
+        // of the map, and programs are not interrupted by one another on it.
+        unsafe {
+            let jiffies = bpf_jiffies64();
+            let Some(clock) = CLOCK.get_ptr_mut(0) else { return bpf_ktime_get_ns() };
+            if (*clock).jiffies != jiffies || (*clock).now_ns == 0 {
+                *clock = Clock { jiffies, now_ns: bpf_ktime_get_ns() };
+            }
+            (*clock).now_ns
+        }
     }
 
     #[inline(always)]
@@ -208,8 +222,9 @@ impl World for Tables {
 
     #[inline(always)]
     fn hit(&self, found: Found, now_ns: u64) {
-        // SAFETY: as in `expires_ns`. The addition is one atomic instruction; the time is a plain store, of
-        // which the last one counts.
+        // SAFETY: as in `expires_ns`. The time is a plain store, of which the last one counts. So is the number of
+        // hits where an atomic addition would cost as much as the lookup, since nothing else goes on meanwhile: of
+        // two CPUs that drop for one entry at the same moment one may go uncounted there.
         unsafe {
             match found {
                 Found::Plain(standing) => {
@@ -218,9 +233,7 @@ impl World for Tables {
                 }
                 Found::Packed(tail) => {
                     let hits = &raw mut (*tail).hits;
-                    if hits.read_volatile() < MOST_HITS {
-                        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(hits, 1);
-                    }
+                    hits.write_volatile(hits.read_volatile().saturating_add(1));
                     (&raw mut (*tail).last).write_volatile(Tail::tick(now_ns));
                 }
             }
@@ -257,8 +270,39 @@ impl World for Tables {
         let _ = LEARNED.insert(flow, token, 0);
     }
 
+    #[cfg(not(feature = "abi-2"))]
+    #[inline(always)]
+    fn shown(&self, flow: &FlowKey) -> Option<Found> {
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).tokens }) {
+            return None;
+        }
+        let token = LEARNED.get_ptr(flow)?;
+        // SAFETY: a value of the map. Where another packet of the flow shows another token at this moment, what is read
+        // may be a part of each, which is nobody's.
+        TOKENS.get_ptr_mut(unsafe { &*token }).map(Found::Plain)
+    }
+
+    #[inline(always)]
+    fn is_openvpn(&self, port: u16) -> bool {
+        for configured in &OPENVPN_PORTS {
+            match configured.load() {
+                // the verifier knows it, and takes out what comes after it
+                0 => return false,
+                configured if configured == port => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
     #[cfg(feature = "abi-2")]
     fn learn(&self, _: &FlowKey, _: &TokenKey) {}
+
+    #[cfg(feature = "abi-2")]
+    fn shown(&self, _: &FlowKey) -> Option<Found> {
+        None
+    }
 
     #[cfg(feature = "abi-2")]
     fn fragments(&self, _: &FragmentKey) -> Option<u64> {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use enforcer_ebpf::layout::{
-    AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TokenKey, UDP,
+    AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TOKEN_OPENVPN, TokenKey, UDP,
 };
 use enforcer_ebpf::verdict::World;
 
@@ -189,6 +189,23 @@ pub fn client_hello(id: &[u8]) -> Vec<u8> {
     hello
 }
 
+/// OpenVPN's opcodes of control packets, and of data.
+pub const OPENVPN_CONTROL: [u8; 7] = [3, 4, 5, 7, 8, 10, 11];
+pub const OPENVPN_DATA: [u8; 2] = [6, 9];
+
+/// The payload of an OpenVPN packet: opcode, number of the key (0 to 7), and what of a control packet is the session
+/// id; longer than the shortest first fragment.
+pub fn openvpn(opcode: u8, key: u8, id: &[u8]) -> Vec<u8> {
+    let mut packet = vec![opcode << 3 | key];
+    packet.extend(id);
+    packet.resize(100, 0);
+    packet
+}
+
+pub fn openvpn_token(id: &[u8]) -> TokenKey {
+    TokenKey::new(TOKEN_OPENVPN, id).unwrap()
+}
+
 /// The tables in ordinary memory.
 #[derive(Default)]
 pub struct Memory {
@@ -203,6 +220,8 @@ pub struct Memory {
     pub hits: RefCell<Vec<u64>>,
     pub fragments: RefCell<HashMap<FragmentKey, u64>>,
     pub learned: RefCell<HashMap<FlowKey, TokenKey>>,
+    /// OpenVPN's local UDP ports, as people write them.
+    pub openvpn: Vec<u16>,
 }
 
 impl World for Memory {
@@ -258,6 +277,14 @@ impl World for Memory {
 
     fn learn(&self, flow: &FlowKey, token: &TokenKey) {
         self.learned.borrow_mut().insert(*flow, *token);
+    }
+
+    fn shown(&self, flow: &FlowKey) -> Option<Standing> {
+        self.learned.borrow().get(flow).and_then(|token| self.token(token))
+    }
+
+    fn is_openvpn(&self, port: u16) -> bool {
+        self.openvpn.contains(&u16::from_be(port))
     }
 }
 

@@ -73,7 +73,7 @@ fn flooded(lab: &Lab, rounds: usize, sources: u32, capacity: u32) -> Row {
         }),
         Contender::new("nftables netdev ingress", |lane| {
             lane.without_program();
-            peers::nft_ingress(lane, sources);
+            peers::nft_ingress(lane, sources, sources);
             None
         }),
         Contender::new("nftables prerouting raw", |lane| {
@@ -83,7 +83,7 @@ fn flooded(lab: &Lab, rounds: usize, sources: u32, capacity: u32) -> Row {
         }),
         Contender::new("iptables raw + ipset", |lane| {
             lane.without_program();
-            peers::iptables(lane, sources);
+            peers::iptables(lane, sources, sources);
             None
         }),
     ];

@@ -40,6 +40,14 @@ pub fn insert(dataplane: &mut Dataplane, entry: &Entry) {
     dataplane.insert(entry, 1, Stands::Forever, GateFacts::default()).unwrap();
 }
 
+/// As the daemon does with many.
+pub fn insert_all(dataplane: &mut Dataplane, entries: &[Entry]) {
+    for some in entries.chunks(32) {
+        dataplane.expect(some.iter());
+        some.iter().for_each(|entry| insert(dataplane, entry));
+    }
+}
+
 pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
     let ours = objects::ours(&lab.pin_path(), lab.netns());
@@ -88,20 +96,21 @@ fn row(case: String, limits: &[(&str, &str, u32)]) -> Row {
     Row { case, unit: "ns a packet", ours: Vec::new(), peers: Vec::new(), limits, against: "parse only" }
 }
 
-/// The same packet again and again, of which there is no entry.
+/// The same packet again and again, of which there is no entry; in each round another one, since it matters whether
+/// something of its bucket is elsewhere.
 fn hot(ours: &Ebpf, limits: &Ebpf, rounds: usize, state: &str) -> Vec<Row> {
-    let honest = Ipv4Addr::from(HONEST).octets();
     let turn = |hook: (&str, bool)| {
         let (hook, is_xdp) = hook;
         let names = if is_xdp { XDP_LIMITS } else { TC_LIMITS };
         let mut row = row(format!("{hook}, {state}"), &names);
-        // the address that is looked up is the honest one
-        let frame = if hook == "lan_in_ether" {
-            objects::frame(LOCAL, honest, [[2; 6]; 2])
-        } else {
-            objects::frame(honest, LOCAL, [[2; 6]; 2])
-        };
-        for _ in 0..rounds {
+        for round in 0..rounds {
+            let honest = Ipv4Addr::from(HONEST + u32::try_from(round).unwrap() * 7_919).octets();
+            // the address that is looked up is the honest one
+            let frame = if hook == "lan_in_ether" {
+                objects::frame(LOCAL, honest, [[2; 6]; 2])
+            } else {
+                objects::frame(honest, LOCAL, [[2; 6]; 2])
+            };
             row.ours.push(if is_xdp {
                 cost(xdp(ours, hook), &frame, PASS)
             } else {

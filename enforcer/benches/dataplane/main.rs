@@ -1,6 +1,6 @@
 //! What the programs and their tables cost, beside others and beside the least that can be done. Needs root.
 //!
-//! `cargo bench -p enforcer --features bench --bench dataplane -- [honest] [drops] [tables] [--rounds N] [--json FILE]`
+//! `cargo bench -p enforcer --features bench --bench dataplane -- [honest] [drops] [tables] [stops] [--rounds N] [--json FILE]`
 //!
 //! In each round all contenders take their turns; a row has the median of the rounds. What is measured is CPU time,
 //! of which a busy machine takes none away (it does take caches away). Everything is in network namespaces and on a
@@ -20,7 +20,9 @@ mod honest;
 mod lane;
 mod objects;
 mod peers;
+mod probe;
 mod rows;
+mod stops;
 mod tables;
 
 #[path = "../../tests/lab/mod.rs"]
@@ -36,8 +38,8 @@ use rows::Row;
 /// A group of measurements, made in so many rounds.
 type Group = fn(&lab::Lab, usize) -> Vec<Row>;
 
-const GROUPS: [(&str, Group); 3] =
-    [("honest", honest::rows), ("drops", drops::rows), ("tables", tables::rows)];
+const GROUPS: [(&str, Group); 4] =
+    [("honest", honest::rows), ("drops", drops::rows), ("tables", tables::rows), ("stops", stops::rows)];
 
 fn main() -> ExitCode {
     let (mut chosen, mut rounds, mut json) = (Vec::new(), 11, None);
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
         }
     }
     if !(1..=1_000).contains(&rounds) {
-        eprintln!("usage: dataplane [honest] [drops] [tables] [--rounds 1..1000] [--json FILE]");
+        eprintln!("usage: dataplane [honest] [drops] [tables] [stops] [--rounds 1..1000] [--json FILE]");
         return ExitCode::from(2);
     }
     // what is mounted goes with us, also when we are killed

@@ -22,11 +22,10 @@ pub fn sources(count: u32) -> impl Iterator<Item = Ipv4Addr> {
     (0..count).map(|number| Ipv4Addr::from(FIRST + number))
 }
 
-/// An nftables set and a chain that drops what is in it. `chain`: what the chain hangs on.
-pub fn nft(family: &str, chain: &str, count: u32) -> String {
+/// An nftables set with room for so many and a chain that drops what is in it. `chain`: what the chain hangs on.
+pub fn nft(family: &str, chain: &str, count: u32, room: u32) -> String {
     let mut text = format!(
-        "table {family} t {{\nset s {{ type ipv4_addr; size {}; }}\nchain c {{ {chain}; ip saddr @s drop; }}\n}}\n",
-        count.max(1)
+        "table {family} t {{\nset s {{ type ipv4_addr; size {room}; }}\nchain c {{ {chain}; ip saddr @s drop; }}\n}}\n"
     );
     let all: Vec<_> = sources(count).collect();
     for some in all.chunks(10_000) {
@@ -36,26 +35,28 @@ pub fn nft(family: &str, chain: &str, count: u32) -> String {
     text
 }
 
-pub fn nft_ingress(lane: &Lane, count: u32) {
+pub fn nft_ingress(lane: &Lane, count: u32, room: u32) {
     let chain = format!("type filter hook ingress device {DEVICE} priority 0");
-    lane.here(|| run("nft", &["-f", "-"], &nft("netdev", &chain, count)));
+    lane.here(|| run("nft", &["-f", "-"], &nft("netdev", &chain, count, room)));
 }
 
 pub fn nft_prerouting(lane: &Lane, count: u32) {
-    lane.here(|| run("nft", &["-f", "-"], &nft("ip", "type filter hook prerouting priority raw", count)));
+    lane.here(|| {
+        run("nft", &["-f", "-"], &nft("ip", "type filter hook prerouting priority raw", count, count))
+    });
 }
 
-pub fn ipset(count: u32) -> String {
-    let mut text = format!("create s hash:ip family inet hashsize 65536 maxelem {}\n", count.max(1));
+pub fn ipset(count: u32, room: u32) -> String {
+    let mut text = format!("create s hash:ip family inet hashsize 65536 maxelem {room}\n");
     for source in sources(count) {
         writeln!(text, "add s {source}").unwrap();
     }
     text
 }
 
-pub fn iptables(lane: &Lane, count: u32) {
+pub fn iptables(lane: &Lane, count: u32, room: u32) {
     lane.here(|| {
-        run("ipset", &["restore"], &ipset(count));
+        run("ipset", &["restore"], &ipset(count, room));
         let rule = "-t raw -A PREROUTING -m set --match-set s src -j DROP";
         run("iptables", &rule.split(' ').collect::<Vec<_>>(), "");
     });

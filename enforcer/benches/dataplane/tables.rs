@@ -11,7 +11,7 @@ use enforcer::session::Entry;
 use enforcer_ebpf::layout::{self, Address, AddressKey, FOREVER, Standing};
 
 use crate::cpu;
-use crate::honest::{address, insert, settings};
+use crate::honest::{address, insert, insert_all, settings};
 use crate::lab::Lab;
 use crate::lane::{Lane, run};
 use crate::objects::{self, Raw};
@@ -53,20 +53,20 @@ fn key(lab: &Lab, number: u32) -> Raw<AddressKey> {
     Raw(AddressKey { address: Address::v4(word), netns: lab.netns().0 })
 }
 
-/// A million addresses into empty tables, one by one; and what these take then.
+/// A million addresses into empty tables, each by itself; and what these take then.
 fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
     let entries: Vec<Entry> = (0..MILLION).map(|number| address(lab.netns(), number)).collect();
-    let (nft, ipset) =
-        (peers::nft("ip", "type filter hook prerouting priority raw", MILLION), peers::ipset(MILLION));
+    let (nft, ipset) = (
+        peers::nft("ip", "type filter hook prerouting priority raw", MILLION, MILLION),
+        peers::ipset(MILLION, MILLION),
+    );
     let lane = Lane::new();
     let mut series: [Vec<f64>; 4] = Default::default();
     let mut bytes: [Vec<f64>; 2] = Default::default();
     for _ in 0..rounds {
         let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
         let before = cpu::thread();
-        for entry in &entries {
-            insert(&mut dataplane, entry);
-        }
+        insert_all(&mut dataplane, &entries);
         series[0].push(seconds(cpu::thread() - before));
         bytes[0].push(of_addresses(&lab.pin_path()) / f64::from(MILLION));
         drop(dataplane);
@@ -130,10 +130,9 @@ fn single(lab: &Lab, rounds: usize) -> Vec<Row> {
         run(
             "nft",
             &["-f", "-"],
-            &peers::nft("ip", "type filter hook prerouting priority raw", THERE)
-                .replace("size 500000", "size 1000000"),
+            &peers::nft("ip", "type filter hook prerouting priority raw", THERE, MILLION),
         );
-        run("ipset", &["restore"], &peers::ipset(THERE).replace("maxelem 500000", "maxelem 1000000"));
+        run("ipset", &["restore"], &peers::ipset(THERE, MILLION));
     });
     let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
     let mut plain = objects::limits(MILLION);

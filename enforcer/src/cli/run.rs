@@ -118,7 +118,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         Command::Revoke { what: Some(what), .. } => revoke(&mut client, json, explicit(&what)).await,
         Command::Revoke { what: None, from } => {
             let file = from.from.clone().ok_or_else(|| {
-                Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls HEX, or --from FILE")
+                Status::invalid_argument("revoke what? address IP, flow PROTO CLIENT:PORT LOCAL:PORT, token dtls|openvpn HEX, or --from FILE")
             })?;
             bulk(&mut client, json, file, from).await
         }

@@ -137,19 +137,20 @@ pub fn parse_flow(text: &str) -> Result<Flow, Status> {
     Flow::new(protocol, end(client)?, end(local)?).map_err(|_| no_flow())
 }
 
-/// `dtls HEX`, as [`Token`] prints itself: 1 to 32 bytes, two digits each, in either case.
+/// `dtls HEX` or `openvpn HEX`, as [`Token`] prints itself: 1 to 32 bytes, or 8, two digits each, in either case.
 pub fn parse_token(text: &str) -> Result<Token, Status> {
     let no_token = || bad(format!("{:?}: {}", short(text), BadWord::Token));
     let (kind, hex) = text.split_once(' ').ok_or_else(no_token)?;
-    if kind != "dtls" {
-        return Err(bad(format!("{:?} is no kind of token: there is dtls", short(kind))));
-    }
+    let kind = TokenKind::from_name(kind).ok_or_else(|| {
+        let kinds = TokenKind::ALL.map(TokenKind::name).join(" and ");
+        bad(format!("{:?} is no kind of token: there are {kinds}", short(kind)))
+    })?;
     if hex.len() % 2 != 0 || hex.len() > 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(no_token());
     }
     let bytes =
         (0..hex.len()).step_by(2).filter_map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect();
-    Token::new(TokenKind::Dtls, bytes).map_err(|_| no_token())
+    Token::new(kind, bytes).map_err(|error| bad(format!("{:?}: {error}", short(text))))
 }
 
 /// A user's name as it was typed: 1 to [`MAX_NAME`] bytes, without a NUL (the keys of the kernel's maps use it as a
@@ -220,6 +221,7 @@ mod tests {
                 "flow udp [2001:db8::1]:1 [2001:db8::2]:443",
             ),
             (What::Token("dtls 0Aff".into()), "token dtls 0aff"),
+            (What::Token("openvpn 0A0b0c0d0e0f1011".into()), "token openvpn 0a0b0c0d0e0f1011"),
         ] {
             assert_eq!(read(what).unwrap().to_string(), printed);
         }
@@ -249,6 +251,9 @@ mod tests {
             What::Token("dtls 123".into()),
             What::Token("dtls +1".into()),
             What::Token("quic 12".into()),
+            What::Token("openvpn 0a0b0c0d0e0f10".into()),
+            What::Token("openvpn 0a0b0c0d0e0f101112".into()),
+            What::Token("OpenVPN 0a0b0c0d0e0f1011".into()),
             What::Token(format!("dtls {}", "00".repeat(33))),
         ] {
             let why = read(what).unwrap_err();

@@ -11,7 +11,7 @@ use crate::control::target::{self, Asked, MAX_REASON};
 use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, api};
 use crate::ocserv;
 use crate::registry::{Answer, Event, Order, SessionRow, Target, Verdict};
-use crate::session::{Audit, Cookie, Observed, ServerName};
+use crate::session::{Audit, Cookie, Observed, ServerName, TokenKind};
 
 use super::shows::{layer, row};
 use super::{Answerer, Daemon, Input, Then, guard};
@@ -91,7 +91,7 @@ impl Daemon {
     /// An order that could be read: refused where it would hit the gateway itself, shown, or given.
     fn carry_out(&mut self, order: Order, dry_run: bool, caller: Caller, reply: Answerer) {
         let rows = self.registry.preview(&order, &[]).sessions;
-        if let Some(why) = guard::refusal(&order, &rows, caller) {
+        if let Some(why) = guard::Guard::of(caller, self.namespaces.addresses()).refusal(&order, &rows) {
             let _ = reply.send(Err(Status::failed_precondition(why)));
             return;
         }
@@ -112,6 +112,13 @@ impl Daemon {
 
     fn order(&self, request: &api::RevokeRequest, caller: Caller) -> Result<Order, Status> {
         let Asked { target, server, stands } = target::read_revoke(request)?;
+        let is_openvpns = matches!(&target, Target::Token(token) if token.kind() == TokenKind::Openvpn);
+        if is_openvpns && self.config.kernel.openvpn_ports.is_empty() {
+            return Err(Status::failed_precondition(
+                "no port is OpenVPN's, so nothing would be dropped: name its UDP ports in [kernel] openvpn-ports of \
+                 the configuration, and restart the daemon",
+            ));
+        }
         Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller), bulk: false })
     }
 
@@ -200,7 +207,7 @@ impl Daemon {
         let mut bulk = api::BulkReceipt::default();
         let mut orders = Vec::with_capacity(requests.len());
         // asked once for all of them: it costs a look at every interface
-        let ssh = guard::Guard::of(caller);
+        let ssh = guard::Guard::of(caller, self.namespaces.addresses());
         for request in requests {
             let order = self.order(&request, caller).map_err(|status| status.message().to_owned());
             let order = order.and_then(|order| {
@@ -433,7 +440,7 @@ impl Daemon {
                         by: order.by,
                         reason: order.reason,
                         sessions,
-                        notes: would_do(&order.target),
+                        notes: self.would_do(&order.target),
                         ..api::Receipt::default()
                     })))
                 };
@@ -441,19 +448,34 @@ impl Daemon {
             }
         }
     }
-}
 
-/// What a dry run of an explicit revocation has to tell; a session's tells whom it would touch.
-fn would_do(target: &Target) -> Vec<String> {
-    match target {
-        Target::Address(_) => {
-            vec!["packets from and to it would be dropped on the LAN side and on tunnel devices".into()]
+    /// What a dry run of an explicit revocation has to tell; a session's tells whom it would touch.
+    fn would_do(&self, target: &Target) -> Vec<String> {
+        match target {
+            Target::Address(_) => {
+                vec!["packets from and to it would be dropped on the LAN side and on tunnel devices".into()]
+            }
+            Target::Flow(flow) => {
+                let dropped = "its packets would be dropped in XDP, and its socket destroyed if there is one";
+                let shown = self.namespaces.known().into_iter().filter_map(|netns| {
+                    let token = self.dataplane.learned(netns, *flow)?;
+                    Some(format!(
+                        "it has shown last: token {token} (which `revoke token` takes; this does not)"
+                    ))
+                });
+                std::iter::once(dropped.to_owned()).chain(shown).collect()
+            }
+            Target::Token(token) => {
+                let shows = "packets that show it would be dropped in XDP, from wherever they come";
+                let data =
+                    "and OpenVPN's data on a flow that has shown it last, as far as that is remembered";
+                match token.kind() {
+                    TokenKind::Dtls => vec![shows.into()],
+                    TokenKind::Openvpn => vec![shows.into(), data.into()],
+                }
+            }
+            _ => Vec::new(),
         }
-        Target::Flow(_) => {
-            vec!["its packets would be dropped in XDP, and its socket destroyed if there is one".into()]
-        }
-        Target::Token(_) => vec!["the first packet that shows it would be dropped in XDP".into()],
-        _ => Vec::new(),
     }
 }
 

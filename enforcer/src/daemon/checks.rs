@@ -7,6 +7,7 @@ use crate::control::api;
 use crate::dataplane::Role;
 use crate::ocserv::FeedState;
 use crate::registry::{GateState, ServerState};
+use crate::session::TokenKind;
 
 use super::Daemon;
 
@@ -65,6 +66,7 @@ impl Daemon {
             })
             .collect();
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.interfaces.troubles());
         let counters = self.dataplane.counters().unwrap_or_else(|error| {
             warnings.push(format!("the counters cannot be read: {error:#}"));
             Vec::new()
@@ -154,6 +156,15 @@ impl Daemon {
                 finding("ok", format!("{what}: {}", on.join(", ")), "")
             });
         }
+        if self.config.kernel.openvpn_ports.is_empty()
+            && self.registry.holdings().has_token_of(TokenKind::Openvpn)
+        {
+            findings.push(finding(
+                "error",
+                "OpenVPN session ids are revoked, and NOT dropped: no port is OpenVPN's any more",
+                "name its UDP ports in [kernel] openvpn-ports and restart the daemon, or lift those revocations",
+            ));
+        }
         for usage in self.dataplane.usage().iter().filter(|u| u.used * 10 >= u.capacity * 9) {
             findings.push(finding(
                 "warning",
@@ -177,6 +188,7 @@ impl Daemon {
                 "when-blind = \"refuse\", unless logins matter more than revocations here",
             ));
         }
+        findings.extend(self.interface_findings());
         findings.extend(self.warnings.iter().map(|warning| finding("warning", warning.clone(), "")));
         api::Findings { findings }
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Sockets, Tc, Xdp};
-use crate::dataplane::{Capacities, GateFacts, Role, Settings, TcPreference, XdpPreference};
+use crate::dataplane::{Capacities, GateFacts, Settings, TcPreference, XdpPreference};
 use crate::ocserv::Client;
 use crate::process::{self, Worker};
 use crate::registry::{Effect, Ended, Event, Number, SessionKey};
-use crate::session::{Device, Entry, Flow, Netns, Observed, Process, ServerName, Stands, Token};
+use crate::session::{Entry, Flow, Netns, Observed, Process, ServerName, Stands, Token};
 use crate::sockets::{self, EndSettings, Method};
 
 use super::{Daemon, Input};
@@ -46,6 +46,7 @@ pub(super) fn settings(config: &Config) -> Settings {
             cutoffs: capacity.cutoffs,
             locks: capacity.locks,
         },
+        openvpn_ports: config.kernel.openvpn_ports.clone(),
         fill: true,
     }
 }
@@ -88,7 +89,7 @@ impl Daemon {
                     self.warn(format!("an entry could not be taken out of the kernel: {error:#}"));
                 }
             }
-            Effect::Attach { device, name } => self.attach(device, &name, Role::Tunnel),
+            Effect::Attach { device, .. } => self.attach_session(device),
             Effect::Watch { key, worker } => self.watch(key, worker),
             Effect::FindFlows { key, worker } => {
                 let outcome = flows_of(worker);
@@ -179,16 +180,6 @@ impl Daemon {
             && (self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number))
         {
             *self.past_hits.entry(number).or_default() += hits;
-        }
-    }
-
-    pub(super) fn attach(&mut self, device: Device, name: &str, role: Role) {
-        let fd = self.namespaces.fd(device.netns);
-        if let Err(error) = self.dataplane.attach(fd, device.netns, device.index, name, role) {
-            // a device that is gone by now needs nothing
-            if self.namespaces.has(device) {
-                self.warn(format!("{name}: nothing can be dropped there: {error:#}"));
-            }
         }
     }
 
@@ -296,21 +287,9 @@ impl Daemon {
         }
     }
 
-    /// Tunnel devices that are gone.
-    pub(super) fn sweep(&mut self) {
-        let gone: Vec<Device> =
-            self.devices.iter().filter(|device| !self.namespaces.has(**device)).copied().collect();
-        for device in gone {
-            self.devices.remove(&device);
-            self.dataplane.detach_gone(device);
-            self.handle(Event::DeviceGone { device });
-        }
-        self.detach_leftovers();
-    }
-
     /// What an earlier run attached where nothing is wanted any more. Only once every server has told of its
     /// sessions, and their devices have been taken over: before that, it may still be needed.
-    fn detach_leftovers(&mut self) {
+    pub(super) fn detach_leftovers(&mut self) {
         if self.leftovers_done || self.started.elapsed() < LEFTOVERS_AFTER || !self.registry.knows_everybody()
         {
             return;

@@ -40,20 +40,6 @@ fn ends(value: &str) -> Option<(SocketAddr, SocketAddr)> {
     Some((end(client, client_port)?, end(server, server_port)?))
 }
 
-fn own_addresses() -> Vec<IpAddr> {
-    nix::ifaddrs::getifaddrs().map_or_else(
-        |_| Vec::new(),
-        |all| {
-            all.filter_map(|interface| {
-                let address = interface.address?;
-                (address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())))
-                    .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-            })
-            .collect()
-        },
-    )
-}
-
 /// What must not be hit, as it is now.
 pub(super) struct Guard {
     ssh: Option<(SocketAddr, SocketAddr)>,
@@ -61,19 +47,15 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn of(caller: Caller) -> Self {
-        Self { ssh: ssh_connection(caller), own: own_addresses() }
+    /// `own`: the gateway's addresses, also those in the namespaces of its containers.
+    pub(super) fn of(caller: Caller, own: Vec<IpAddr>) -> Self {
+        Self { ssh: ssh_connection(caller), own }
     }
 
     /// Why this order would hit the gateway itself. `rows`: the sessions that it would touch.
     pub(super) fn refusal(&self, order: &Order, rows: &[SessionRow]) -> Option<String> {
         refusal_with(order, rows, self.ssh, &self.own)
     }
-}
-
-/// As [`Guard::refusal`], for one order.
-pub(super) fn refusal(order: &Order, rows: &[SessionRow], caller: Caller) -> Option<String> {
-    Guard::of(caller).refusal(order, rows)
 }
 
 fn refusal_with(

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use anyhow::Context as _;
 
+use crate::netlink;
 use crate::session::{Device, Netns};
 
 /// A namespace that is held open, and a socket in it: interface names and numbers are asked through the socket,
@@ -52,10 +54,21 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Lets go of namespaces that no server lives in any more: holding them open keeps them alive.
-    pub fn keep_only(&mut self, wanted: impl Fn(Netns) -> bool) {
-        let own = self.own;
-        self.handles.retain(|netns, _| *netns == own || wanted(*netns));
+    /// Lets go of a namespace: holding it open keeps it alive. Never of our own.
+    pub fn leave(&mut self, netns: Netns) {
+        if netns != self.own {
+            self.handles.remove(&netns);
+        }
+    }
+
+    /// The addresses of this host in every namespace that is known.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut all = Vec::new();
+        for netns in self.handles.keys() {
+            // one that cannot be entered has none that could be told
+            all.extend(netlink::within(self.fd(*netns), addresses).unwrap_or_default());
+        }
+        all
     }
 
     /// `None` for the daemon's own.
@@ -78,18 +91,34 @@ impl Namespaces {
         u32::try_from(index).ok().map(|index| Device { netns, index })
     }
 
-    /// Whether the interface is still there. A namespace that is not held any more is taken for gone.
-    pub fn has(&self, device: Device) -> bool {
-        let Some(handle) = self.handles.get(&device.netns) else { return false };
-        let Ok(index) = i32::try_from(device.index) else { return false };
+    /// What the interface is called now. `None`: it is gone, or the namespace is not known.
+    pub fn name_of(&self, device: Device) -> Option<String> {
+        let handle = self.handles.get(&device.netns)?;
+        let index = i32::try_from(device.index).ok()?;
         // SAFETY: an ifreq is plain data; all zeroes is a valid value of it.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_ifru.ifru_ifindex = index;
         // SAFETY: SIOCGIFNAME reads the index of the ifreq and writes its name; both are ours.
         let result =
             unsafe { libc::ioctl(handle.socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
-        result == 0
+        if result != 0 {
+            return None;
+        }
+        let name: Vec<u8> =
+            request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+        Some(String::from_utf8_lossy(&name).into_owned())
     }
+}
+
+/// Of the calling thread's namespace.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        (address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())))
+            .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    Ok(interfaces.filter_map(address).collect())
 }
 
 fn request_for(name: &str) -> Option<libc::ifreq> {

@@ -6,6 +6,7 @@ use crate::registry::{Event, Phase, Sighting};
 use crate::session::{Netns, Observed, Process, ServerName};
 
 use super::Daemon;
+use super::following::MAX_FOLLOWED;
 
 impl Daemon {
     /// `fresh`: told just now, at the connect event or by the gate; then its device's name is its own.
@@ -41,28 +42,41 @@ impl Daemon {
 
     fn netns_of(&mut self, name: &ServerName, process: Process) -> Option<Netns> {
         let (netns, fd) = process::netns_of(process.pid).ok()?;
-        if !self.namespaces.knows(netns) {
-            self.enter_netns(name, netns, fd);
-        }
+        self.enter_netns(name, netns, fd);
         Some(netns)
     }
 
     pub(super) fn know_netns(&mut self, name: &ServerName, main: Process, netns: Netns) {
-        if !self.namespaces.knows(netns)
-            && let Ok((found, fd)) = process::netns_of(main.pid)
+        if let Ok((found, fd)) = process::netns_of(main.pid)
             && found == netns
         {
             self.enter_netns(name, netns, fd);
         }
-        let wanted: Vec<Netns> = self.servers.values().filter_map(|server| server.netns).collect();
-        let devices: Vec<Netns> = self.devices.iter().map(|device| device.netns).collect();
-        self.namespaces.keep_only(|netns| wanted.contains(&netns) || devices.contains(&netns));
     }
 
+    /// The server, or a worker of its, lives there.
     fn enter_netns(&mut self, name: &ServerName, netns: Netns, fd: std::os::fd::OwnedFd) {
+        if netns == self.namespaces.own() {
+            return;
+        }
+        let Some(server) = self.servers.get_mut(name) else { return };
+        let known = self.namespaces.knows(netns);
+        if !known && self.namespaces.known().len() > MAX_FOLLOWED {
+            return self.warn(format!(
+                "{name}: more than {MAX_FOLLOWED} network namespaces: nothing is dropped in the further ones"
+            ));
+        }
+        let new = server.followed.insert(netns);
+        if known {
+            // another server's already: this one may name other interfaces
+            if new {
+                self.follow(netns);
+            }
+            return;
+        }
         match self.namespaces.add(netns, fd) {
             Ok(()) => {
-                self.attach_foreign_interfaces(name, netns);
+                self.follow(netns);
                 self.handle(Event::NetnsAdded { netns });
             }
             Err(error) => self.warn(format!(

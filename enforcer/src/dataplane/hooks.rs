@@ -76,10 +76,19 @@ impl Hook {
         format!("{}_{framing}", self.name())
     }
 
-    const fn direction(self) -> TcAttachType {
+    /// ... and what it is called.
+    pub(super) const fn direction(self) -> (TcAttachType, &'static str) {
         match self {
-            Self::Outer | Self::LanIn | Self::TunIn => TcAttachType::Ingress,
-            Self::LanOut | Self::TunOut => TcAttachType::Egress,
+            Self::Outer | Self::LanIn | Self::TunIn => (TcAttachType::Ingress, "ingress"),
+            Self::LanOut | Self::TunOut => (TcAttachType::Egress, "egress"),
+        }
+    }
+
+    /// By what it may hang.
+    const fn ways(self) -> &'static [How] {
+        match self {
+            Self::Outer => &[How::XdpNative, How::XdpGeneric],
+            Self::LanIn | Self::LanOut | Self::TunIn | Self::TunOut => &[How::Tcx, How::Clsact],
         }
     }
 }
@@ -129,6 +138,11 @@ impl Pin {
         links.join(format!("{netns}-{index}-{}-{}", self.hook.name(), self.how.name()))
     }
 
+    /// Every pin that there can be of that hook.
+    pub(super) fn possible(device: Device, hook: Hook) -> impl Iterator<Item = Self> {
+        hook.ways().iter().map(move |how| Self { device, hook, how: *how })
+    }
+
     fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
         let netns = Netns(parts.next()?.parse().ok()?);
@@ -166,6 +180,21 @@ impl Pin {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        }
+    }
+
+    /// Forgets what was at a device that is gone. A tcx program that hangs somewhere still goes a moment later: to take
+    /// it out takes the kernel's lock for network devices, and a thousand devices may go at once.
+    pub(super) fn let_go(&self, links: &Path) -> Result<()> {
+        if self.how != How::Tcx {
+            return self.forget(links).map(drop);
+        }
+        let path = self.path(links);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -290,6 +319,7 @@ pub(super) fn attach_xdp(
         pin(how).forget(&pins.links)?;
     }
     let mut last = anyhow!("no way to attach was tried");
+    let mut taken = false;
     for how in wanted {
         let mode = if *how == How::XdpNative { XdpMode::Driver } else { XdpMode::Skb };
         let attached = host::within(place.netns_fd, || new_xdp(program, place.device.index, mode));
@@ -303,11 +333,20 @@ pub(super) fn attach_xdp(
             }
             Err(error) => {
                 tracing::debug!(device = place.name, how = how.text(), "cannot attach: {error:#}");
+                taken |= matches!(errno(&error), Some(libc::EBUSY | libc::EEXIST));
                 last = error;
             }
         }
     }
-    Err(last.context(format!("cannot attach XDP to {}", place.name)))
+    let name = place.name;
+    Err(last.context(match taken {
+        false => format!("cannot attach XDP to {name}"),
+        true => format!(
+            "another XDP program is on {name}, or on a device that it is made of or belongs to, and there is room for \
+             one: see `bpftool net`, take it out (`xdp-loader unload {name} --all`, `ip link set dev {name} xdp off`), \
+             and ours is attached within some seconds; or leave {name} out of [kernel] outer"
+        ),
+    }))
 }
 
 pub(super) fn attach_tc(
@@ -353,21 +392,25 @@ fn attach_tcx(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, pin
     if renew(&path, |link| renew_tcx(program, link))? {
         return Ok(());
     }
-    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction());
+    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction().0);
     let link = host::within(place.netns_fd, || {
         host::verify_name(index, name)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = program.attach_with_options(name, direction, options)?;
-        Ok(FdLink::try_from(program.take_link(id)?)?)
+        let link = FdLink::try_from(program.take_link(id)?)?;
+        // the name may have gone to another device in that very moment
+        host::verify_name(index, name)?;
+        Ok(link)
     });
     keep(link.with_context(|| format!("cannot attach tcx to {name}"))?, &path)
 }
 
 fn attach_clsact(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, pin: Pin) -> Result<()> {
-    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction());
+    let (name, index, direction) = (place.name, place.device.index, pin.hook.direction().0);
     // remembered first: a filter that nobody knows of would stay for good
-    host::make(&pin.path(&pins.links))?;
-    host::within(place.netns_fd, || {
+    let remembered = pin.path(&pins.links);
+    host::make(&remembered)?;
+    let attached = host::within(place.netns_fd, || {
         host::verify_name(index, name)?;
         match qdisc_add_clsact(name) {
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
@@ -384,13 +427,17 @@ fn attach_clsact(program: &mut SchedClassifier, pins: &Pins, place: &Place<'_>, 
         // dropping it would take the filter out
         std::mem::forget(program.take_link(id)?);
         Ok(())
-    })
-    .with_context(|| format!("cannot attach a clsact filter to {name}"))
+    });
+    // without its device there is no filter to remember
+    if attached.as_ref().is_err_and(|error| errno(error) == Some(libc::ENODEV)) {
+        pin.forget(&pins.links)?;
+    }
+    attached.with_context(|| format!("cannot attach a clsact filter to {name}"))
 }
 
 /// Takes our filter out. The clsact qdisc stays: others may have filters there.
 fn remove_filter(name: &str, hook: Hook) -> Result<()> {
-    let link = SchedClassifierLink::attached(name, hook.direction(), PRIORITY, HANDLE, None)?;
+    let link = SchedClassifierLink::attached(name, hook.direction().0, PRIORITY, HANDLE, None)?;
     match aya::programs::links::Link::detach(link) {
         Err(error) if matches!(program_errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
             Ok(())

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use enforcer_ebpf::layout::{
-    self, AddressKey, DeviceKey, Digest, FlowKey, GateHitKey, TCP, TOKEN_DTLS, TokenKey, UDP,
+    self, AddressKey, DeviceKey, Digest, FlowKey, GateHitKey, TCP, TOKEN_DTLS, TOKEN_OPENVPN, TokenKey, UDP,
 };
 
 use crate::session::{self, Device, Entry, Flow, Netns, Protocol, SafeId, Token, TokenKind};
@@ -46,6 +46,7 @@ impl Key {
             Entry::Token(token) => {
                 let kind = match token.kind() {
                     TokenKind::Dtls => TOKEN_DTLS,
+                    TokenKind::Openvpn => TOKEN_OPENVPN,
                 };
                 // a token has 1 to 32 bytes by construction; the default matches no packet
                 Self::Token(TokenKey::new(kind, token.id()).unwrap_or_default())
@@ -80,6 +81,7 @@ impl Key {
             Self::Token(key) => {
                 let kind = match key.kind {
                     TOKEN_DTLS => TokenKind::Dtls,
+                    TOKEN_OPENVPN => TokenKind::Openvpn,
                     _ => return None,
                 };
                 let id = key.bytes().get(..usize::try_from(key.len).ok()?)?.to_vec();
@@ -119,6 +121,8 @@ mod tests {
             Entry::Flow(Netns(2), flow("[2001:db8::1]:40000", "[2001:db8::2]:443")),
             Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3, 4, 5]).unwrap()),
             Entry::Token(Token::new(TokenKind::Dtls, vec![9; 32]).unwrap()),
+            Entry::Token(Token::new(TokenKind::Dtls, vec![9; 8]).unwrap()),
+            Entry::Token(Token::new(TokenKind::Openvpn, vec![9; 8]).unwrap()),
             Entry::SafeId(SafeId::from_bytes([3; 20])),
             Entry::Cutoff(session::CutoffKey::from_bytes([4; 20])),
             Entry::Lock(session::LockKey::from_bytes([5; 20])),

@@ -16,7 +16,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use enforcer_ebpf::counters::Count;
-use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, Present, Standing};
+use enforcer_ebpf::layout::{
+    self, AddressKey, Definition, FlowKey, GateHitKey, MAPS, OpenvpnPorts, Present, Standing,
+};
 use enforcer_ebpf::verdict::lease_holds;
 
 use super::keys::{HITS_CUTOFF, HITS_LOCK, HITS_SAFE_ID};
@@ -34,7 +36,12 @@ use crate::session::Netns;
 ///
 /// # Errors
 /// The kernel refuses something. The old set counts then; the next start throws the new one away.
-pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Netns, Instance>> {
+pub(super) fn migrate(
+    pins: &Pins,
+    plan: &Plan,
+    openvpn: OpenvpnPorts,
+    own: Netns,
+) -> Result<HashMap<Netns, Instance>> {
     let capacities = &plan.sized;
     let next = pins.with_maps(&pins.next);
     host::make(&next.maps)?;
@@ -46,7 +53,7 @@ pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Ne
             sys::pin(map.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
         }
     }
-    let first = Instance::load(&next, capacities, own)?;
+    let first = Instance::load(&next, capacities, openvpn, own)?;
     let lease = Lease::open(pins)?;
     for definition in copied(plan) {
         copy(&pinned(pins, definition)?, &pinned(&next, definition)?, definition, &lease)?;
@@ -79,7 +86,7 @@ pub(super) fn migrate(pins: &Pins, plan: &Plan, own: Netns) -> Result<HashMap<Ne
     let mut instances = HashMap::from([(own, first)]);
     hooks::renew_all(pins, &mut instances, |netns| {
         lease.keep()?;
-        Instance::load(&next, capacities, netns)
+        Instance::load(&next, capacities, openvpn, netns)
     })?;
 
     for definition in copied(plan) {
@@ -126,18 +133,26 @@ fn copied(plan: &Plan) -> impl Iterator<Item = &'static Definition> {
 
 /// How many entries are rebuilt before the lease is renewed.
 const AT_ONCE: u32 = 4096;
+/// ... and how many whose memory is asked for together.
+const TOGETHER: usize = 32;
 
 /// Every entry, in its place among other buckets. Hits begin at 0.
 fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
     let mut count = 0_u32;
+    let mut some = Vec::with_capacity(TOGETHER);
+    let mut put = |some: &mut Vec<(K, Standing)>| {
+        to.expect(some.iter().map(|(key, _)| *key));
+        some.drain(..).try_for_each(|(key, new)| to.put(key, new, |_| new).map_err(anyhow::Error::new))
+    };
     standings::read::<K>(&from.maps, |key, standing| {
         count = count.wrapping_add(1);
         if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
-        let new = Standing { hits: 0, last_ns: 0, ..standing };
-        to.put(key, new, |_| new).map_err(anyhow::Error::new)
+        some.push((key, Standing { hits: 0, last_ns: 0, ..standing }));
+        if some.len() < TOGETHER { Ok(()) } else { put(&mut some) }
     })
+    .and_then(|()| put(&mut some))
     .with_context(|| format!("cannot rebuild the table {}", K::NAMES.plain))
 }
 

@@ -29,8 +29,10 @@ pub(super) fn overflow(capacity: u32) -> u32 {
     capacity / 64 + 256
 }
 
-/// Where a key may be.
-struct Places {
+/// Where a key may be in a table.
+#[derive(Clone, Copy)]
+pub(super) struct Places<K> {
+    key: K,
     home: u32,
     other: u32,
     tag: u16,
@@ -72,18 +74,35 @@ impl<K: Bits + Key> Packed<K> {
         &self.memory
     }
 
-    fn places(&self, key: &K) -> Places {
-        let hash = packed::hash(key, |at| self.secret.get(at).copied().unwrap_or(0));
+    pub(super) fn places(&self, key: K) -> Places<K> {
+        let hash = packed::hash(&key, |at| self.secret.get(at).copied().unwrap_or(0));
         let count = self.memory.count();
-        Places { home: packed::home(hash, count), other: packed::other(hash, count), tag: packed::tag(hash) }
+        Places {
+            key,
+            home: packed::home(hash, count),
+            other: packed::other(hash, count),
+            tag: packed::tag(hash),
+        }
+    }
+
+    /// These keys are put in next, some dozens at most: the memory that they need is on its way meanwhile.
+    pub(super) fn expect(&self, keys: impl Iterator<Item = K>) {
+        let all: Vec<_> = keys.map(|key| self.places(key)).collect();
+        for places in &all {
+            self.memory.expect_line(places.home);
+        }
+        for places in &all {
+            if let Some(spot) = self.memory.with_tag(places.home, FREE).next() {
+                self.memory.expect_spot(spot);
+            }
+        }
     }
 
     /// Where the key is; `None`: not here, but perhaps in the plain map.
-    pub(super) fn find(&self, key: &K) -> Option<Spot> {
-        let Places { home, other, tag } = self.places(key);
-        let search = |bucket| {
-            self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot).as_ref() == Some(key))
-        };
+    pub(super) fn find(&self, places: &Places<K>) -> Option<Spot> {
+        let Places { key, home, other, tag } = *places;
+        let search =
+            |bucket| self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot) == Some(key));
         search(home).or_else(|| {
             let elsewhere = self.memory.in_other(home)?.load(Ordering::Relaxed) != 0;
             elsewhere.then(|| search(other)).flatten()
@@ -119,10 +138,10 @@ impl<K: Bits + Key> Packed<K> {
     }
 
     /// Puts in what is not there. `false`: there is no room for it here, and it belongs into the plain map.
-    pub(super) fn insert(&mut self, key: K, standing: Standing) -> bool {
+    pub(super) fn insert(&mut self, places: &Places<K>, standing: Standing) -> bool {
         let Some((revocation, tail)) = encode(&standing) else { return false };
         self.reclaim();
-        let Places { home, other, tag } = self.places(&key);
+        let Places { key, home, other, tag } = *places;
         let at_home = self.memory.with_tag(home, FREE).next();
         if let Some(spot) = at_home {
             return self.publish(spot, key, revocation, tail, tag);
@@ -151,11 +170,10 @@ impl<K: Bits + Key> Packed<K> {
     }
 
     /// Takes out what is there.
-    pub(super) fn remove(&mut self, key: &K, spot: Spot) {
+    pub(super) fn remove(&mut self, places: &Places<K>, spot: Spot) {
         self.free(spot);
-        let home = self.places(key).home;
-        if spot.bucket != home
-            && let Some(count) = self.memory.in_other(home)
+        if spot.bucket != places.home
+            && let Some(count) = self.memory.in_other(places.home)
         {
             down(count);
         }
@@ -193,22 +211,22 @@ impl<K: Bits + Key> Packed<K> {
     }
 
     /// To be called before the key goes into the plain map.
-    pub(super) fn enters_plain(&self, key: &K) {
-        if let Some(count) = self.memory.in_plain(self.places(key).home) {
+    pub(super) fn enters_plain(&self, places: &Places<K>) {
+        if let Some(count) = self.memory.in_plain(places.home) {
             up(count);
         }
     }
 
     /// To be called after the key was taken out of the plain map.
-    pub(super) fn leaves_plain(&self, key: &K) {
-        if let Some(count) = self.memory.in_plain(self.places(key).home) {
+    pub(super) fn leaves_plain(&self, places: &Places<K>) {
+        if let Some(count) = self.memory.in_plain(places.home) {
             down(count);
         }
     }
 
     /// Whether the plain map has keys whose home is that key's.
-    pub(super) fn may_be_plain(&self, key: &K) -> bool {
-        self.memory.in_plain(self.places(key).home).is_none_or(|count| count.load(Ordering::Relaxed) != 0)
+    pub(super) fn may_be_plain(&self, places: &Places<K>) -> bool {
+        self.memory.in_plain(places.home).is_none_or(|count| count.load(Ordering::Relaxed) != 0)
     }
 
     /// Counts anew, frees what was being freed, and puts what is in the wrong place (which it never is, unless
@@ -225,7 +243,7 @@ impl<K: Bits + Key> Packed<K> {
         let mut used = 0;
         for (spot, tag) in self.memory.taken() {
             let Some(key) = self.memory.key(spot) else { continue };
-            let places = self.places(&key);
+            let places = self.places(key);
             if tag != places.tag || (spot.bucket != places.home && spot.bucket != places.other) {
                 lost.push((spot, key, self.memory.read(spot)));
                 continue;
@@ -236,7 +254,7 @@ impl<K: Bits + Key> Packed<K> {
             }
         }
         for key in plain {
-            count(self.places(&key).home, 1);
+            count(self.places(key).home, 1);
         }
         self.used = used;
         for (bucket, [other, plain]) in counts.into_iter().enumerate() {
@@ -262,9 +280,10 @@ impl<K: Bits + Key> Packed<K> {
             tracing::warn!(entries = lost.len(), "entries of the kernel's tables were in wrong places");
         }
         for (spot, key, standing) in lost {
+            let places = self.places(key);
             if let Some(standing) = standing
-                && self.find(&key).is_none()
-                && !self.insert(key, standing)
+                && self.find(&places).is_none()
+                && !self.insert(&places, standing)
             {
                 bail!(
                     "an entry of the kernel's tables is in the wrong place, and there is no room in the right one"

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::Map;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use enforcer_ebpf::layout::{self, MAPS};
+use enforcer_ebpf::layout::{self, MAPS, OpenvpnPorts};
 use enforcer_ebpf::packed::HashKeys;
 
 use super::packed::buckets;
@@ -28,7 +28,12 @@ pub(super) struct Instance(Ebpf);
 
 impl Instance {
     /// Opens or makes the maps; the programs themselves go to the verifier when they are first needed.
-    pub(super) fn load(pins: &Pins, capacities: &Capacities, netns: Netns) -> Result<Self> {
+    pub(super) fn load(
+        pins: &Pins,
+        capacities: &Capacities,
+        openvpn: OpenvpnPorts,
+        netns: Netns,
+    ) -> Result<Self> {
         let (secret, new) = secret(&pins.maps)?;
         let (flows, addresses) = (buckets(capacities.flows), buckets(capacities.addresses));
         let mut loader = EbpfLoader::new();
@@ -36,6 +41,7 @@ impl Instance {
         loader.override_global(layout::HASH_SECRET, &secret, true);
         loader.override_global(layout::FLOW_BUCKET_COUNT, &flows, true);
         loader.override_global(layout::ADDRESS_BUCKET_COUNT, &addresses, true);
+        loader.override_global(layout::OPENVPN_PORTS, &openvpn, true);
         for definition in &MAPS {
             loader.map_max_entries(definition.name, shape::entries(definition, capacities));
             loader.map_pin_path(definition.name, pins.maps.join(definition.name));

@@ -66,7 +66,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
             | layout::ADDRESS_LINES
             | layout::ADDRESS_BUCKETS
             | layout::PRESENT
-            | layout::HASH_KEYS,
+            | layout::HASH_KEYS
+            | layout::CLOCK,
         ) => None,
         _ => Some(*ours),
     }

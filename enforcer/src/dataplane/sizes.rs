@@ -72,7 +72,7 @@ impl Dataplane {
             self.mend_pins()?;
         }
         let plan = shape::plan_sized(&self.pins.maps, sized)?;
-        self.instances = migrate::migrate(&self.pins, &plan, self.own)?;
+        self.instances = migrate::migrate(&self.pins, &plan, self.openvpn, self.own)?;
         self.take_up(sized)?;
         tracing::info!(flows = sized.flows, addresses = sized.addresses, "the kernel's tables have grown");
         Ok(())
@@ -90,7 +90,7 @@ impl Dataplane {
     fn fall_back(&mut self) -> Result<()> {
         self.pins.settle()?;
         let sized = shape::plan(&self.pins.maps, &self.settings.capacities)?.sized;
-        let load = |netns| Instance::load(&self.pins, &sized, netns);
+        let load = |netns| Instance::load(&self.pins, &sized, self.openvpn, netns);
         let mut instances = std::collections::HashMap::from([(self.own, load(self.own)?)]);
         hooks::renew_all(&self.pins, &mut instances, load)?;
         self.instances = instances;

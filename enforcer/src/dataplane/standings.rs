@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use enforcer_ebpf::layout::{self, AddressKey, Definition, FlowKey, MAPS, Standing};
 use enforcer_ebpf::packed::{HashKeys, Key, TICK_NS, Tail};
 
-use super::packed::{Memory, Packed};
+use super::packed::{Memory, Packed, Places};
 use super::pins::{Pins, exists};
 use super::sys::{self, Reader};
 use super::table::{Bits, Counted, from_bytes};
@@ -75,11 +75,17 @@ impl<K: Kept> Standings<K> {
     }
 
     pub(super) fn get(&self, key: K) -> Result<Option<Standing>> {
-        match self.packed.find(&key).and_then(|spot| self.packed.memory().read(spot)) {
+        let places = self.packed.places(key);
+        match self.packed.find(&places).and_then(|spot| self.packed.memory().read(spot)) {
             Some(standing) => Ok(Some(standing)),
-            None if self.packed.may_be_plain(&key) => self.plain.get(key),
+            None if self.packed.may_be_plain(&places) => self.plain.get(key),
             None => Ok(None),
         }
+    }
+
+    /// See [`Packed::expect`].
+    pub(super) fn expect(&self, keys: impl Iterator<Item = K>) {
+        self.packed.expect(keys);
     }
 
     /// `merge` says what becomes of the value that is there.
@@ -89,7 +95,8 @@ impl<K: Kept> Standings<K> {
         value: Standing,
         merge: impl FnOnce(Standing) -> Standing,
     ) -> Result<(), InsertError> {
-        if let Some(spot) = self.packed.find(&key)
+        let places = self.packed.places(key);
+        if let Some(spot) = self.packed.find(&places)
             && let Some(old) = self.packed.memory().read(spot)
         {
             let new = merge(old);
@@ -97,11 +104,11 @@ impl<K: Kept> Standings<K> {
                 return Ok(());
             }
             // a number that has no room in a slot: the entry is in both for a moment, and in force all the time
-            self.put_plain(key, new, |_| new)?;
-            self.packed.remove(&key, spot);
+            self.put_plain(key, &places, new)?;
+            self.packed.remove(&places, spot);
             return Ok(());
         }
-        if self.packed.may_be_plain(&key)
+        if self.packed.may_be_plain(&places)
             && let Some(old) = self.plain.get(key)?
         {
             let new = merge(old);
@@ -110,44 +117,40 @@ impl<K: Kept> Standings<K> {
         if self.used() >= self.capacity {
             return Err(InsertError::Full { map: K::NAMES.plain, capacity: self.capacity });
         }
-        if self.packed.insert(key, value) {
+        if self.packed.insert(&places, value) {
             return Ok(());
         }
-        self.put_plain(key, value, |_| value)
+        self.put_plain(key, &places, value)
     }
 
-    fn put_plain(
-        &mut self,
-        key: K,
-        value: Standing,
-        merge: impl FnOnce(Standing) -> Standing,
-    ) -> Result<(), InsertError> {
-        self.packed.enters_plain(&key);
-        let put = self.plain.put(key, value, merge);
+    fn put_plain(&mut self, key: K, places: &Places<K>, value: Standing) -> Result<(), InsertError> {
+        self.packed.enters_plain(places);
+        let put = self.plain.put(key, value, |_| value);
         if put.is_err() {
-            self.packed.leaves_plain(&key);
+            self.packed.leaves_plain(places);
         }
         put
     }
 
     pub(super) fn remove(&mut self, key: K) -> Result<bool> {
-        if let Some(spot) = self.packed.find(&key) {
-            self.packed.remove(&key, spot);
+        let places = self.packed.places(key);
+        if let Some(spot) = self.packed.find(&places) {
+            self.packed.remove(&places, spot);
             return Ok(true);
         }
-        if !self.packed.may_be_plain(&key) {
+        if !self.packed.may_be_plain(&places) {
             return Ok(false);
         }
         let removed = self.plain.remove(key)?;
         if removed {
-            self.packed.leaves_plain(&key);
+            self.packed.leaves_plain(&places);
         }
         Ok(removed)
     }
 
     /// Adds what was counted of it elsewhere, while the programs may be counting here. `false`: it is not there.
     pub(super) fn add(&mut self, key: K, hits: u64, last_ns: u64) -> Result<bool> {
-        if let Some(spot) = self.packed.find(&key) {
+        if let Some(spot) = self.packed.find(&self.packed.places(key)) {
             self.packed.add(spot, hits, last_ns);
             return Ok(true);
         }

@@ -214,6 +214,18 @@ impl Tables {
         }
     }
 
+    pub(super) fn expect<'a>(&self, entries: impl Iterator<Item = &'a Entry> + Clone) {
+        let keys = entries.map(Key::of);
+        self.flows.expect(keys.clone().filter_map(|key| match key {
+            Key::Flow(key) => Some(key),
+            _ => None,
+        }));
+        self.addresses.expect(keys.filter_map(|key| match key {
+            Key::Address(key) => Some(key),
+            _ => None,
+        }));
+    }
+
     pub(super) fn insert(
         &mut self,
         entry: &Entry,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Device, Entry, LockKey, Netns, ServerName, Stands};
+use crate::session::{CutoffKey, Device, Entry, LockKey, Netns, ServerName, Stands, Token, TokenKind};
 
 use super::{Effect, Number, SessionKey};
 
@@ -355,6 +355,13 @@ impl Holdings {
 
     pub(crate) fn numbers_with_expiry(&self) -> BTreeSet<Number> {
         self.by_expiry.iter().map(|(.., number)| *number).collect()
+    }
+
+    /// Whether any token of that kind is held.
+    pub fn has_token_of(&self, kind: TokenKind) -> bool {
+        let least = Entry::Token(Token::least(kind));
+        let first = self.entries.range(least..).next();
+        first.is_some_and(|(entry, _)| matches!(entry, Entry::Token(token) if token.kind() == kind))
     }
 
     pub fn holds(&self, entry: &Entry) -> bool {

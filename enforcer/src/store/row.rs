@@ -49,7 +49,7 @@ pub struct RevocationRow<'a> {
     /// `user`, `id`, `session`, `address`, `flow`, `token`, `lock` or `adopted`
     pub kind: Cow<'a, str>,
     /// As people write it: the name, exactly; the number; base64; `192.0.2.1`; `tcp 192.0.2.1:4000
-    /// 198.51.100.1:443`; `dtls 0a0b`; of a lock the name; nothing.
+    /// 198.51.100.1:443`; `dtls 0a0b`; `openvpn 0a0b0c0d0e0f1011`; of a lock the name; nothing.
     pub subject: Cow<'a, str>,
     /// Of a lock.
     pub realm: Option<Cow<'a, str>>,
@@ -348,17 +348,16 @@ fn target(kind: &str, subject: &str, realm: Option<&str>) -> Result<Target, BadR
             let flow = flow(subject).filter(|flow| flow.to_string() == subject);
             Target::Flow(flow.ok_or_else(|| odd("subject", subject, "a flow"))?)
         }
-        "token" => {
-            let token = subject
-                .strip_prefix("dtls ")
-                .and_then(bytes_of)
-                .and_then(|id| Token::new(TokenKind::Dtls, id).ok());
-            Target::Token(token.ok_or_else(|| odd("subject", subject, "a wire token"))?)
-        }
+        "token" => Target::Token(token(subject).ok_or_else(|| odd("subject", subject, "a wire token"))?),
         "adopted" if subject.is_empty() => Target::Adopted,
         "adopted" => return Err(odd("subject", subject, "empty, as it is of kind adopted")),
         _ => return Err(odd("kind", kind, "a kind of revocation")),
     })
+}
+
+fn token(text: &str) -> Option<Token> {
+    let (kind, id) = text.split_once(' ')?;
+    Token::new(TokenKind::from_name(kind)?, bytes_of(id)?).ok()
 }
 
 fn flow(text: &str) -> Option<Flow> {

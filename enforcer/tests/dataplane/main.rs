@@ -9,6 +9,7 @@ mod hooks;
 mod lab;
 mod leases;
 mod maps;
+mod openvpn;
 #[path = "../../../enforcer-ebpf/tests/packets/mod.rs"]
 mod packets;
 

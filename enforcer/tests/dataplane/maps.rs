@@ -42,6 +42,7 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
             (Entry::Address(netns, "fd09::9".parse().unwrap()), Stands::Until(TICK_NS)),
             (Entry::Device(Device { netns, index: 99 }), Stands::Forever),
             (Entry::Token(Token::new(TokenKind::Dtls, vec![1, 2, 3]).unwrap()), Stands::Leased),
+            (Entry::Token(Token::new(TokenKind::Openvpn, vec![4; 8]).unwrap()), Stands::Forever),
             (Entry::SafeId(SafeId::from_bytes([1; 20])), Stands::Forever),
             (Entry::Cutoff(CutoffKey::new(&ServerName::new("default"), "alice")), Stands::Forever),
             (Entry::Lock(person("default", "alice")), Stands::Until(54321)),

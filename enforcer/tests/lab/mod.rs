@@ -131,6 +131,7 @@ impl Lab {
             xdp: XdpPreference::Auto,
             tc: TcPreference::Auto,
             fill: false,
+            openvpn_ports: Vec::new(),
             capacities: Capacities {
                 flows: 64,
                 addresses: 64,

@@ -1,12 +1,16 @@
 //! The parser and the verdict, the very code that runs in the kernel.
 //!
-//! First byte: bit 0 the framing, bit 1 whether the entry is leased. The rest is the frame. Beside "no bytes make it
-//! panic": exactly the flow that the parser reads is dropped, a neighbour's is not, and nothing is dropped in an
-//! empty world but first fragments without their head.
+//! First byte: bit 0 the framing, bit 1 whether the entry is leased, bit 2 whether every port is OpenVPN's. The rest is
+//! the frame. Beside "no bytes make it panic": exactly the flow that the parser reads is dropped, a neighbour's is not,
+//! a token is read by its kind's rules alone, OpenVPN's data goes the way of what its flow has shown, and nothing is
+//! dropped in an empty world but first fragments without their head.
 use std::cell::Cell;
 
 use enforcer_ebpf::counters::Reason;
-use enforcer_ebpf::layout::{AddressKey, DeviceKey, FOREVER, FlowKey, FragmentKey, LEASED, TokenKey};
+use enforcer_ebpf::layout::{
+    AddressKey, DeviceKey, FOREVER, FlowKey, FragmentKey, LEASED, TOKEN_OPENVPN, TokenKey, UDP,
+};
+use enforcer_ebpf::openvpn;
 use enforcer_ebpf::packet::{self, First, Fragment, Framing, Outer, Segment, addresses, dtls_session_id};
 use enforcer_ebpf::verdict::{self, Verdict, World};
 
@@ -21,6 +25,9 @@ struct One {
     datagram: Cell<Option<FragmentKey>>,
     /// The token that passed last.
     learned: Cell<Option<TokenKey>>,
+    /// The flow that has shown a revoked token.
+    shown: Option<FlowKey>,
+    openvpn: bool,
 }
 
 const NETNS: u32 = 7;
@@ -59,6 +66,12 @@ impl World for One {
     fn learn(&self, _flow: &FlowKey, token: &TokenKey) {
         self.learned.set(Some(*token));
     }
+    fn shown(&self, flow: &FlowKey) -> Option<()> {
+        (self.shown == Some(*flow)).then_some(())
+    }
+    fn is_openvpn(&self, _port: u16) -> bool {
+        self.openvpn
+    }
     fn drop_fragments(&self, key: &FragmentKey, _until_ns: u64) {
         self.datagram.set(Some(*key));
     }
@@ -76,7 +89,7 @@ fn dropped(verdict: Verdict) -> bool {
 pub fn body(input: &[u8]) {
     let Some((flags, frame)) = input.split_first() else { return };
     let framing = if flags & 1 == 0 { Framing::Ethernet } else { Framing::Bare };
-    let world = || One { leased: flags & 2 != 0, ..One::default() };
+    let world = || One { leased: flags & 2 != 0, openvpn: flags & 4 != 0, ..One::default() };
 
     let empty = world();
     let read = packet::outer(frame, framing);
@@ -99,14 +112,22 @@ pub fn body(input: &[u8]) {
     match read {
         Ok(Outer::Segment(segment, first)) => {
             by_flow(frame, framing, segment, first, Reason::DroppedFlow, world);
-            if let Some(token) = dtls_session_id(frame, segment.at) {
+            let is_udp = segment.protocol == UDP;
+            let dtls = dtls_session_id(frame, segment.at);
+            let openvpn = openvpn::session_id(frame, segment.at);
+            assert!(dtls.is_none() || openvpn.is_none(), "one port may have both");
+            let read = if empty.openvpn { dtls.or(openvpn) } else { dtls }.filter(|_| is_udp);
+            assert_eq!(empty.learned.get(), read);
+            for token in dtls.into_iter().chain(openvpn) {
                 assert!((1..=32).contains(&token.len));
-                let is_udp = segment.protocol == enforcer_ebpf::layout::UDP;
+                assert!(token.kind != TOKEN_OPENVPN || token.len == 8);
                 let one = One { token: Some(token), ..world() };
-                assert_eq!(dropped(verdict::outer(&one, frame, framing)), is_udp);
-                assert_eq!(one.learned.get(), None);
-                assert_eq!(empty.learned.get(), is_udp.then_some(token));
+                assert_eq!(dropped(verdict::outer(&one, frame, framing)), read.is_some());
+                assert!(read.is_none() || one.learned.get().is_none());
             }
+            let is_data = is_udp && empty.openvpn && openvpn::is_data(frame, segment.at);
+            let one = One { shown: Some(flow_of(segment)), ..world() };
+            assert_eq!(dropped(verdict::outer(&one, frame, framing)), is_data);
         }
         Ok(Outer::Quote(segment, first)) => {
             by_flow(frame, framing, segment, first, Reason::DroppedError, world);
@@ -143,6 +164,18 @@ fn key(Fragment { source, destination, id, protocol }: Fragment) -> FragmentKey 
     FragmentKey { client: source, local: destination, id, protocol, netns: NETNS }
 }
 
+fn flow_of(segment: Segment) -> FlowKey {
+    let Segment { source, destination, source_port, destination_port, protocol, .. } = segment;
+    FlowKey {
+        client: source,
+        local: destination,
+        client_port: source_port,
+        local_port: destination_port,
+        protocol,
+        netns: NETNS,
+    }
+}
+
 fn by_flow(
     frame: &[u8],
     framing: Framing,
@@ -151,19 +184,11 @@ fn by_flow(
     reason: Reason,
     world: impl Fn() -> One,
 ) {
-    let Segment { source, destination, source_port, destination_port, protocol, .. } = segment;
-    let flow = FlowKey {
-        client: source,
-        local: destination,
-        client_port: source_port,
-        local_port: destination_port,
-        protocol,
-        netns: NETNS,
-    };
+    let flow = flow_of(segment);
     let one = One { flow: Some(flow), ..world() };
     assert_eq!(verdict::outer(&one, frame, framing), Verdict::Drop(reason));
     assert_eq!(one.datagram.get(), first.is.then(|| key(first.of)));
-    let neighbour = FlowKey { client_port: source_port ^ 1, ..flow };
+    let neighbour = FlowKey { client_port: flow.client_port ^ 1, ..flow };
     let one = One { flow: Some(neighbour), ..one };
     assert!(!dropped(verdict::outer(&one, frame, framing)));
     assert_eq!(one.datagram.get(), None);

@@ -29,7 +29,9 @@ pub fn body(input: &[u8]) {
         // an IPv4 address is never kept in its mapped form: on the wire it is IPv4
         assert_eq!(flow.client().ip(), flow.client().ip().to_canonical());
     }
-    if let Ok(token) = Token::new(TokenKind::Dtls, text.as_bytes().to_vec()) {
-        assert_eq!(token.to_string().len(), "dtls ".len() + 2 * text.len());
+    for kind in TokenKind::ALL {
+        if let Ok(token) = Token::new(kind, text.as_bytes().to_vec()) {
+            assert_eq!(token.to_string().len(), kind.name().len() + 1 + 2 * text.len());
+        }
     }
 }

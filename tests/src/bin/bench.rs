@@ -2,14 +2,20 @@
 //! alternating run; and what the gate costs a login, beside a process that does nothing.
 #![allow(clippy::expect_used, reason = "a measurement that cannot be made ends here, with the reason")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
+use enforcer_tests::blast::{Blast, Port, packet};
 use enforcer_tests::enforcer::Config;
-use enforcer_tests::lab::LAN;
+use enforcer_tests::lab::{LAN, ROUTER_V4, WAN};
 use enforcer_tests::scene::Pair;
 use enforcer_tests::{Client, Enforcer, Era, Lab, Moment, Ocserv, Server, Tap};
+
+/// Packets a second of others that come in from outside meanwhile.
+const LOADS: [u32; 3] = [0, 100_000, 1_000_000];
+/// Where they go: the gateway has no route there.
+const ELSEWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 443);
 
 fn main() -> ExitCode {
     let mut rounds = 20;
@@ -29,10 +35,14 @@ fn main() -> ExitCode {
     }
     let mut rows = Vec::new();
     for era in [Era::Bookworm, Era::Sid] {
-        rows.extend(ending(era, rounds));
+        // under load the eras are not told apart
+        let loads = if era == Era::Sid { &LOADS[..] } else { &LOADS[..1] };
+        for load in loads {
+            rows.extend(ending(era, rounds, *load));
+        }
         rows.extend(gate(era, rounds * 10));
     }
-    println!("{:<56}{:>8}{:>9}{:>9}{:>9}{:>6}", "case (ms)", "min", "median", "p95", "max", "n");
+    println!("{:<72}{:>8}{:>9}{:>9}{:>9}{:>6}", "case (ms)", "min", "median", "p95", "max", "n");
     for row in &rows {
         println!("{row}");
     }
@@ -80,7 +90,7 @@ impl Row {
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [min, median, p95, max] = self.figures();
-        write!(f, "{:<56}{min:>8.1}{median:>9.1}{p95:>9.1}{max:>9.1}{:>6}", self.case, self.times.len())
+        write!(f, "{:<72}{min:>8.1}{median:>9.1}{p95:>9.1}{max:>9.1}{:>6}", self.case, self.times.len())
     }
 }
 
@@ -97,7 +107,7 @@ impl Side {
     fn stock(era: Era) -> Self {
         let mut lab = Lab::new("bench-stock");
         let server = Ocserv::new(&lab, era, 0).start();
-        let (alice, tap) = (lab.client("alice"), Tap::start(&lab.gateway));
+        let (alice, tap) = (lab.client("alice"), Tap::without(&lab.gateway, Some(*ELSEWHERE.ip())));
         Self { server, enforcer: None, alice, tap, lab }
     }
 
@@ -107,17 +117,27 @@ impl Side {
         let mut enforcer = Enforcer::prepare(&lab, &Config::new(&[&plain]));
         let server = enforcer.guard(plain).start();
         enforcer.start();
-        let (alice, tap) = (lab.client("alice"), Tap::start(&lab.gateway));
+        let (alice, tap) = (lab.client("alice"), Tap::without(&lab.gateway, Some(*ELSEWHERE.ip())));
         Self { server, enforcer: Some(enforcer), alice, tap, lab }
     }
 
-    /// One session under 500 packets a second each way, ended: to its last packet on the LAN side, and to the answer.
-    fn round(&self) -> (f64, f64) {
+    /// Packets of others, as many a second as one thread can send.
+    fn others(&self, rate: u32) -> Option<Blast> {
+        (rate != 0).then(|| {
+            let packet = packet(SocketAddrV4::new(ROUTER_V4, 40_000), ELSEWHERE);
+            Blast::start(Port::wire(&self.lab.router, "uplink", &self.lab.gateway, WAN), packet, rate)
+        })
+    }
+
+    /// One session under 500 packets a second each way, ended: to its last packet on the LAN side, and to the answer;
+    /// milliseconds. And how many packets of others were sent a second.
+    fn round(&self, load: u32) -> (f64, f64, f64) {
         let (_, mut tunnel) = self.alice.session(&self.server, "alice");
         if let Some(enforcer) = &self.enforcer {
             enforcer.knows("alice");
         }
         let flood = Pair::new(&self.lab, &self.alice, &tunnel, false, 500);
+        let others = self.others(load);
         flood.flowing();
         let begun = Moment::now();
         let code = match &self.enforcer {
@@ -128,26 +148,36 @@ impl Side {
         assert_eq!(code, 0, "the command failed");
         tunnel.wait_end();
         let last = self.tap.last_out(LAN, IpAddr::V4(tunnel.v4)).map_or(begun, |packet| packet.at);
-        (last.millis_since(begun), answered.millis_since(begun))
+        let rate = others.map_or(0, |others| others.rate());
+        (last.millis_since(begun), answered.millis_since(begun), rate as f64)
     }
 }
 
-fn ending(era: Era, rounds: usize) -> Vec<Row> {
+fn ending(era: Era, rounds: usize, load: u32) -> Vec<Row> {
     let sides = [
         ("stock occtl disconnect user", Side::stock(era)),
         ("enforcer disconnect user -i", Side::guarded(era)),
     ];
-    let row = |what: &str, to: &str| Row::new(format!("{era}: {what}, to the {to}"));
-    let mut rows: Vec<(Row, Row)> =
-        sides.iter().map(|(what, _)| (row(what, "last packet"), row(what, "answer"))).collect();
+    for (_, side) in &sides {
+        side.lab.gateway.ip(&format!("route add blackhole {}\n", ELSEWHERE.ip()));
+    }
+    let mut all = vec![[Vec::new(), Vec::new(), Vec::new()]; sides.len()];
     for _ in 0..rounds {
-        for ((_, side), (last, answer)) in sides.iter().zip(&mut rows) {
-            let (to_last, to_answer) = side.round();
-            last.times.push(to_last);
-            answer.times.push(to_answer);
+        for ((_, side), [last, answer, sent]) in sides.iter().zip(&mut all) {
+            let (to_last, to_answer, rate) = side.round(load);
+            last.push(to_last);
+            answer.push(to_answer);
+            sent.push(rate);
         }
     }
-    rows.into_iter().flat_map(|(last, answer)| [last, answer]).collect()
+    let rows = sides.iter().zip(all).flat_map(|((what, _), [last, answer, mut sent])| {
+        sent.sort_by(f64::total_cmp);
+        let rate = sent.get(sent.len() / 2).copied().unwrap_or_default();
+        let under = if load == 0 { String::new() } else { format!(" under {:.0},000/s", rate / 1_000.0) };
+        let row = |to: &str, times| Row { case: format!("{era}: {what}{under}, to the {to}"), times };
+        [row("last packet", last), row("answer", answer)]
+    });
+    rows.collect()
 }
 
 /// The gate as ocserv runs it, for a session that is there: from its start to its exit.

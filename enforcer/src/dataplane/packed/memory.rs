@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::MapInfo;
 use enforcer_ebpf::layout::Standing;
-use enforcer_ebpf::packed::{Bucket, FREE, FREED, Key, Line, SLOTS, Slot, TICK_NS, Tail};
+use enforcer_ebpf::packed::{self, Bucket, FREE, FREED, Key, Line, SLOTS, Slot, TICK_NS, Tail};
 
 use crate::dataplane::shared::Shared;
 use crate::dataplane::sys;
@@ -97,9 +97,13 @@ impl<K: Bits + Key> Memory<K> {
         (0..SLOTS).map(move |slot| Spot { bucket, slot })
     }
 
-    pub(super) fn with_tag(&self, bucket: u32, tag: u16) -> impl Iterator<Item = Spot> {
-        Self::spots(bucket)
-            .filter(move |spot| self.tag(*spot).is_some_and(|found| found.load(Ordering::Relaxed) == tag))
+    pub(super) fn with_tag(&self, bucket: u32, tag: u16) -> impl Iterator<Item = Spot> + use<K> {
+        let mut left = self.words(bucket).map_or(0, |words| packed::with_tag(&words, tag));
+        std::iter::from_fn(move || {
+            let slot = (left != 0).then(|| packed::lowest(left))?;
+            left &= left - 1;
+            Some(Spot { bucket, slot: usize::try_from(slot).ok()? })
+        })
     }
 
     pub(in crate::dataplane) fn read(&self, spot: Spot) -> Option<Standing> {
@@ -112,10 +116,26 @@ impl<K: Bits + Key> Memory<K> {
         })
     }
 
+    /// Brings a line nearer, while something else is done.
+    pub(super) fn expect_line(&self, bucket: u32) {
+        if let Some(line) = self.lines.at(bucket) {
+            nearer(line);
+        }
+    }
+
+    /// ... and a place that is written soon.
+    pub(super) fn expect_spot(&self, spot: Spot) {
+        if let Some(slot) = self.slot(spot) {
+            nearer(slot);
+        }
+        if let Some(number) = self.revocation(spot) {
+            nearer(number);
+        }
+    }
+
     /// A line as a program reads it.
-    #[cfg(test)]
     pub(super) fn words(&self, bucket: u32) -> Option<[u64; 4]> {
-        // SAFETY: within the mapping.
+        // SAFETY: within the mapping, and no program writes to a line.
         self.lines.at(bucket).map(|line| unsafe { line.cast::<[u64; 4]>().read_volatile() })
     }
 
@@ -135,6 +155,17 @@ impl<K: Bits + Key> Memory<K> {
         })
     }
 }
+
+/// Tells the CPU that this memory is wanted soon: a table of a million entries is in no cache.
+#[cfg(target_arch = "x86_64")]
+fn nearer<T>(at: *const T) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a hint, which reads nothing and fails nowhere.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn nearer<T>(_: *const T) {}
 
 fn shared<T>(folder: &Path, name: &str) -> Result<Shared<T>> {
     let path = folder.join(name);

@@ -69,8 +69,10 @@ impl Table<AddressKey> for Reader<'_> {
         self.0.words(bucket)
     }
 
-    fn search(&self, bucket: u32, tag: u16, key: &AddressKey) -> Option<Spot> {
-        self.0.with_tag(bucket, tag).find(|spot| self.0.key(*spot).as_ref() == Some(key))
+    fn search(&self, bucket: u32, slots: u32, key: &AddressKey) -> Option<Spot> {
+        Memory::<AddressKey>::spots(bucket)
+            .filter(|spot| slots >> spot.slot & 1 != 0)
+            .find(|spot| self.0.key(*spot).as_ref() == Some(key))
     }
 }
 
@@ -93,7 +95,8 @@ impl World {
     fn put(&mut self, number: u32, revocation: u64) {
         let key = key(number);
         let new = standing(revocation);
-        match self.table.find(&key) {
+        let places = self.table.places(key);
+        match self.table.find(&places) {
             Some(spot) => {
                 let old = self.table.memory().read(spot).unwrap();
                 assert!(self.table.overwrite(spot, old, new));
@@ -102,8 +105,8 @@ impl World {
                 self.plain.insert(number, new);
             }
             None => {
-                if !self.table.insert(key, new) {
-                    self.table.enters_plain(&key);
+                if !self.table.insert(&places, new) {
+                    self.table.enters_plain(&places);
                     self.plain.insert(number, new);
                 }
             }
@@ -112,13 +115,17 @@ impl World {
     }
 
     fn remove(&mut self, number: u32) {
-        let key = key(number);
-        if let Some(spot) = self.table.find(&key) {
-            self.table.remove(&key, spot);
+        let places = self.table.places(key(number));
+        if let Some(spot) = self.table.find(&places) {
+            self.table.remove(&places, spot);
         } else if self.plain.remove(&number).is_some() {
-            self.table.leaves_plain(&key);
+            self.table.leaves_plain(&places);
         }
         self.model.remove(&number);
+    }
+
+    fn find(&self, key: AddressKey) -> Option<Spot> {
+        self.table.find(&self.table.places(key))
     }
 
     /// The writer dies, and another one comes.
@@ -211,17 +218,17 @@ fn r3_a_freed_slot_gets_no_other_entry_before_a_grace_period_is_over() {
     for number in 0..SLOTS as u32 {
         world.put(number, 1);
     }
-    let spot = world.table.find(&key(3)).unwrap();
+    let spot = world.find(key(3)).unwrap();
     // as if the period took for ever
     world.table.grace = Grace::stuck();
     world.remove(3);
     world.put(100, 2);
-    assert_eq!(world.table.find(&key(100)), None, "it is in the plain map: no slot can be used yet");
+    assert_eq!(world.find(key(100)), None, "it is in the plain map: no slot can be used yet");
     assert_eq!(world.table.memory().key(spot), Some(key(3)), "a slow reader still sees the whole old entry");
     world.check(101);
     world.restart();
     world.put(101, 3);
-    assert_eq!(world.table.find(&key(101)), Some(spot), "by now nobody can be looking at it");
+    assert_eq!(world.find(key(101)), Some(spot), "by now nobody can be looking at it");
     world.check(102);
 }
 
@@ -252,7 +259,7 @@ fn r5_whatever_a_writer_leaves_half_done_is_put_right() {
     assert_eq!(memory.with_tag(0, FREED).count(), 0);
     assert_eq!(memory.in_plain(1).unwrap().load(Ordering::Relaxed), 0);
     world.put(number, 5);
-    assert_eq!(world.table.find(&gone), Some(Spot { bucket: 0, slot: 2 }));
+    assert_eq!(world.find(gone), Some(Spot { bucket: 0, slot: 2 }));
     world.check(40);
 }
 
@@ -260,8 +267,8 @@ fn r5_whatever_a_writer_leaves_half_done_is_put_right() {
 fn values_come_back_and_hits_add_up_to_their_end() {
     let mut world = World::new(3, secrets()[1]);
     let full = Standing { revocation: 9, expires_ns: LEASED, hits: 5, last_ns: TICK_NS * 4 };
-    assert!(world.table.insert(key(1), full));
-    let spot = world.table.find(&key(1)).unwrap();
+    assert!(world.table.insert(&world.table.places(key(1)), full));
+    let spot = world.find(key(1)).unwrap();
     assert_eq!(world.table.memory().read(spot), Some(full));
     world.table.add(spot, 10, TICK_NS * 3);
     let sum = Standing { hits: 15, ..full };
@@ -269,6 +276,6 @@ fn values_come_back_and_hits_add_up_to_their_end() {
     world.table.add(spot, u64::MAX, 0);
     assert_eq!(world.table.memory().read(spot).unwrap().hits, u64::from(MOST_HITS));
     let large = Standing { revocation: 1 << 32, ..full };
-    assert!(!world.table.insert(key(2), large), "a number that has no room in a slot");
-    assert_eq!(world.table.find(&key(2)), None);
+    assert!(!world.table.insert(&world.table.places(key(2)), large), "a number that has no room in a slot");
+    assert_eq!(world.find(key(2)), None);
 }

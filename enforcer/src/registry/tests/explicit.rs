@@ -25,15 +25,33 @@ fn an_explicit_address_is_answered_at_once_and_stands_until_it_is_lifted() {
 #[test]
 fn an_explicit_entry_with_a_time_expires_by_itself_and_not_before() {
     let mut world = World::new();
-    let token = Token::new(TokenKind::Dtls, vec![1; 32]).unwrap();
-    let request = world.ask(for_a(Target::Token(token.clone()), 90 * SECOND));
-    let Answer::Receipt(receipt) = world.answered(request) else { panic!("no receipt") };
-    world.pass(89 * SECOND);
-    assert!(world.drops(&Entry::Token(token.clone())));
-    world.pass(SECOND);
-    assert!(!world.drops(&Entry::Token(token)));
-    let state = world.registry.revocations().find(|r| r.number == receipt.number).unwrap().state;
-    assert_eq!(state, RevocationState::Expired);
+    for kind in TokenKind::ALL {
+        let token = Token::new(kind, vec![1; 8]).unwrap();
+        let request = world.ask(for_a(Target::Token(token.clone()), 90 * SECOND));
+        let Answer::Receipt(receipt) = world.answered(request) else { panic!("no receipt") };
+        world.pass(89 * SECOND);
+        assert!(world.drops(&Entry::Token(token.clone())));
+        world.pass(SECOND);
+        assert!(!world.drops(&Entry::Token(token)));
+        let state = world.registry.revocations().find(|r| r.number == receipt.number).unwrap().state;
+        assert_eq!(state, RevocationState::Expired);
+    }
+}
+
+#[test]
+fn a_token_of_one_kind_is_none_of_another_with_the_same_bytes() {
+    let mut world = World::new();
+    let [dtls, openvpn] = TokenKind::ALL.map(|kind| Token::new(kind, vec![7; 8]).unwrap());
+    let holds = |world: &World| TokenKind::ALL.map(|kind| world.registry.holdings().has_token_of(kind));
+    assert_eq!(holds(&world), [false, false]);
+    let first = world.receipt(Target::Token(dtls.clone())).number;
+    assert_eq!(holds(&world), [true, false]);
+    assert!(world.drops(&Entry::Token(dtls.clone())) && !world.drops(&Entry::Token(openvpn.clone())));
+    world.receipt(Target::Token(openvpn.clone()));
+    assert_eq!(holds(&world), [true, true]);
+    world.lift(first);
+    assert_eq!(holds(&world), [false, true]);
+    assert!(!world.drops(&Entry::Token(dtls)) && world.drops(&Entry::Token(openvpn)));
 }
 
 #[test]

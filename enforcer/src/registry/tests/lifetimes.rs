@@ -291,10 +291,13 @@ fn r5_a_lock_without_end_stands_until_it_is_taken_back() {
 fn r5_r7_what_was_asked_for_explicitly_stands_for_its_time_or_until_it_is_lifted() {
     let token = Target::Token(Token::new(TokenKind::Dtls, vec![7; 32]).unwrap());
     let token_entry = Entry::Token(Token::new(TokenKind::Dtls, vec![7; 32]).unwrap());
+    let openvpn = Target::Token(Token::new(TokenKind::Openvpn, vec![7; 8]).unwrap());
+    let openvpn_entry = Entry::Token(Token::new(TokenKind::Openvpn, vec![7; 8]).unwrap());
     let targets = [
         (Target::Address(ip(7)), Entry::Address(NETNS, ip(7))),
         (Target::Flow(outer(7)), Entry::Flow(NETNS, outer(7))),
         (token, token_entry),
+        (openvpn, openvpn_entry),
     ];
     for (target, entry) in targets {
         let mut gateway = Gateway::new();
