@@ -188,7 +188,7 @@ impl Registry {
                 continue;
             }
             // at the door with a cookie that was deleted meanwhile: most likely it is not a fresh one. Its session is
-            // refused, and dropped by its device; but its cookie is marked only where a list told that it is old
+            // refused, and dropped by its device, also when a lock's time is over that means it now; but its cookie is marked only where a list told that it is old
             for Cookieless { key, made, .. } in its {
                 if made.is_some() {
                     for number in &numbers {
@@ -197,13 +197,12 @@ impl Registry {
                     continue;
                 }
                 let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
-                if under.is_superset(&numbers) {
-                    continue;
-                }
                 if let Some(session) = self.sessions.get_mut(*key) {
                     session.named.extend(&numbers);
                 }
-                self.enforce(*key, out);
+                if !under.is_superset(&numbers) {
+                    self.enforce(*key, out);
+                }
             }
             self.holdings.release_all(&cutoff, out);
         }

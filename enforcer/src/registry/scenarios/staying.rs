@@ -388,3 +388,21 @@ fn r2_who_was_first_seen_while_the_cookies_were_listed_is_decided_by_the_next_li
     // R4: a fresh one that was made while they were listed
     assert!(!seen(vec![cookie("alice", 1, 1_001)]));
 }
+
+#[test]
+fn r2_a_deleted_cookie_at_the_door_is_refused_also_when_the_time_of_its_users_lock_is_over() {
+    let refused = |listed: Vec<Cookie>| {
+        let mut world = World::new();
+        let stands = Some(std::time::Duration::from_secs(1));
+        world.revoke(Order { stands, ..order(Target::Lock(identity("alice"))) });
+        world.see(at_gate("alice", 17, 1));
+        world.now.wall += 10;
+        world.cookies(listed);
+        assert!(!world.has(&Entry::Cutoff(CutoffKey::new(&server(), "alice"))));
+        world.pass(1_000);
+        assert_eq!(world.has(&Entry::Device(device(17))), !world.admitted(at_gate("alice", 17, 1)));
+        world.has(&Entry::Device(device(17)))
+    };
+    assert!(refused(vec![]), "its session is one that the lock has ended");
+    assert!(!refused(vec![cookie("alice", 1, 1_001)]), "R4: a fresh one");
+}
