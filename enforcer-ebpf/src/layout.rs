@@ -11,6 +11,7 @@
 use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::events::{Budget, RING_BYTES};
 use crate::packed::{Bucket, HashKeys, Line};
 
 /// The number of this layout, kept in the map [`META`].
@@ -52,6 +53,11 @@ pub const HEARTBEAT: &str = "heartbeat";
 pub const PRESENT: &str = "present";
 pub const HASH_KEYS: &str = "hash_keys";
 pub const CLOCK: &str = "clock";
+/// Drops that are told of one by one, and how many may be (`crate::events`).
+pub const EVENTS: &str = "events";
+pub const EVENT_BUDGET: &str = "event_budget";
+/// What of [`COUNTERS`] are probes of ours, which no network has seen.
+pub const PROBED: &str = "probed";
 
 /// Globals of the programs: how many buckets the packed tables have, and the secret of their hash.
 pub const FLOW_BUCKET_COUNT: &str = "FLOW_BUCKET_COUNT";
@@ -76,6 +82,7 @@ pub enum Kind {
     Array = 2,
     PerCpuArray = 6,
     LruHash = 9,
+    RingBuf = 27,
 }
 
 /// `BPF_F_NO_PREALLOC`: a hash map takes memory for the entries it has, not for those it could have.
@@ -83,7 +90,8 @@ pub const NO_PREALLOC: u32 = 1;
 /// `BPF_F_MMAPABLE`: an array map whose memory a process can share.
 pub const MMAPABLE: u32 = 1 << 10;
 
-/// What a map must look like to be taken over. `entries` is `None` where the configuration decides.
+/// What a map must look like to be taken over. `entries` is `None` where the configuration decides, and of a ring buffer
+/// its size in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Definition {
     pub name: &'static str,
@@ -122,7 +130,7 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 21] = [
+pub const MAPS: [Definition; 24] = [
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
@@ -144,6 +152,9 @@ pub const MAPS: [Definition; 21] = [
     array::<Present>(PRESENT, Kind::Array, 1),
     array::<HashKeys>(HASH_KEYS, Kind::Array, 1),
     array::<Clock>(CLOCK, Kind::PerCpuArray, 1),
+    Definition { name: EVENTS, kind: Kind::RingBuf, key: 0, value: 0, entries: Some(RING_BYTES), flags: 0 },
+    Definition { flags: MMAPABLE, ..array::<Budget>(EVENT_BUDGET, Kind::Array, 1) },
+    array::<crate::counters::Count>(PROBED, Kind::Array, crate::counters::SLOTS as u32),
 ];
 
 /// The one entry of [`PRESENT`]: whether there is anything at all (not 0) in a table, so that an empty one costs no

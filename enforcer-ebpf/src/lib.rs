@@ -7,6 +7,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod counters;
+pub mod events;
 pub mod layout;
 pub mod openvpn;
 pub mod packed;

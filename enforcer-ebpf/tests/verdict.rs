@@ -3,7 +3,7 @@
 mod packets;
 
 use enforcer_ebpf::counters::Reason;
-use enforcer_ebpf::layout::{DeviceKey, FRAGMENT_NS, LEASE_NS, LEASED, Standing};
+use enforcer_ebpf::layout::{Address, DeviceKey, FRAGMENT_NS, LEASE_NS, LEASED, Standing};
 use enforcer_ebpf::packet::{self, Framing, Outer, Unread, addresses};
 use enforcer_ebpf::verdict::{self, Verdict};
 use packets::{Memory, Packet, address, client_hello, forever, token};
@@ -421,4 +421,38 @@ fn an_icmp_error_is_dropped_by_the_flow_that_it_quotes() {
         // an error about an error quotes no ports
         assert_eq!(outer(&world, &sent.error(router, kind).error(router, kind)), Verdict::Pass);
     }
+}
+
+/// What an event says of a packet.
+#[test]
+fn the_ends_of_a_packet_are_read_in_few_steps() {
+    let read = |packet: &Packet, framing| {
+        let mut words = [0_u32; packet::ENDS];
+        let read = packet::ends(packet.bytes().as_slice(), framing, |at, word| words[at] = word);
+        read.map(|()| words)
+    };
+    for (from, to) in [("192.0.2.1:4000", "198.51.100.1:443"), ("[2001:db8::1]:4000", "[2001:db8::2]:443")] {
+        for (tags, framing) in [
+            (None, Framing::Bare),
+            (Some(vec![]), Framing::Ethernet),
+            (Some(vec![0x88a8, 0x8100]), Framing::Ethernet),
+        ] {
+            let packet = Packet { tags, ..Packet::new(17, from, to) };
+            let words = read(&packet, framing).unwrap();
+            let Ok(Outer::Segment(segment, _)) = packet::outer(packet.bytes().as_slice(), framing) else {
+                panic!("it is a segment")
+            };
+            let address = |at: usize| Address::v6([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+            assert_eq!((address(0), address(4)), (segment.source, segment.destination));
+            let ports = u32::from(segment.source_port) | u32::from(segment.destination_port) << 16;
+            assert_eq!((words[8], words[9]), (ports, 17));
+            // a fragment has none to be relied on
+            let fragment = Packet { fragment: Some(8), ..packet };
+            assert_eq!(read(&fragment, framing).unwrap()[8..], [0, 0]);
+        }
+    }
+    assert_eq!(
+        packet::ends([0_u8; 14].as_slice(), Framing::Ethernet, |_, _| panic!("nothing is there")),
+        None
+    );
 }

@@ -124,7 +124,7 @@ pub enum Command {
     #[command(after_help = "In ocserv.conf (ocserv passes no arguments, so it goes by the link's name):\n  \
                             connect-script = /usr/sbin/enforcer-gate\n  disconnect-script = /usr/sbin/enforcer-gate")]
     Gate,
-    /// Is this host ready, is everything in force?
+    /// Is this host ready, is everything in force? Shows a probe packet to every attached program
     #[command(
         after_help = "With --repair: where the database in the state directory is broken, it is kept aside \
                             under another name, and a new one is made of what can still be read of it; what is in \
@@ -315,13 +315,13 @@ pub enum Show {
     Users,
     /// Every session, and every cookie whose client is offline
     Sessions,
-    /// Revocations, and what they have stopped
+    /// Revocations, what they have stopped and when last
     Revocations {
         /// Only how many there are
         #[arg(long)]
         count: bool,
     },
-    /// What happened lately
+    /// What happened lately; also the first packet that each entry has dropped
     Events,
 }
 

@@ -4,12 +4,14 @@ mod answers;
 mod checks;
 mod choice;
 mod connections;
+mod drops;
 mod effects;
 mod following;
 mod guard;
 mod interfaces;
 mod namespaces;
 mod privileges;
+mod proofs;
 mod shows;
 mod sightings;
 mod state;
@@ -25,7 +27,7 @@ use tonic::Status;
 
 use crate::config::{self, Config};
 use crate::control::{self, Call, Reply, api};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Hits};
 use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
@@ -133,9 +135,12 @@ struct Daemon {
     interfaces: interfaces::Interfaces,
     forgetting: connections::Forgetting,
     /// Hits of entries that were taken out, by revocation.
-    past_hits: BTreeMap<Number, u64>,
+    past_hits: BTreeMap<Number, Hits>,
     events: VecDeque<api::Event>,
+    drops: drops::Told,
     started: Instant,
+    /// The same, in unix seconds.
+    started_at: u64,
     leftovers_done: bool,
     warnings: Vec<String>,
 }
@@ -194,6 +199,12 @@ fn now() -> Now {
     Now { mono: Duration::from_nanos(Dataplane::kernel_monotonic_ns()), wall }
 }
 
+/// Unix milliseconds.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    u64::try_from(now).unwrap_or(u64::MAX)
+}
+
 impl Daemon {
     /// Programs and links in force first, then what an earlier run left, then everything else.
     fn start(config: Config, inputs: mpsc::Sender<Input>) -> anyhow::Result<Self> {
@@ -249,7 +260,9 @@ impl Daemon {
             forgetting: connections::Forgetting::default(),
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
+            drops: drops::Told::default(),
             started: Instant::now(),
+            started_at: now().wall,
             leftovers_done: false,
             warnings: Vec::new(),
             config,
@@ -290,6 +303,11 @@ impl Daemon {
         let mut kernel_log = unsafe {
             tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)?
         };
+        // SAFETY: likewise.
+        let mut kernel_drops = unsafe {
+            let drops = self.dataplane.drops()?;
+            tokio::io::unix::AsyncFd::register_with_interest(drops, tokio::io::Interest::READABLE)?
+        };
         let (calls, mut called) = mpsc::channel(QUEUE);
         tokio::spawn(control::serve_control(control, calls.clone()));
         tokio::spawn(control::serve_gate(gate, calls));
@@ -316,6 +334,7 @@ impl Daemon {
                         self.warn(format!("the lease of addresses and flows could not be renewed: {error:#}"));
                     }
                     self.mend_pins();
+                    self.allow_drops();
                     // a loop that hangs is started anew by systemd
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
@@ -332,6 +351,16 @@ impl Daemon {
                     let mut guard = guard?;
                     guard.get_inner_mut().flush();
                     guard.clear_ready();
+                }
+                guard = kernel_drops.readable_mut() => {
+                    let mut guard = guard?;
+                    let dropped = drops::read(guard.get_inner_mut());
+                    // there may be more: others first
+                    if dropped.len() < drops::AT_ONCE {
+                        guard.clear_ready();
+                    }
+                    drop(guard);
+                    dropped.into_iter().for_each(|dropped| self.tell_drop(dropped));
                 }
                 // after all else; and the others are looked at again before the next part
                 () = tokio::task::yield_now(), if self.interfaces.is_due() => self.attach_due(),
@@ -459,9 +488,7 @@ impl Daemon {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
         }
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let at_ms = u64::try_from(at_ms).unwrap_or(u64::MAX);
-        self.events.push_back(api::Event { at_ms, kind: kind.to_owned(), text });
+        self.events.push_back(api::Event { at_ms: now_ms(), kind: kind.to_owned(), text, drop: None });
     }
 
     /// For `show status` and `check`; each is said once.

@@ -14,6 +14,8 @@
 
 mod capacity;
 mod devices;
+mod events;
+mod filters;
 mod gate;
 mod hooks;
 mod host;
@@ -22,6 +24,7 @@ mod mend;
 mod migrate;
 mod packed;
 mod pins;
+mod probe;
 mod programs;
 mod shape;
 mod shared;
@@ -32,7 +35,7 @@ mod table;
 mod tables;
 mod unload;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -46,12 +49,15 @@ use enforcer_ebpf::verdict::lease_holds;
 
 pub use capacity::{Capacities, Cost};
 pub use devices::Ahead;
+use events::Allowance;
+pub use events::{Dropped, Drops, Packet, Untold};
 pub use gate::{CutoffFacts, GateMaps, LockFacts, SafeIdFacts};
 use hooks::{Hook, How, Pin, Place};
 use keys::Key;
 pub use mend::Mended;
 use mend::{Kept, kept_link};
 use pins::Pins;
+pub use probe::Proof;
 use programs::Instance;
 use tables::Tables;
 pub use unload::Report;
@@ -140,7 +146,7 @@ pub struct StoredEntry {
     pub stands: Stands,
     /// Packets dropped, or logins refused.
     pub hits: u64,
-    /// CLOCK_MONOTONIC of the last dropped packet in nanoseconds; 0: none, or an entry that the gate reads.
+    /// CLOCK_MONOTONIC of the last of them in nanoseconds; 0: none, or not known (see [`Hits::last_ns`]).
     pub last_ns: u64,
     pub gate: GateFacts,
 }
@@ -152,6 +158,24 @@ pub struct Counter {
     pub reason: &'static str,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// What an entry has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Hits {
+    /// Packets dropped, or logins refused.
+    pub count: u64,
+    /// CLOCK_MONOTONIC of the last of them in nanoseconds, packets to 67 ms. 0: there was none, or nobody knows, since a
+    /// gate refused a login by itself.
+    pub last_ns: u64,
+}
+
+impl Hits {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { count: self.count.saturating_add(other.count), last_ns: self.last_ns.max(other.last_ns) }
+    }
 }
 
 /// How full a table is.
@@ -192,6 +216,7 @@ pub struct Dataplane {
     openvpn: OpenvpnPorts,
     pins: Pins,
     tables: Tables,
+    allowance: Allowance,
     /// The loaded programs, by the namespace in which they run.
     instances: HashMap<Netns, Instance>,
     own: Netns,
@@ -253,7 +278,10 @@ impl Dataplane {
             }
             instances
         };
-        let tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
+        let mut tables = Tables::open(&pins.maps, &settings.capacities, settings.fill)?;
+        let elsewhere = hooks::Pin::all(&pins.links)?.into_iter().map(|pin| pin.device.netns);
+        Self::sweep_probes(&mut tables, elsewhere.chain([own]).collect::<BTreeSet<_>>())?;
+        let allowance = Allowance::open(&pins)?;
         let kept = Kept::open(&pins)?;
         Ok(Self {
             settings,
@@ -261,6 +289,7 @@ impl Dataplane {
             openvpn,
             pins,
             tables,
+            allowance,
             instances,
             own,
             framings: HashMap::new(),
@@ -395,6 +424,11 @@ impl Dataplane {
 
     /// Packets that the entry has dropped, or logins that gates have refused by it. `None`: no such entry.
     pub fn hits(&self, entry: &Entry) -> Option<u64> {
+        self.tables.hits(entry).map(|hits| hits.count)
+    }
+
+    /// The same, and when the last of them was.
+    pub fn hits_and_last(&self, entry: &Entry) -> Option<Hits> {
         self.tables.hits(entry)
     }
 
@@ -403,9 +437,9 @@ impl Dataplane {
         self.tables.learned(netns, flow)
     }
 
-    /// Counts a login that the daemon itself has refused by this entry (a safe_id, a cutoff or a lock).
+    /// Counts a login that the daemon itself has refused just now by this entry (a safe_id, a cutoff or a lock).
     pub fn count_gate_hit(&mut self, entry: &Entry) {
-        self.tables.count_gate_hit(entry);
+        self.tables.count_gate_hit(entry, host::monotonic_ns());
     }
 
     /// Renews the lease of everything leased for 10 s. To be called about once a second.
@@ -447,6 +481,12 @@ impl Dataplane {
             }
         }
         all
+    }
+
+    /// What a device was called when it was attached.
+    pub fn name_of(&self, device: Device) -> Option<&str> {
+        let mut there = self.attached.range((device, Hook::Outer)..=(device, Hook::TunOut));
+        there.next().map(|(_, attached)| attached.name.as_str())
     }
 
     /// How full the tables are; counted, not read.

@@ -2,6 +2,9 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+// the layouts 1 and 2 have no such maps
+#[cfg(not(feature = "abi-2"))]
+mod events;
 mod frame;
 mod packed;
 mod tables;
@@ -12,6 +15,8 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_ebpf::packet::Framing;
 use enforcer_ebpf::verdict::{self, Verdict};
 
+#[cfg(not(feature = "abi-2"))]
+use events::What;
 use frame::Linear;
 use tables::Tables;
 
@@ -22,7 +27,8 @@ const SHOT: i32 = 2;
 #[inline(always)]
 fn outer(ctx: &XdpContext, framing: Framing) -> u32 {
     let frame = Linear::new(ctx.data(), ctx.data_end());
-    let verdict = verdict::outer(&Tables, &frame, framing);
+    let world = Tables::new();
+    let verdict = verdict::outer(&world, &frame, framing);
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::PassCounted(reason) => {
@@ -31,14 +37,19 @@ fn outer(ctx: &XdpContext, framing: Framing) -> u32 {
         }
         Verdict::Drop(reason) => {
             tables::count(reason, frame.len());
+            #[cfg(not(feature = "abi-2"))]
+            if world.news() != 0 {
+                events::tell_xdp(ctx.ctx, What::new(reason, framing, world.news()), world.revocation());
+            }
             xdp_action::XDP_DROP
         }
     }
 }
 
 #[inline(always)]
-fn classify(ctx: &TcContext, verdict: Verdict) -> i32 {
-    match verdict {
+fn classify(ctx: &TcContext, framing: Framing, decide: impl FnOnce(&Tables, &Linear) -> Verdict) -> i32 {
+    let world = Tables::new();
+    match decide(&world, &frame::headers(ctx)) {
         Verdict::Pass => NEXT,
         Verdict::PassCounted(reason) => {
             tables::count(reason, u64::from(ctx.len()));
@@ -46,6 +57,12 @@ fn classify(ctx: &TcContext, verdict: Verdict) -> i32 {
         }
         Verdict::Drop(reason) => {
             tables::count(reason, u64::from(ctx.len()));
+            #[cfg(not(feature = "abi-2"))]
+            if world.news() != 0 {
+                events::tell_tc(ctx.skb.skb, What::new(reason, framing, world.news()), world.revocation());
+            }
+            #[cfg(feature = "abi-2")]
+            let _ = framing;
             SHOT
         }
     }
@@ -69,40 +86,48 @@ pub fn outer_bare(ctx: XdpContext) -> u32 {
 
 #[classifier]
 pub fn lan_in_ether(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::lan_ingress(&Tables, &frame::headers(&ctx), Framing::Ethernet))
+    let framing = Framing::Ethernet;
+    classify(&ctx, framing, |world, frame| verdict::lan_ingress(world, frame, framing))
 }
 
 #[classifier]
 pub fn lan_in_bare(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::lan_ingress(&Tables, &frame::headers(&ctx), Framing::Bare))
+    let framing = Framing::Bare;
+    classify(&ctx, framing, |world, frame| verdict::lan_ingress(world, frame, framing))
 }
 
 #[classifier]
 pub fn lan_out_ether(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::lan_egress(&Tables, &frame::headers(&ctx), Framing::Ethernet))
+    let framing = Framing::Ethernet;
+    classify(&ctx, framing, |world, frame| verdict::lan_egress(world, frame, framing))
 }
 
 #[classifier]
 pub fn lan_out_bare(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::lan_egress(&Tables, &frame::headers(&ctx), Framing::Bare))
+    let framing = Framing::Bare;
+    classify(&ctx, framing, |world, frame| verdict::lan_egress(world, frame, framing))
 }
 
 #[classifier]
 pub fn tun_in_ether(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::tunnel_ingress(&Tables, ifindex(&ctx), &frame::headers(&ctx), Framing::Ethernet))
+    let framing = Framing::Ethernet;
+    classify(&ctx, framing, |world, frame| verdict::tunnel_ingress(world, ifindex(&ctx), frame, framing))
 }
 
 #[classifier]
 pub fn tun_in_bare(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::tunnel_ingress(&Tables, ifindex(&ctx), &frame::headers(&ctx), Framing::Bare))
+    let framing = Framing::Bare;
+    classify(&ctx, framing, |world, frame| verdict::tunnel_ingress(world, ifindex(&ctx), frame, framing))
 }
 
 #[classifier]
 pub fn tun_out_ether(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::tunnel_egress(&Tables, ifindex(&ctx), &frame::headers(&ctx), Framing::Ethernet))
+    let framing = Framing::Ethernet;
+    classify(&ctx, framing, |world, frame| verdict::tunnel_egress(world, ifindex(&ctx), frame, framing))
 }
 
 #[classifier]
 pub fn tun_out_bare(ctx: TcContext) -> i32 {
-    classify(&ctx, verdict::tunnel_egress(&Tables, ifindex(&ctx), &frame::headers(&ctx), Framing::Bare))
+    let framing = Framing::Bare;
+    classify(&ctx, framing, |world, frame| verdict::tunnel_egress(world, ifindex(&ctx), frame, framing))
 }

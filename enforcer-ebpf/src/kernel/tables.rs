@@ -1,5 +1,6 @@
 //! The maps, and the world that the verdict sees through them.
 
+use core::cell::Cell;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::Global;
@@ -12,6 +13,7 @@ use aya_log_ebpf::{debug, warn};
 #[cfg(not(feature = "abi-2"))]
 use enforcer_ebpf::counters::SLOTS;
 use enforcer_ebpf::counters::{Count, Reason};
+use enforcer_ebpf::events::{self, QUIET_NS, QUIET_TICKS};
 use enforcer_ebpf::layout::{
     AddressKey, Clock, CutoffKey, CutoffValue, DeviceKey, FlowKey, FragmentKey, GateHitKey, MMAPABLE, Meta,
     NO_PREALLOC, OPENVPN_PORTS_MOST, Present, SafeIdKey, SafeIdValue, Standing, TokenKey,
@@ -98,6 +100,8 @@ static LOCKS: HashMap<LockKey, LockValue, 1, FLAGS> = HashMap::new();
 static GATE_HITS: HashMap<GateHitKey, u64, 1, FLAGS> = HashMap::new();
 #[btf_map(name = "meta")]
 static META: Array<Meta, 1> = Array::new();
+#[btf_map(name = "probed")]
+static PROBED: Array<Count, SLOTS> = Array::new();
 
 /// One word of the secret, which is [`HashKeys`].
 #[inline(always)]
@@ -115,7 +119,42 @@ pub enum Found {
     Packed(*mut Tail),
 }
 
-pub struct Tables;
+/// The tables, and what is to be told of a drop by them.
+///
+/// Told once nothing else is to be done, and known by numbers alone that were come by without a branch: the verifier
+/// would go through all that follows anew for each way, and for each place in a table.
+pub struct Tables {
+    /// [`events::news`].
+    news: Cell<u64>,
+    revocation: Cell<u64>,
+}
+
+impl Tables {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { news: Cell::new(0), revocation: Cell::new(0) }
+    }
+
+    /// [`events::news`] of the entry that has dropped the packet; 0: there is nothing to tell.
+    #[inline(always)]
+    #[cfg_attr(feature = "abi-2", expect(dead_code, reason = "nothing is told"))]
+    pub fn news(&self) -> u64 {
+        self.news.get()
+    }
+
+    /// The number of that entry's revocation, where it is at hand; 0: it is not.
+    #[inline(always)]
+    #[cfg_attr(feature = "abi-2", expect(dead_code, reason = "nothing is told"))]
+    pub fn revocation(&self) -> u64 {
+        self.revocation.get()
+    }
+}
+
+/// See [`World::netns`].
+#[inline(always)]
+pub fn netns() -> u32 {
+    NETNS.load()
+}
 
 /// Whether there is anything in the table.
 #[inline(always)]
@@ -133,7 +172,7 @@ impl World for Tables {
 
     #[inline(always)]
     fn netns(&self) -> u32 {
-        NETNS.load()
+        netns()
     }
 
     #[inline(always)]
@@ -224,17 +263,25 @@ impl World for Tables {
     fn hit(&self, found: Found, now_ns: u64) {
         // SAFETY: as in `expires_ns`. The time is a plain store, of which the last one counts. So is the number of
         // hits where an atomic addition would cost as much as the lookup, since nothing else goes on meanwhile: of
-        // two CPUs that drop for one entry at the same moment one may go uncounted there.
+        // two CPUs that drop for one entry at the same moment one may go uncounted there. Both may also take their
+        // drop for the first: the daemon tells one of them.
         unsafe {
             match found {
                 Found::Plain(standing) => {
                     atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*standing).hits, 1);
-                    (&raw mut (*standing).last_ns).write_volatile(now_ns);
+                    let last = &raw mut (*standing).last_ns;
+                    let before = last.read_volatile();
+                    last.write_volatile(now_ns);
+                    self.news.set(events::news(before, now_ns, QUIET_NS));
+                    self.revocation.set((&raw const (*standing).revocation).read_volatile());
                 }
                 Found::Packed(tail) => {
                     let hits = &raw mut (*tail).hits;
                     hits.write_volatile(hits.read_volatile().saturating_add(1));
-                    (&raw mut (*tail).last).write_volatile(Tail::tick(now_ns));
+                    let (last, tick) = (&raw mut (*tail).last, Tail::tick(now_ns));
+                    let before = last.read_volatile();
+                    last.write_volatile(tick);
+                    self.news.set(events::news(u64::from(before), u64::from(tick), QUIET_TICKS));
                 }
             }
         }

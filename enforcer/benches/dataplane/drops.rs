@@ -11,6 +11,7 @@ use crate::flood;
 use crate::honest::{LOCAL, address, fd, flow, insert, settings, through};
 use crate::lab::Lab;
 use crate::lane::{ADDRESS, DEVICE, Lane};
+use crate::memory;
 use crate::objects;
 use crate::peers::{self, XDP_FILTER_MOST, XDP_FILTER_PROGRAM};
 use crate::rows::{Row, median};
@@ -165,12 +166,14 @@ fn alone(lab: &Lab, rounds: usize, sources: u32, capacity: u32) -> Row {
         through(&mut starter, "bench_source", program, true, &frame, DROP)
     };
     let (mut own, mut others, mut everything) = (Vec::new(), Vec::new(), Vec::new());
+    let mut loads = Vec::new();
     for _ in 0..rounds {
         own.push(turn(&fd(&ours, "outer_ether", true)));
         if let Some(filter) = &filter {
             others.push(turn(&fd(filter, XDP_FILTER_PROGRAM, true)));
         }
         everything.push(turn(&fd(&limit, "bench_drop", true)));
+        loads.push(memory::load(sources));
     }
     drop((ours, dataplane));
     Dataplane::unload(&lab.pin_path()).unwrap();
@@ -183,7 +186,10 @@ fn alone(lab: &Lab, rounds: usize, sources: u32, capacity: u32) -> Row {
         unit: "ns a packet",
         ours: own,
         peers: filter.map(|_| ("xdp-filter".to_owned(), others)).into_iter().collect(),
-        limits: vec![(EVERYTHING.to_owned(), everything)],
+        limits: vec![
+            (EVERYTHING.to_owned(), everything),
+            ("one load of memory, at a random one of so many places of 64 bytes".to_owned(), loads),
+        ],
         against: EVERYTHING,
     }
 }

@@ -18,6 +18,7 @@ mod drops;
 mod flood;
 mod honest;
 mod lane;
+mod memory;
 mod objects;
 mod peers;
 mod probe;

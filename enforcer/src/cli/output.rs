@@ -191,7 +191,8 @@ fn left(until: u64) -> String {
     span(until.saturating_sub(now))
 }
 
-pub const REVOCATIONS: [&str; 8] = ["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "BY", "REASON"];
+pub const REVOCATIONS: [&str; 9] =
+    ["NUMBER", "TARGET", "STATE", "SINCE", "IN FORCE", "HITS", "LAST HIT", "BY", "REASON"];
 
 /// A revocation's line in the table of [`REVOCATIONS`].
 pub fn revocation(r: &api::RevocationInfo) -> Vec<String> {
@@ -202,9 +203,21 @@ pub fn revocation(r: &api::RevocationInfo) -> Vec<String> {
         ago(r.at),
         number(r.entries),
         number(r.hits),
+        last_hit(r),
         r.by.clone(),
         r.reason.clone(),
     ]
+}
+
+/// How long ago the last packet or login was stopped. `never` is said where all of them are known alone.
+fn last_hit(r: &api::RevocationInfo) -> String {
+    match (r.hits, r.last_hit) {
+        (_, last @ 1..) => ago(last),
+        // by gates, while the daemon did not run
+        (1.., 0) => "unknown".into(),
+        (0, 0) if r.hits_since <= r.at => "never".into(),
+        (0, 0) => format!("none in {}", ago(r.hits_since)),
+    }
 }
 
 pub fn count(count: &api::RevocationCount) -> String {
@@ -279,6 +292,12 @@ pub fn status(s: &api::Status) -> String {
         .collect();
     text.push('\n');
     text += &or_none(counters, &["COUNTER", "PACKETS", "BYTES"], "No counters.");
+    if let Some(api::Untold { suppressed, lost }) = s.untold {
+        let _ = writeln!(
+            text,
+            "\nfirst drops that `show events` does not have: {suppressed} beyond so many a second, {lost} not read in time"
+        );
+    }
     text
 }
 
@@ -361,6 +380,20 @@ pub fn bulk(b: &api::BulkReceipt) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R6: "never" is said where it is known, and nowhere else.
+    #[test]
+    fn r6_the_last_hit_is_told_as_it_is_known() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let last = |hits, last, hits_since| {
+            let at = now - 7_200;
+            last_hit(&api::RevocationInfo { at, hits, last_hit: last, hits_since, ..Default::default() })
+        };
+        assert_eq!(last(3, now - 120, now - 7_200), "2min");
+        assert_eq!(last(0, 0, now - 7_200), "never");
+        assert_eq!(last(0, 0, now - 600), "none in 10min", "the daemon runs for ten minutes");
+        assert_eq!(last(3, 0, now - 7_200), "unknown");
+    }
 
     #[test]
     fn a_table_fits_the_terminal_and_no_name_steers_it() {

@@ -58,8 +58,7 @@ impl Daemon {
                 let _ = reply.send(Ok(Reply::Count(self.count_revocations())));
             }
             Request::Events(_) => {
-                let events = self.events.iter().cloned().collect();
-                let _ = reply.send(Ok(Reply::Events(api::Events { events })));
+                let _ = reply.send(Ok(Reply::Events(self.all_events())));
             }
             Request::Check(_) => {
                 let _ = reply.send(Ok(Reply::Findings(self.findings())));

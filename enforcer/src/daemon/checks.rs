@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::config::{Config, WhenBlind};
 use crate::control::api;
-use crate::dataplane::Role;
+use crate::dataplane::{Role, Untold};
 use crate::ocserv::FeedState;
 use crate::registry::{GateState, ServerState};
 use crate::session::TokenKind;
@@ -71,6 +71,10 @@ impl Daemon {
             warnings.push(format!("the counters cannot be read: {error:#}"));
             Vec::new()
         });
+        let untold = self.dataplane.untold().unwrap_or_else(|error| {
+            warnings.push(format!("how many drops were not told of cannot be read: {error:#}"));
+            Untold::default()
+        });
         api::Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -88,10 +92,11 @@ impl Daemon {
             warnings,
             locks_in_force: self.registry.locks().count() as u64,
             disk: Some(self.disk()),
+            untold: Some(api::Untold { suppressed: untold.suppressed, lost: untold.lost }),
         }
     }
 
-    pub(super) fn findings(&self) -> api::Findings {
+    pub(super) fn findings(&mut self) -> api::Findings {
         let mut findings = host_findings();
         for (name, rules) in self.registry.servers() {
             let Some(server) = self.servers.get(name) else { continue };
@@ -165,6 +170,7 @@ impl Daemon {
                 "name its UDP ports in [kernel] openvpn-ports and restart the daemon, or lift those revocations",
             ));
         }
+        findings.extend(self.proofs());
         for usage in self.dataplane.usage().iter().filter(|u| u.used * 10 >= u.capacity * 9) {
             findings.push(finding(
                 "warning",

@@ -176,10 +176,11 @@ impl Daemon {
 
     /// An entry's hits go with it: they are added to its revocation's.
     fn remember_hits(&mut self, entry: &Entry, number: Number) {
-        if let Some(hits) = self.dataplane.hits(entry).filter(|hits| *hits > 0)
+        if let Some(hits) = self.dataplane.hits_and_last(entry).filter(|hits| hits.count > 0)
             && (self.past_hits.len() < MAX_PAST_HITS || self.past_hits.contains_key(&number))
         {
-            *self.past_hits.entry(number).or_default() += hits;
+            let past = self.past_hits.entry(number).or_default();
+            *past = past.and(hits);
         }
     }
 

@@ -1,12 +1,13 @@
 //! What people are shown: the registry's words as the control API's records.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prost::Message as _;
 
 use crate::control::{Page, api};
 use crate::ocserv;
-use crate::registry::{LayerResult, Number, Phase, Receipt, Revocation, RevocationState, SessionRow};
+use crate::registry::{LayerResult, Now, Number, Phase, Receipt, Revocation, RevocationState, SessionRow};
 
 use super::Daemon;
 
@@ -95,15 +96,17 @@ impl Daemon {
 
     /// `looked` grows by the entries that were looked up.
     fn revocation(&self, r: &Revocation, looked: &mut usize) -> api::RevocationInfo {
-        let (mut entries, mut hits) = (0, 0);
+        // what was taken out meanwhile is remembered
+        let (mut entries, mut hits) = (0, self.past_hits.get(&r.number).copied().unwrap_or_default());
         for entry in self.registry.holdings().in_kernel_by(r.number) {
             *looked += 1;
-            if let Some(its) = self.dataplane.hits(entry) {
+            if let Some(its) = self.dataplane.hits_and_last(entry) {
                 entries += 1;
-                hits += its;
+                hits = hits.and(its);
             }
         }
-        let receipt = self.registry.receipt_of(r.number, super::now());
+        let now = super::now();
+        let receipt = self.registry.receipt_of(r.number, now);
         let complete = receipt.as_ref().is_some_and(Receipt::is_complete);
         api::RevocationInfo {
             number: r.number,
@@ -113,11 +116,13 @@ impl Daemon {
             at: r.at.wall,
             state: state(r.state, complete).into(),
             entries,
-            // what was taken out meanwhile is remembered
-            hits: hits + self.past_hits.get(&r.number).copied().unwrap_or_default(),
+            hits: hits.count,
             layers: receipt.iter().flat_map(|receipt| receipt.layers.iter().map(layer)).collect(),
             notes: receipt.map(|receipt| few(receipt.notes)).unwrap_or_default(),
             until: r.order.stands.map_or(0, |stands| r.at.wall + stands.as_secs()),
+            last_hit: if hits.last_ns == 0 { 0 } else { wall(now, Duration::from_nanos(hits.last_ns)) },
+            // also if this run has begun within the same second
+            hits_since: if r.is_adopted() { self.started_at.max(r.at.wall + 1) } else { r.at.wall },
         }
     }
 
@@ -127,6 +132,11 @@ impl Daemon {
             remembered: self.registry.revocations_remembered() as u64,
         }
     }
+}
+
+/// A moment of the monotonic clock that has passed, in unix seconds, by the clock on the wall as it is now.
+fn wall(now: Now, moment: Duration) -> u64 {
+    now.wall.saturating_sub(now.mono.saturating_sub(moment).as_secs())
 }
 
 /// The first of the notes; how many more there are is said.

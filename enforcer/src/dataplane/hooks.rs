@@ -26,8 +26,9 @@ use super::{Role, TcPreference, XdpPreference, host, sys};
 use crate::session::{Device, Netns};
 
 /// Of our clsact filters: fixed, so that the next process finds and replaces them.
-const PRIORITY: u16 = 7;
-const HANDLE: TcHandle = TcHandle::new(0, 0xe4f0);
+pub(super) const PRIORITY: u16 = 7;
+pub(super) const MINOR: u16 = 0xe4f0;
+const HANDLE: TcHandle = TcHandle::new(0, MINOR);
 
 /// One place at one device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -58,7 +59,7 @@ impl Hook {
         }
     }
 
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Outer => "outer",
             Self::LanIn => "lan_in",
@@ -74,6 +75,11 @@ impl Hook {
             Framing::Bare => "bare",
         };
         format!("{}_{framing}", self.name())
+    }
+
+    /// Whether it sees what comes in.
+    pub(super) fn is_ingress(self) -> bool {
+        matches!(self, Self::Outer | Self::LanIn | Self::TunIn)
     }
 
     /// ... and what it is called.

@@ -136,7 +136,8 @@ const AT_ONCE: u32 = 4096;
 /// ... and how many whose memory is asked for together.
 const TOGETHER: usize = 32;
 
-/// Every entry, in its place among other buckets. Hits begin at 0.
+/// Every entry, in its place among other buckets. Hits begin at 0; when the last was stays, or the next drop would be
+/// told of as the entry's first.
 fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result<()> {
     let mut count = 0_u32;
     let mut some = Vec::with_capacity(TOGETHER);
@@ -149,7 +150,7 @@ fn rebuild<K: Kept>(from: &Pins, to: &mut Standings<K>, lease: &Lease) -> Result
         if count.is_multiple_of(AT_ONCE) {
             lease.keep()?;
         }
-        some.push((key, Standing { hits: 0, last_ns: 0, ..standing }));
+        some.push((key, Standing { hits: 0, ..standing }));
         if some.len() < TOGETHER { Ok(()) } else { put(&mut some) }
     })
     .and_then(|()| put(&mut some))
@@ -210,7 +211,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, definition: &Definition, lease: &Lease) ->
         if counts_hits(definition) {
             for value in piece.values.chunks_exact_mut(size_of::<Standing>()) {
                 let standing: Standing = from_bytes(value).with_context(cannot)?;
-                value.copy_from_slice(Standing { hits: 0, last_ns: 0, ..standing }.bytes());
+                value.copy_from_slice(Standing { hits: 0, ..standing }.bytes());
             }
         }
         sys::write(to.as_fd(), &piece).with_context(cannot)?;

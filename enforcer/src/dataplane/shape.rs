@@ -69,6 +69,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
             | layout::HASH_KEYS
             | layout::CLOCK,
         ) => None,
+        // 1, 2: before first drops were told of, and before probes
+        (1 | 2, layout::EVENTS | layout::EVENT_BUDGET | layout::PROBED) => None,
         _ => Some(*ours),
     }
 }

@@ -17,6 +17,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -47,6 +48,19 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// ... of BPF_PROG_TEST_RUN.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    rest: [u32; 12],
 }
 
 /// ... of the batch commands.
@@ -119,10 +133,31 @@ pub(super) fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info[1])
 }
 
+/// A program by the kernel's number of it.
+pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
+    // prog_id, next_id, open_flags
+    owned(bpf(BPF_PROG_GET_FD_BY_ID, &[id, 0, 0])?)
+}
+
+/// Runs a program once, of XDP or tc, with that frame of 14 bytes or more, on the loopback device (number 1) of the
+/// caller's namespace; nothing is sent. Answers what the program returned.
+///
+/// # Errors
+/// The kernel does not take the frame, or the caller lacks CAP_BPF or CAP_NET_ADMIN.
+pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        prog_fd: number(program),
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_in: frame.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    bpf_mut(BPF_PROG_TEST_RUN, &mut attributes)?;
+    Ok(attributes.retval)
+}
+
 /// The name of a program: the first 15 bytes of its function's.
 pub(super) fn program_name(id: u32) -> io::Result<String> {
-    // prog_id, next_id, open_flags
-    let program = owned(bpf(BPF_PROG_GET_FD_BY_ID, &[id, 0, 0])?)?;
+    let program = self::program(id)?;
     // `struct bpf_prog_info` up to and with its name
     const NAME: usize = 64;
     let mut info = [0_u8; NAME + 16];

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use enforcer_ebpf::counters::Count;
+use enforcer_ebpf::events::DropEvent;
 use enforcer_ebpf::layout::{
     AddressKey, CutoffValue, DeviceKey, Digest, FlowKey, GateHitKey, LockValue, Meta, Present, SafeIdValue,
     Standing, TokenKey,
@@ -46,7 +47,7 @@ macro_rules! bits {
     )+};
 }
 bits!(FlowKey, AddressKey, DeviceKey, TokenKey, Digest, GateHitKey);
-bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Present, HashKeys, Count);
+bits!(Standing, SafeIdValue, CutoffValue, LockValue, Meta, Present, HashKeys, Count, DropEvent);
 
 // SAFETY: a transparent wrapper of a type without padding.
 unsafe impl<T: Bits> Pod for Plain<T> {}

@@ -14,7 +14,7 @@ use enforcer_ebpf::packed::HashKeys;
 use super::keys::Key;
 use super::standings::Standings;
 use super::table::{ANY, Bits, Counted, Plain, open};
-use super::{Capacities, Counter, GateFacts, InsertError, StoredEntry, Usage};
+use super::{Capacities, Counter, GateFacts, Hits, InsertError, StoredEntry, Usage};
 use crate::session::{Entry, Flow, Netns, Stands, Token};
 
 /// The one-entry map that says what the others mean.
@@ -122,8 +122,11 @@ pub(super) struct Tables {
     cutoffs: Counted<CutoffKey, CutoffValue>,
     locks: Counted<LockKey, LockValue>,
     gate_hits: HashMap<MapData, Plain<GateHitKey>, u64>,
+    /// When this process last refused a login by an entry that stands: the map has no times.
+    refused: std::collections::HashMap<GateHitKey, u64>,
     learned: HashMap<MapData, Plain<FlowKey>, Plain<TokenKey>>,
     counters: PerCpuArray<MapData, Plain<Count>>,
+    probed: Array<MapData, Plain<Count>>,
     heartbeat: Heartbeat,
     meta: MetaMap,
     next_revocation: u64,
@@ -151,8 +154,10 @@ impl Tables {
             cutoffs: Counted::open(folder, layout::CUTOFFS)?,
             locks: Counted::open(folder, layout::LOCKS)?,
             gate_hits: HashMap::try_from(Map::HashMap(open(folder, layout::GATE_HITS)?.0))?,
+            refused: std::collections::HashMap::new(),
             learned: HashMap::try_from(Map::LruHashMap(open(folder, layout::LEARNED)?.0))?,
             counters: PerCpuArray::try_from(Map::PerCpuArray(open(folder, layout::COUNTERS)?.0))?,
+            probed: Array::try_from(Map::Array(open(folder, layout::PROBED)?.0))?,
             heartbeat: Heartbeat::open(folder)?,
             meta,
             next_revocation,
@@ -244,8 +249,8 @@ impl Tables {
             Checked::Address(map, key) => {
                 map.put(key, standing(revocation, expires_ns), |old| merge(old, revocation, expires_ns))
             }
-            Checked::Device(map, key) => put_standing(map, key, revocation, expires_ns),
-            Checked::Token(map, key) => put_standing(map, key, revocation, expires_ns),
+            Checked::Device(map, key) => put_merged(map, key, revocation, expires_ns),
+            Checked::Token(map, key) => put_merged(map, key, revocation, expires_ns),
             Checked::SafeId(map, key) => {
                 let new = SafeIdValue { revocation, server: gate.server, since: gate.moment };
                 // an older revocation changes nothing: a safe_id is refused or not
@@ -270,7 +275,11 @@ impl Tables {
     }
 
     pub(super) fn remove(&mut self, entry: &Entry) -> Result<bool> {
-        let removed = match self.standings(Key::of(entry)) {
+        self.remove_key(Key::of(entry))
+    }
+
+    pub(super) fn remove_key(&mut self, at: Key) -> Result<bool> {
+        let removed = match self.standings(at) {
             Checked::Flow(map, key) => map.remove(key),
             Checked::Address(map, key) => map.remove(key),
             Checked::Device(map, key) => map.remove(key),
@@ -279,8 +288,9 @@ impl Tables {
             Checked::Cutoff(map, key) => map.remove(key),
             Checked::Lock(map, key) => map.remove(key),
         }?;
-        if let Some(key) = Key::of(entry).gate_hits() {
+        if let Some(key) = at.gate_hits() {
             let _ = self.gate_hits.remove(&Plain(key));
+            self.refused.remove(&key);
         }
         if removed {
             self.say_present()?;
@@ -288,28 +298,55 @@ impl Tables {
         Ok(removed)
     }
 
-    fn gate_count(&self, key: Key) -> u64 {
-        key.gate_hits().and_then(|key| self.gate_hits.get(&Plain(key), 0).ok()).unwrap_or(0)
+    fn gate_hits(&self, key: Key) -> Hits {
+        let Some(key) = key.gate_hits() else { return Hits::default() };
+        let count = self.gate_hits.get(&Plain(key), 0).unwrap_or(0);
+        Hits { count, last_ns: self.refused.get(&key).copied().unwrap_or(0) }
     }
 
-    pub(super) fn hits(&self, entry: &Entry) -> Option<u64> {
+    pub(super) fn hits(&self, entry: &Entry) -> Option<Hits> {
         let key = Key::of(entry);
-        let standing = match key {
+        let stands = match key {
+            Key::SafeId(id) => self.safe_ids.get(id).ok()?.is_some(),
+            Key::Cutoff(id) => self.cutoffs.get(id).ok()?.is_some(),
+            Key::Lock(id) => self.locks.get(id).ok()?.is_some(),
+            Key::Flow(_) | Key::Address(_) | Key::Device(_) | Key::Token(_) => {
+                let Standing { hits, last_ns, .. } = self.standing_at(key).ok()??;
+                return Some(Hits { count: hits, last_ns });
+            }
+        };
+        stands.then(|| self.gate_hits(key))
+    }
+
+    /// What the programs would find. `None` also for what no program looks at.
+    pub(super) fn standing_at(&self, key: Key) -> Result<Option<Standing>> {
+        match key {
             Key::Flow(key) => self.flows.get(key),
             Key::Address(key) => self.addresses.get(key),
             Key::Device(key) => self.devices.get(key),
             Key::Token(key) => self.tokens.get(key),
-            Key::SafeId(id) => {
-                return self.safe_ids.get(id).ok().flatten().map(|_| self.gate_count(key));
-            }
-            Key::Cutoff(id) => {
-                return self.cutoffs.get(id).ok().flatten().map(|_| self.gate_count(key));
-            }
-            Key::Lock(id) => {
-                return self.locks.get(id).ok().flatten().map(|_| self.gate_count(key));
-            }
-        };
-        standing.ok().flatten().map(|standing| standing.hits)
+            Key::SafeId(_) | Key::Cutoff(_) | Key::Lock(_) => Ok(None),
+        }
+    }
+
+    /// Puts in, as it is, what the programs look at and what is not there. Nothing for any other key.
+    pub(super) fn put_standing(&mut self, key: Key, standing: Standing) -> Result<(), InsertError> {
+        self.present.raise(key)?;
+        match self.standings(key) {
+            Checked::Flow(map, key) => map.put(key, standing, |_| standing),
+            Checked::Address(map, key) => map.put(key, standing, |_| standing),
+            Checked::Device(map, key) => map.put(key, standing, |_| standing),
+            Checked::Token(map, key) => map.put(key, standing, |_| standing),
+            Checked::SafeId(..) | Checked::Cutoff(..) | Checked::Lock(..) => Ok(()),
+        }
+    }
+
+    /// So many packets that the programs have counted were probes.
+    pub(super) fn count_probes(&mut self, reason: Reason, packets: u64, bytes: u64) -> Result<()> {
+        let index = reason as u32;
+        let Plain(old) = self.probed.get(&index, 0).context("cannot read the map probed")?;
+        let new = Count { packets: old.packets.wrapping_add(packets), bytes: old.bytes.wrapping_add(bytes) };
+        self.probed.set(index, Plain(new), 0).context("cannot write the map probed")
     }
 
     /// The token that a flow has shown last, as far as it is remembered.
@@ -323,9 +360,10 @@ impl Tables {
     }
 
     /// Counts a refusal that the daemon itself has answered to a gate.
-    pub(super) fn count_gate_hit(&mut self, entry: &Entry) {
+    pub(super) fn count_gate_hit(&mut self, entry: &Entry, now_ns: u64) {
         if let Some(key) = Key::of(entry).gate_hits() {
             count_gate_hit(&mut self.gate_hits, key);
+            self.refused.insert(key, now_ns);
         }
     }
 
@@ -360,6 +398,9 @@ impl Tables {
             let (packets, bytes) = values.iter().fold((0, 0), |(packets, bytes): (u64, u64), Plain(one)| {
                 (packets.wrapping_add(one.packets), bytes.wrapping_add(one.bytes))
             });
+            let Plain(probes) = self.probed.get(&(reason as u32), 0).context("cannot read the map probed")?;
+            let (packets, bytes) =
+                (packets.saturating_sub(probes.packets), bytes.saturating_sub(probes.bytes));
             all.push(Counter { reason: reason.name(), packets, bytes });
         }
         Ok(all)
@@ -455,7 +496,7 @@ fn standing(revocation: u64, expires_ns: u64) -> Standing {
     Standing { revocation, expires_ns, hits: 0, last_ns: 0 }
 }
 
-fn put_standing<K: Bits>(
+fn put_merged<K: Bits>(
     map: &mut Counted<K, Standing>,
     key: K,
     revocation: u64,
@@ -466,6 +507,10 @@ fn put_standing<K: Bits>(
 
 fn push_standing(all: &mut Vec<StoredEntry>, key: Key, standing: Standing) {
     let Standing { revocation, expires_ns, hits, last_ns } = standing;
+    // a daemon that was killed while it probed has left it; it has expired, or does so soon
+    if revocation == super::probe::NUMBER {
+        return;
+    }
     match key.entry() {
         Some(entry) => {
             let (stands, gate) = (decode(expires_ns), GateFacts::default());
@@ -483,9 +528,9 @@ fn push_gate(
     stands: Stands,
     gate: GateFacts,
 ) {
-    let hits = tables.gate_count(key);
+    let Hits { count: hits, last_ns } = tables.gate_hits(key);
     if let Some(entry) = key.entry() {
-        all.push(StoredEntry { entry, revocation, stands, hits, last_ns: 0, gate });
+        all.push(StoredEntry { entry, revocation, stands, hits, last_ns, gate });
     }
 }
 

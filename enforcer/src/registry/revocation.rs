@@ -1,6 +1,6 @@
 //! One revocation: what was ordered, what is known of it, and how far it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -141,6 +141,16 @@ impl Revocation {
 
     pub(super) fn since(&self) -> Duration {
         self.at.mono
+    }
+
+    /// It is of an earlier run.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Whose sessions it has ended, as far as it gives account of them.
+    pub fn users(&self) -> BTreeSet<&str> {
+        self.sessions.values().map(|ending| ending.info.user.as_str()).collect()
     }
 
     pub fn is_busy(&self) -> bool {

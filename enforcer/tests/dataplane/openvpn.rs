@@ -1,5 +1,7 @@
 //! OpenVPN's session ids on a real kernel, and the ports at which they are read.
 
+use std::collections::BTreeMap;
+
 use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
 use enforcer::dataplane::{Capacities, Dataplane, Role, Settings};
@@ -135,6 +137,29 @@ fn the_program_grows_with_each_port_and_has_none_without() {
         let sizes = [&[][..], &[PORT], &[PORT, 2], &[PORT, 2, 3], &[PORT, 2, 3, 4]].map(size);
         println!("bytes of the program with none to four ports: {sizes:?}");
         assert!(sizes.is_sorted_by(|less, more| less < more), "{sizes:?}");
+    });
+}
+
+/// The verifier walks through at most a million instructions, every way counted. Kernels differ in what they take for the
+/// same way, so that some of it is left for them.
+#[test]
+fn every_program_leaves_a_part_of_the_verifiers_limit() {
+    lab(|lab| {
+        let mut dataplane = Dataplane::open(with(lab, &[PORT, 2, 3, 4])).unwrap();
+        for role in [Role::Outer, Role::Inner, Role::Tunnel] {
+            attach(&mut dataplane, lab, "gw", role);
+        }
+        let ours = MapInfo::from_pin(lab.pin_path().join("maps").join(layout::COUNTERS)).unwrap().id();
+        let walked: BTreeMap<String, u32> = loaded_programs()
+            .filter_map(Result::ok)
+            .filter(|program| matches!(program.map_ids(), Ok(Some(ids)) if ids.contains(&ours)))
+            .filter_map(|program| {
+                Some((program.name_as_str()?.to_owned(), program.verified_instruction_count()?))
+            })
+            .collect();
+        println!("instructions that the verifier walks through: {walked:?}");
+        assert_eq!(walked.len(), 5);
+        assert!(walked.values().all(|count| *count < 800_000), "{walked:?}");
     });
 }
 
