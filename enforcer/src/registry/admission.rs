@@ -106,7 +106,7 @@ impl Registry {
         self.holdings.holds(&self.cutoff_of(name, vhost, user))
     }
 
-    fn cutoff_of(&self, name: &ServerName, vhost: &str, user: &str) -> Entry {
+    pub(super) fn cutoff_of(&self, name: &ServerName, vhost: &str, user: &str) -> Entry {
         Entry::Cutoff(CutoffKey::of(name, &self.rules.realms.identity(name, vhost, user)))
     }
 

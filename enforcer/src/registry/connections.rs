@@ -18,7 +18,7 @@ const OWNER_WAITS: Duration = Duration::from_millis(1_500);
 const TAKES: Duration = Duration::from_millis(3_500);
 
 /// A tunnel address. The address comes first, so that all namespaces of one can be looked at.
-type Place = (IpAddr, Netns);
+pub(super) type Place = (IpAddr, Netns);
 
 /// The addresses that revoked sessions have used, until nothing is left of that in connection tracking.
 #[derive(Debug, Default)]
@@ -218,6 +218,35 @@ impl Registry {
             out.push(Effect::KeepConnections { turn });
             let why = "it took too long".to_owned();
             self.connections_forgotten(netns, address, turn, Err(why), now, out);
+        }
+    }
+
+    /// R3: these sessions' connections are none of that revocation's business any more. (Where the address is somebody
+    /// else's by now they are taken out all the same: he waits for it, and must not get their answers.)
+    pub(super) fn leave_connections(
+        &mut self,
+        number: Number,
+        is_free: impl Fn(Place) -> bool,
+        out: &mut Effects,
+    ) {
+        let its: Vec<Place> = (self.traces.places.iter())
+            .filter(|(place, trace)| trace.numbers.contains(&number) && !trace.claimed && is_free(**place))
+            .map(|(place, _)| *place)
+            .collect();
+        for place in its {
+            let Some(trace) = self.traces.places.get_mut(&place) else { continue };
+            trace.numbers.remove(&number);
+            if let Some(revocation) = self.revocations.get_mut(&number) {
+                revocation.connections.remove(&place);
+            }
+            if !trace.numbers.is_empty() {
+                continue;
+            }
+            if let State::Asked { turn, .. } = trace.state {
+                out.push(Effect::KeepConnections { turn });
+            }
+            self.traces.asked.remove(&place);
+            self.traces.places.remove(&place);
         }
     }
 

@@ -1,9 +1,9 @@
 //! What ocserv's lists of cookies tell: whom a cutoff means, and which refused cookie is gone for good.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{Cookie, CutoffKey, Entry, SafeId, ServerName};
+use crate::session::{Cookie, Entry, SafeId, ServerName};
 
 use super::holdings::Want;
 use super::servers::ServerState;
@@ -32,7 +32,7 @@ impl Registry {
         let incomplete = server.incomplete_since;
         let mut lacks = false;
         if let Ok(cookies) = &outcome {
-            self.learn_ages(name, cookies, now);
+            self.learn_ages(name, cookies, now, out);
         }
         let outcome = outcome.and_then(|cookies| match self.missing_from(name, asked, &cookies) {
             // main skips a sec-mod instance that does not answer, and does not say so
@@ -90,16 +90,27 @@ impl Registry {
         }
     }
 
-    /// R4: when a cookie was made is told also by a list that is not complete.
-    fn learn_ages(&mut self, name: &ServerName, cookies: &[Cookie], now: Now) {
-        if self.holdings.cutoffs().next().is_none() {
+    /// When a cookie was made is told by every list that shows it, also by one that is not complete, or of before the
+    /// revocation. R2: one that is older than its user's cutoff is refused from here on by itself, whatever becomes of
+    /// it. R4: a younger one is let in.
+    fn learn_ages(&mut self, name: &ServerName, cookies: &[Cookie], now: Now, out: &mut Effects) {
+        let cutoffs: BTreeSet<Entry> = self.cutoffs_at(name).collect();
+        if cutoffs.is_empty() {
             return;
         }
-        // one from the future was made before the clock was set back: who knows when
-        for cookie in cookies.iter().filter(|cookie| cookie.created <= now.wall) {
-            let its: Vec<SessionKey> = self
-                .sessions
-                .with_safe_id(cookie.safe_id)
+        for cookie in cookies {
+            let cutoff = self.cutoff_of(name, &cookie.vhost, &cookie.user);
+            if !cutoffs.contains(&cutoff) {
+                continue;
+            }
+            // one from the future was made before the clock was set back: it is not a fresh one
+            if cookie.created <= self.holdings.moment(&cutoff) || cookie.created > now.wall {
+                for number in self.holdings.numbers(&cutoff) {
+                    self.mark(cookie.safe_id, Some(name.clone()), number, now, out);
+                }
+                continue;
+            }
+            let its: Vec<SessionKey> = (self.sessions.with_safe_id(cookie.safe_id))
                 .filter(|s| s.server == *name)
                 .map(|s| s.key)
                 .collect();
@@ -109,6 +120,13 @@ impl Registry {
                 }
             }
         }
+    }
+
+    /// The cutoffs of that server.
+    fn cutoffs_at(&self, name: &ServerName) -> impl Iterator<Item = Entry> {
+        (self.holdings.cutoffs())
+            .filter(move |(_, server, _)| *server == Some(name))
+            .map(|(entry, ..)| entry.clone())
     }
 
     /// A connected user whose cookie the list lacks: then the list is not complete.
@@ -124,7 +142,8 @@ impl Registry {
             .next()
     }
 
-    /// Users whose cookies could not be listed when they were revoked: now they can.
+    /// Users whose cookies could not be listed when they were revoked: now they can, and those that are listed are
+    /// refused by themselves.
     fn apply_cutoffs(
         &mut self,
         name: &ServerName,
@@ -133,30 +152,24 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
-        let due: Vec<(Entry, u64)> = (self.holdings.cutoffs())
-            .filter(|(_, server, _)| *server == Some(name))
-            .map(|(entry, _, up_to)| (entry.clone(), up_to))
-            .collect();
+        let due: Vec<Entry> = self.cutoffs_at(name).collect();
         if due.is_empty() {
             return;
         }
-        let mut theirs: BTreeMap<Entry, Vec<&Cookie>> = BTreeMap::new();
-        for cookie in cookies {
-            let who = self.rules.realms.identity(name, &cookie.vhost, &cookie.user);
-            theirs.entry(Entry::Cutoff(CutoffKey::of(name, &who))).or_default().push(cookie);
-        }
         let listed_at = self.servers.get(name).and_then(|server| server.listed_at);
         let listed: BTreeSet<SafeId> = cookies.iter().map(|cookie| cookie.safe_id).collect();
-        let cookieless: Vec<(SessionKey, Entry, Option<u64>)> = (self.sessions.values())
-            .filter(|s| s.server == *name && s.seen_first < asked && !s.has_ended())
+        let cookieless: Vec<Cookieless> = (self.sessions.values())
+            .filter(|s| s.server == *name && !s.has_ended())
             .filter(|s| s.safe_id().is_some_and(|id| !listed.contains(&id)))
-            .map(|s| {
-                let who = self.rules.realms.identity(name, &s.observed.vhost, &s.observed.user);
-                (s.key, Entry::Cutoff(CutoffKey::of(name, &who)), s.made)
+            .map(|s| Cookieless {
+                key: s.key,
+                cutoff: self.cutoff_of(name, &s.observed.vhost, &s.observed.user),
+                made: s.made,
+                is_new: s.seen_first >= asked,
             })
             .collect();
-        for (cutoff, up_to) in due {
-            let numbers = self.holdings.numbers(&cutoff);
+        for cutoff in due {
+            let (numbers, up_to) = (self.holdings.numbers(&cutoff), self.holdings.moment(&cutoff));
             // of a client that was at the door with a cookie that is deleted by now only a list of workers tells
             let is_adopted = numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.adopted));
             if is_adopted && listed_at.is_none_or(|at| asked < at) {
@@ -166,35 +179,30 @@ impl Registry {
             if numbers.iter().any(|n| self.revocations.get(n).is_some_and(|r| r.since() > asked)) {
                 continue;
             }
-            for cookie in theirs.get(&cutoff).into_iter().flatten() {
-                // a cookie from the future was made before the clock was set back: it is not a fresh one
-                if cookie.created <= up_to || cookie.created > now.wall {
-                    for number in &numbers {
-                        self.mark(cookie.safe_id, Some(name.clone()), *number, now, out);
-                    }
-                }
+            let its: Vec<&Cookieless> = (cookieless.iter())
+                .filter(|its| its.cutoff == cutoff && its.made.is_none_or(|made| made <= up_to))
+                .collect();
+            // whose cookie may have been made, or deleted, since the list was asked for: the next one tells
+            if its.iter().any(|its| its.is_new) {
+                self.ask_cookies(name, now, out);
+                continue;
             }
             // at the door with a cookie that was deleted meanwhile: most likely it is not a fresh one. Its session is
-            // refused, and dropped by its device; but its cookie is marked only where a list told that it is old
-            for (key, _, made) in cookieless.iter().filter(|(_, theirs, _)| *theirs == cutoff) {
-                match made {
-                    Some(made) if *made > up_to => continue,
-                    Some(_) => {
-                        for number in &numbers {
-                            self.name_session(*key, *number, now, out);
-                        }
-                        continue;
+            // refused, and dropped by its device, also when a lock's time is over that means it now; but its cookie is marked only where a list told that it is old
+            for Cookieless { key, made, .. } in its {
+                if made.is_some() {
+                    for number in &numbers {
+                        self.name_session(*key, *number, now, out);
                     }
-                    None => {}
-                }
-                let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
-                if under.is_superset(&numbers) {
                     continue;
                 }
+                let under = self.sessions.get(*key).map(|s| self.numbers_of(s)).unwrap_or_default();
                 if let Some(session) = self.sessions.get_mut(*key) {
                     session.named.extend(&numbers);
                 }
-                self.enforce(*key, out);
+                if !under.is_superset(&numbers) {
+                    self.enforce(*key, out);
+                }
             }
             self.holdings.release_all(&cutoff, out);
         }
@@ -351,4 +359,14 @@ impl Registry {
     pub(super) fn cookies_age(&self, name: &ServerName, now: Now) -> Option<Duration> {
         self.servers.get(name)?.cookies_complete_at.map(|at| now.mono.saturating_sub(at))
     }
+}
+
+/// A session whose cookie a complete list lacks.
+struct Cookieless {
+    key: SessionKey,
+    cutoff: Entry,
+    /// When its cookie was made, if an earlier list told.
+    made: Option<u64>,
+    /// It was first seen when the list had been asked for.
+    is_new: bool,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::session::{Device, Entry, Identity, LockKey, ServerName};
 
+use super::connections::Place;
 use super::{Effect, Effects, Number, Registry, SessionKey, Target};
 
 /// A lock that is in force.
@@ -78,6 +79,10 @@ impl Registry {
         for key in quiet {
             self.holdings.release_session(key, |entry| matches!(entry, Entry::Flow(..)), out);
         }
+        let is_free = |(address, netns): Place| {
+            free.iter().any(|(_, addresses)| addresses.contains(&Entry::Address(netns, address)))
+        };
+        self.leave_connections(number, is_free, out);
         for (device, addresses) in free {
             for entry in device.map(Entry::Device).into_iter().chain(addresses) {
                 self.holdings.release(&entry, number, out);

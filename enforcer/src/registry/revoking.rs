@@ -316,5 +316,8 @@ impl Registry {
                 session.named.remove(&number);
             }
         }
+        if !revocation.is_explicit() {
+            self.leave_connections(number, |_| true, out);
+        }
     }
 }

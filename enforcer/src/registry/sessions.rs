@@ -193,7 +193,10 @@ impl Registry {
             out.push(Effect::Attach { device, name });
             out.push(Effect::WatchDevice { device });
         }
-        let claimed = self.claim_addresses(key, &observed.addresses, at_gate);
+        // what others have left there in connection tracking goes first; its own is not noted yet
+        let claimed: Vec<Entry> = (self.claim_addresses(key, &observed.addresses, at_gate).into_iter())
+            .filter(|entry| !self.claim_connections(entry, out))
+            .collect();
         self.learn_safe_id(key, observed.safe_id, now, out);
         if has_tun {
             self.name_by_cutoff(key, now, out);
@@ -201,9 +204,7 @@ impl Registry {
         self.enforce(key, out);
         // what is held anew stands before what was held for others goes
         for entry in claimed {
-            if !self.claim_connections(&entry, out) {
-                self.holdings.release_leases_of_others(&entry, key, out);
-            }
+            self.holdings.release_leases_of_others(&entry, key, out);
         }
         if at_gate {
             self.claim_device(key, out);

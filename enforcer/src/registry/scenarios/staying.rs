@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::registry::*;
-use crate::session::{CutoffKey, Entry, Process};
+use crate::session::{Cookie, CutoffKey, Entry, Process};
 
 #[test]
 fn r2_a_revocation_during_a_connect_script_of_10_s_is_refused_at_its_end() {
@@ -348,4 +348,61 @@ fn r2_a_deleted_cookie_at_the_door_is_refused_by_what_a_list_told_of_its_age() {
     assert_eq!(deleted(900), (true, true), "also by the gate alone, if the daemon dies now");
     // R3: it is known to be a fresh one
     assert_eq!(deleted(1_005), (false, false));
+}
+
+#[test]
+fn r2_also_a_list_from_before_the_revocation_tells_which_of_the_users_cookies_are_older() {
+    let mut world = World::new();
+    let asked = world.now.mono;
+    world.pass(10);
+    world.revoke(user("alice"));
+    let revoked_at = world.now.wall;
+    world.now.wall += 10;
+    let listed = vec![cookie("alice", 1, 900), cookie("alice", 2, revoked_at + 1), cookie("bob", 3, 900)];
+    world.give(Event::Cookies { server: server(), asked, outcome: Ok(listed) });
+    assert!(world.has(&Entry::SafeId(safe_id(1))), "nothing that deletes it now takes that back");
+    assert!(!world.has(&Entry::SafeId(safe_id(2))) && !world.has(&Entry::SafeId(safe_id(3))), "R3");
+    assert!(world.has(&Entry::Cutoff(CutoffKey::new(&server(), "alice"))), "there may be others");
+}
+
+#[test]
+fn r2_who_was_first_seen_while_the_cookies_were_listed_is_decided_by_the_next_list() {
+    let seen = |listed: Vec<Cookie>| {
+        let mut world = World::new();
+        world.revoke(user("alice"));
+        let asked = world.now.mono;
+        world.pass(10);
+        // it was in its connect-script before the revocation. Before the list is answered its cookie is deleted, for
+        // another revocation
+        world.see(at_gate("alice", 17, 1));
+        world.effects.clear();
+        world.give(Event::Cookies { server: server(), asked, outcome: Ok(vec![]) });
+        assert!(world.has(&Entry::Cutoff(CutoffKey::new(&server(), "alice"))));
+        assert_eq!(world.asked(|e| matches!(e, Effect::AskCookies { .. })), 1);
+        world.now.wall += 10;
+        world.cookies(listed);
+        assert!(!world.has(&Entry::Cutoff(CutoffKey::new(&server(), "alice"))));
+        world.has(&Entry::Device(device(17)))
+    };
+    assert!(seen(vec![]));
+    // R4: a fresh one that was made while they were listed
+    assert!(!seen(vec![cookie("alice", 1, 1_001)]));
+}
+
+#[test]
+fn r2_a_deleted_cookie_at_the_door_is_refused_also_when_the_time_of_its_users_lock_is_over() {
+    let refused = |listed: Vec<Cookie>| {
+        let mut world = World::new();
+        let stands = Some(std::time::Duration::from_secs(1));
+        world.revoke(Order { stands, ..order(Target::Lock(identity("alice"))) });
+        world.see(at_gate("alice", 17, 1));
+        world.now.wall += 10;
+        world.cookies(listed);
+        assert!(!world.has(&Entry::Cutoff(CutoffKey::new(&server(), "alice"))));
+        world.pass(1_000);
+        assert_eq!(world.has(&Entry::Device(device(17))), !world.admitted(at_gate("alice", 17, 1)));
+        world.has(&Entry::Device(device(17)))
+    };
+    assert!(refused(vec![]), "its session is one that the lock has ended");
+    assert!(!refused(vec![cookie("alice", 1, 1_001)]), "R4: a fresh one");
 }

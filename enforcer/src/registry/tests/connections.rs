@@ -294,6 +294,58 @@ fn r1_what_a_killed_daemon_left_is_taken_out_by_the_next_one() {
     }
 }
 
+/// Its worker hangs, and it is let go again: its connections are nobody's business any more.
+#[test]
+fn r3_connections_of_a_session_that_is_not_revoked_any_more_stay() {
+    // with the daemon that revoked it, with the next one, and with another revocation that means it too
+    for (restarts, twice) in [(false, false), (true, false), (false, true)] {
+        let mut world = slow();
+        let alices = world.login("alice");
+        let alice = world.up(alices);
+        let address = owns(&mut world, alice, 2);
+        world.workers.get_mut(&alice).unwrap().hangs = true;
+        if restarts {
+            world.ask(World::order(Target::User("alice".into())));
+            world.kill_daemon();
+            world.adopt_kernel(true);
+            // nobody has told of its worker yet
+            world.handle(Event::Listed { server: vpn(), asked: world.now.mono, outcome: Ok(vec![]) });
+            assert_eq!(orders(&world), 1);
+        } else {
+            world.revoke_user("alice");
+        }
+        if twice {
+            world.revoke_user("alice");
+        }
+        let number = world.registry.revocations().next().unwrap().number;
+        world.lift(number);
+        world.workers.get_mut(&alice).unwrap().hangs = false;
+        world.run();
+        world.exit(alice);
+        world.run();
+        assert_eq!(tracked(&world, address), if twice { 0 } else { 2 }, "{restarts} {twice}");
+        assert_eq!(orders(&world), 0);
+    }
+}
+
+/// Its worker hangs, and the daemon is another one.
+#[test]
+fn r3_connections_of_a_session_that_has_not_ended_are_not_taken_out_when_it_is_first_seen() {
+    let mut world = slow();
+    let alices = world.login("alice");
+    let alice = world.up(alices);
+    let address = owns(&mut world, alice, 2);
+    world.workers.get_mut(&alice).unwrap().hangs = true;
+    world.revoke_user("alice");
+    world.kill_daemon();
+    world.adopt_kernel(true);
+    world.servers_up();
+    assert_eq!(tracked(&world, address), 2, "it may be let go again");
+    world.exit(alice);
+    world.run();
+    assert_eq!(tracked(&world, address), 0);
+}
+
 #[test]
 fn r7_nothing_is_left_when_all_is_over() {
     let mut world = slow();
