@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 17] = [
+pub const WANTED: [(&str, &str); 18] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -29,12 +29,12 @@ pub const WANTED: [(&str, &str); 17] = [
     ("systemd", "judges the unit, and runs it in a container"),
     ("sqlite3", "looks at the state as an administrator does"),
     ("bpftool", "a person's look into the kernel"),
+    ("xdp-tools", "somebody else's XDP programs: xdp-filter"),
 ];
 
 /// What `cargo xtask bench` needs besides.
-pub const MEASURED: [(&str, &str); 3] = [
+pub const MEASURED: [(&str, &str); 2] = [
     ("ipset", "measured beside us"),
-    ("xdp-tools", "likewise: xdp-filter"),
     ("ethtool", "sets up the devices that are measured"),
 ];
 
