@@ -33,10 +33,8 @@ pub const WANTED: [(&str, &str); 18] = [
 ];
 
 /// What `cargo xtask bench` needs besides.
-pub const MEASURED: [(&str, &str); 2] = [
-    ("ipset", "measured beside us"),
-    ("ethtool", "sets up the devices that are measured"),
-];
+pub const MEASURED: [(&str, &str); 2] =
+    [("ipset", "measured beside us"), ("ethtool", "sets up the devices that are measured")];
 
 /// Whether this system has Debian's packages.
 pub fn is_debian() -> bool {
