@@ -12,6 +12,8 @@ use std::process::Command;
 use enforcer::dataplane::{Dataplane, GateFacts, Role, Settings, TcPreference, XdpPreference};
 use enforcer::session::{Device, Entry, Flow, Netns, Protocol, Stands};
 use lab::{CLIENT, GATEWAY, Lab, OTHER, PEER, Socket, ifindex, ip, lab};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket};
 use raw::{NEXT, OK, Program, SHOT, TCX_EGRESS, TCX_INGRESS};
 
@@ -364,11 +366,21 @@ fn others_filters_go_on_working() {
     }
 }
 
+/// At the place where others look for one, for this thread and what it starts: a host may have none there, and what they
+/// leave in it goes with us.
+fn a_bpffs_of_our_own() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
+}
+
 /// The one place for XDP is taken: a sentence that says by whom one asks, and what to do. Nothing of theirs is touched.
 #[test]
 fn a_place_that_is_taken_is_an_error_that_says_what_to_do() {
     for theirs in ["native", "skb"] {
         lab(move |lab| {
+            a_bpffs_of_our_own();
             let filter = |words: &str| {
                 let output = Command::new("xdp-filter").args(words.split(' ')).output().unwrap();
                 (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
