@@ -18,7 +18,7 @@ use crate::exit::Code;
 pub use occtl::run as run_as_occtl;
 pub use words::parse_duration;
 
-/// Ends gateway sessions in every layer at once: packets, sockets, VPN cookie.
+/// Ends gateway sessions in every layer at once: packets, sockets, VPN cookie, web session.
 #[derive(Debug, Parser)]
 #[command(
     name = "enforcer",
@@ -72,7 +72,8 @@ pub enum Command {
     /// End sessions and keep them ended: a revocation
     #[command(
         after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
-                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk="
+                            terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk=\n  enforcer terminate session \
+                            8f2b6c0d9e4a41d7b3c5e6f708192a3b   a web session, by its key"
     )]
     Terminate {
         #[command(subcommand)]
@@ -235,8 +236,9 @@ pub enum Terminate {
         #[command(flatten)]
         change: Change,
     },
-    /// One session by its safe_id, also one whose client is offline
+    /// One session by its safe_id, also one whose client is offline; or a web session by its key
     Session {
+        #[arg(value_name = "SAFE_ID|KEY")]
         safe_id: String,
         #[command(flatten)]
         on: OnServer,
@@ -313,7 +315,7 @@ pub enum Show {
     Status,
     /// Who is connected, a line each
     Users,
-    /// Every session, and every cookie whose client is offline
+    /// Every session, of the VPN and of the web gateway, and every cookie whose client is offline
     Sessions,
     /// Revocations, what they have stopped and when last
     Revocations {

@@ -27,6 +27,8 @@ pub struct Config {
     pub gate: Gate,
     pub state: State,
     pub control: Control,
+    /// `[web]`; without it nothing is served to a web gateway.
+    pub web: Option<Web>,
     /// `[realms.NAME]`: what is special of a realm. One that is not named here is as [`Realm::default`].
     pub realms: BTreeMap<String, Realm>,
 }
@@ -275,6 +277,33 @@ impl Default for Control {
     }
 }
 
+/// What the daemon serves to the web gateway.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Web {
+    /// Mode 0600, the gateway's own, in a folder that nobody but root can write to.
+    pub socket: PathBuf,
+    /// The system user that the gateway runs as. Nobody else but root is served.
+    pub user: String,
+    pub max_sessions: u32,
+    /// The realms that its users may be of.
+    pub realms: Vec<String>,
+}
+
+/// So many sessions are a hundred megabytes of the daemon's memory or more.
+const MAX_WEB_SESSIONS: u32 = 1_000_000;
+
+impl Default for Web {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/enforcer-web/web.sock"),
+            user: "enforcer-web".into(),
+            max_sessions: 100_000,
+            realms: vec![DEFAULT_REALM.into()],
+        }
+    }
+}
+
 impl Config {
     /// Reads the named file; without a name the default one, which need not exist.
     pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
@@ -333,6 +362,19 @@ impl Config {
             return Err("[state] audit-days and audit-rows are at least 1".into());
         }
         let mut used: BTreeSet<&str> = BTreeSet::from([DEFAULT_REALM]);
+        if let Some(web) = &self.web {
+            if web.max_sessions == 0 || web.max_sessions > MAX_WEB_SESSIONS {
+                let most = web.max_sessions;
+                return Err(format!("[web] max-sessions = {most}: it is 1 to {MAX_WEB_SESSIONS}"));
+            }
+            if web.realms.is_empty() {
+                return Err("[web] realms = []: at least one is needed (leave the key out for the default one)".into());
+            }
+            if !is_name(&web.user) {
+                return Err(format!("[web] user = {:?}: it is the name of a system user", web.user));
+            }
+            used.extend(web.realms.iter().map(String::as_str));
+        }
         for server in self.ocserv.iter() {
             used.extend([server.realm.as_str()]);
             used.extend(server.vhost_realms.values().map(String::as_str));
@@ -343,7 +385,7 @@ impl Config {
         if let Some(name) = self.realms.keys().find(|name| !used.contains(name.as_str())) {
             let known: Vec<&str> = used.into_iter().collect();
             return Err(format!(
-                "[realms.{name}]: no server is of that realm; there are: {}",
+                "[realms.{name}]: no server is of that realm, nor [web]; there are: {}",
                 known.join(", ")
             ));
         }
@@ -400,10 +442,16 @@ impl Config {
             ("[state] directory", &self.state.directory),
             ("[control] socket", &self.control.socket),
         ];
-        for (key, path) in paths {
+        let web = self.web.as_ref().map(|web| ("[web] socket", &web.socket));
+        for (key, path) in paths.into_iter().chain(web) {
             if !path.is_absolute() {
                 return Err(format!("{key} = {path:?}: it is an absolute path"));
             }
+        }
+        let sockets = [Some(&self.control.socket), Some(&self.gate.socket), self.web.as_ref().map(|web| &web.socket)];
+        let sockets: Vec<&PathBuf> = sockets.into_iter().flatten().collect();
+        if sockets.iter().collect::<BTreeSet<_>>().len() < sockets.len() {
+            return Err("[control], [gate] and [web] need a socket each: two of them name the same one".into());
         }
         Ok(())
     }
@@ -510,6 +558,21 @@ mod tests {
     }
 
     #[test]
+    fn the_web_gateway_is_served_where_it_is_configured_alone() {
+        assert!(Config::parse("").unwrap().web.is_none());
+        let web = Config::parse("[web]").unwrap().web.unwrap();
+        assert_eq!((web.max_sessions, web.realms), (100_000, vec![DEFAULT_REALM.to_owned()]));
+        Config::parse("[web]\nrealms = ['staff']\n[realms.staff]\ncase = 'fold'").unwrap();
+        for bad in ["socket = 'a'", "user = ''", "max-sessions = 0", "max-sessions = 1000001", "realms = []", "usr = 'x'"]
+        {
+            let told = Config::parse(&format!("[web]\n{bad}")).unwrap_err();
+            assert!(told.contains("web") || told.contains("did you mean"), "{bad}: {told}");
+        }
+        let told = Config::parse("[web]\nsocket = '/a'\n[gate]\nsocket = '/a'").unwrap_err();
+        assert!(told.contains("the same one"), "{told}");
+    }
+
+    #[test]
     fn what_is_not_toml_says_the_line() {
         let told = Config::parse("[kernel]\nouter = [").unwrap_err();
         assert!(told.contains("line"), "{told}");
@@ -522,8 +585,10 @@ mod tests {
     fn the_example_is_what_there_is() {
         let example = include_str!("../docs/enforcer.toml");
         Config::parse(example).unwrap();
-        let is_key =
-            |line: &str| line.starts_with('#') && line.chars().nth(1).is_some_and(|c| c.is_ascii_lowercase());
+        // a section that is not there by default is commented out as well
+        let is_key = |line: &str| {
+            line.starts_with('#') && line.chars().nth(1).is_some_and(|c| c.is_ascii_lowercase() || c == '[')
+        };
         let all: Vec<&str> =
             example.lines().map(|line| if is_key(line) { &line[1..] } else { line }).collect();
         let all = all.join("\n");
@@ -540,6 +605,7 @@ mod tests {
             "safe-ids",
             "realm",
             "case",
+            "max-sessions",
         ] {
             assert!(all.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is missing");
         }

@@ -6,6 +6,8 @@ mod client;
 mod incoming;
 mod serve;
 pub mod target;
+mod web;
+pub mod web_words;
 
 /// The records and services of `proto/enforcer.proto`.
 #[allow(clippy::all, reason = "generated")]
@@ -13,6 +15,7 @@ pub mod api {
     tonic::include_proto!("enforcer.v1");
 }
 
-pub use client::{ControlClient, GateClient, connect_control, connect_gate};
-pub use incoming::{Caller, bind};
+pub use client::{ControlClient, GateClient, WebClient, connect_control, connect_gate, connect_web};
+pub use incoming::{Caller, bind, bind_for};
 pub use serve::{Call, MAX_BATCH, MAX_ERRORS, Page, Reply, Request, serve_control, serve_gate};
+pub use web::{News, WebReply, WebRequest, serve_web};

@@ -15,6 +15,7 @@ mod proofs;
 mod shows;
 mod sightings;
 mod state;
+mod web;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::net::UnixListener;
@@ -134,6 +135,7 @@ struct Daemon {
     devices: BTreeSet<Device>,
     interfaces: interfaces::Interfaces,
     forgetting: connections::Forgetting,
+    web: web::Web,
     /// Hits of entries that were taken out, by revocation.
     past_hits: BTreeMap<Number, Hits>,
     events: VecDeque<api::Event>,
@@ -171,6 +173,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // before anything is loaded: two daemons would each take the other's entries out
     let control = control::bind(&config.control.socket)?;
     let gate = control::bind(&config.gate.socket)?;
+    let web = web::bind(&config)?;
     let (inputs, received) = mpsc::channel(QUEUE);
     let mut daemon = Daemon::start(config, inputs)?;
     // before the runtime starts threads, which inherit what is left
@@ -179,7 +182,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     let runtime = (tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())
         .context("cannot start the runtime")?;
-    runtime.block_on(daemon.serve(control, gate, received))
+    runtime.block_on(daemon.serve(control, gate, web, received))
 }
 
 fn start_log() {
@@ -236,6 +239,7 @@ impl Daemon {
                 .filter(|server| server.invalidate_on_disconnect)
                 .map(config::Server::server_name)
                 .collect(),
+            most_web_sessions: config.web.as_ref().map_or(0, |web| web.max_sessions as usize),
             ..Rules::default()
         };
         let registry = Registry::new(servers.keys().cloned(), own, rules);
@@ -258,6 +262,7 @@ impl Daemon {
             devices: BTreeSet::new(),
             interfaces: interfaces::Interfaces::default(),
             forgetting: connections::Forgetting::default(),
+            web: web::Web::new()?,
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
             drops: drops::Told::default(),
@@ -272,7 +277,15 @@ impl Daemon {
         }
         daemon.attach_own_interfaces();
         let wall = if loaded.fresh { 0 } else { loaded.wall };
-        let left = Left { entries, records: loaded.records, lifted: loaded.lifted, wall, rebooted };
+        let left = Left {
+            entries,
+            records: loaded.records,
+            lifted: loaded.lifted,
+            wall,
+            rebooted,
+            web: loaded.web,
+            learned: loaded.learned,
+        };
         daemon.handle(Event::Adopt(Box::new(left)));
         daemon.dataplane.filled()?;
         daemon.remembered = if rebooted { Vec::new() } else { loaded.sessions };
@@ -284,6 +297,7 @@ impl Daemon {
         mut self,
         control: UnixListener,
         gate: UnixListener,
+        web: Option<(UnixListener, u32)>,
         mut received: mpsc::Receiver<Input>,
     ) -> anyhow::Result<()> {
         let control = tokio::net::UnixListener::from_std(control)?;
@@ -310,7 +324,11 @@ impl Daemon {
         };
         let (calls, mut called) = mpsc::channel(QUEUE);
         tokio::spawn(control::serve_control(control, calls.clone()));
-        tokio::spawn(control::serve_gate(gate, calls));
+        tokio::spawn(control::serve_gate(gate, calls.clone()));
+        if let Some((web, uid)) = web {
+            let web = tokio::net::UnixListener::from_std(web)?;
+            tokio::spawn(control::serve_web(web, uid, calls));
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let remembered = std::mem::take(&mut self.remembered);
@@ -374,6 +392,9 @@ impl Daemon {
         );
         let _ = std::fs::remove_file(&self.config.control.socket);
         let _ = std::fs::remove_file(&self.config.gate.socket);
+        if let Some(web) = &self.config.web {
+            let _ = std::fs::remove_file(&web.socket);
+        }
         self.write_clock();
         // the writer tells the loop what it has written, and nobody listens any more
         drop(received);

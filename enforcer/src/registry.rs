@@ -24,6 +24,7 @@ mod show;
 mod table;
 #[cfg(test)]
 mod tests;
+mod web;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
 pub use sessions::{Phase, Session};
 pub use show::{Preview, SessionRow};
+pub use web::{NewWebSession, Told, WebAnswer, WebCause, WebEnding, WebRow, WebSession};
 pub use words::*;
 
 /// How many sessions, and how many finished revocations, are remembered. What is in force is never forgotten.
@@ -66,6 +68,7 @@ pub struct Rules {
     /// The first number to give.
     pub first_number: Number,
     pub realms: Realms,
+    pub most_web_sessions: usize,
 }
 
 impl Default for Rules {
@@ -78,6 +81,7 @@ impl Default for Rules {
             invalidate_on_disconnect: BTreeSet::new(),
             first_number: 1,
             realms: Realms::default(),
+            most_web_sessions: 100_000,
         }
     }
 }
@@ -111,6 +115,7 @@ pub struct Registry {
     plain_disconnects: Vec<servers::PlainDisconnect>,
     netns: BTreeSet<Netns>,
     bans: bans::Bans,
+    web: web::Web,
     /// When entries of an earlier run were taken over, while some of them are not accounted for.
     adopted_at: Option<Duration>,
     /// Devices that an earlier run dropped, until it is known whether their sessions are revoked still.
@@ -187,6 +192,7 @@ impl Registry {
             plain_disconnects: Vec::new(),
             netns: BTreeSet::from([own_netns]),
             bans: bans::Bans::default(),
+            web: web::Web::default(),
             adopted_at: None,
             adopted_devices: BTreeSet::new(),
             last: None,
@@ -241,6 +247,19 @@ impl Registry {
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
             Event::Lift { request, number, by } => self.lift(request, number, by, now, &mut out),
             Event::Unlock { request, identity, by } => self.unlock(request, &identity, by, now, &mut out),
+            Event::WebCreate { request, new } => self.web_create(request, *new, now, &mut out),
+            Event::WebAddToken { request, known, token } => {
+                self.web_add_token(request, known, *token, now, &mut out);
+            }
+            Event::WebRewrap { request, token } => {
+                self.web_rewrap(request, token.digest, token.wrapped, now, &mut out);
+            }
+            Event::WebSeen { uses } => self.web_seen(uses, now),
+            Event::WebEnd { request, which, cause } => self.web_end(request, which, cause, now, &mut out),
+            Event::WebLearn { request, records } => self.web_learn(request, records, &mut out),
+            Event::WebWatch { watch } => self.web_watch(watch, &mut out),
+            Event::WebWatchGone { watch } => self.web_watch_gone(watch, now),
+            Event::WebAcknowledged { watch, closed, listed } => self.web_acknowledged(watch, closed, listed),
             Event::Tick => self.tick(now, &mut out),
         }
         self.release_adopted(now, &mut out);
@@ -277,7 +296,8 @@ impl Registry {
         } else {
             Duration::from_secs(1)
         };
-        let expiry = self.holdings.next_expiry().map(|at| at.saturating_sub(now.mono));
+        let expiry = [self.holdings.next_expiry(), self.next_web_deadline()].into_iter().flatten().min();
+        let expiry = expiry.map(|at| at.saturating_sub(now.mono));
         idle.min(expiry.unwrap_or(idle)).max(Duration::from_millis(1))
     }
 

@@ -4,6 +4,7 @@
 
 mod realm;
 mod record;
+mod web;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 pub use realm::{Case, Realms};
 pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target, Write};
+pub use web::{WebDigest, WebKey, WebRecord, WebTokenRecord};
 
 /// ocserv's name for a cookie: SHA-1 of the cookie's 32 bytes (`safe_id` in ocserv's `src/sec-mod-cookies.c`).
 /// One-way, so it may be logged and stored; the cookie itself may not.
@@ -365,6 +367,8 @@ pub enum BadWord {
         "not a safe_id: it is 28 characters of base64, as `show sessions` and `occtl show cookies` print it"
     )]
     SafeId,
+    #[error("not a web session's key: it is 32 hexadecimal digits, as `show sessions` prints it")]
+    WebKey,
     #[error("not a protocol: it is `tcp` or `udp`")]
     Protocol,
     #[error(

@@ -15,7 +15,8 @@
 //!   log that was cut off between two commits cannot be told from an earlier state. Then the kernel's maps
 //!   know more (their next number), unless the host was restarted.
 //! - **A full disk stops nothing** (R7): what can be read is read, each further write is tried and reported.
-//! - Never a cookie, a password or a key: nothing here takes one.
+//! - Never a cookie, a password or a key: nothing here takes one. Of a web session's tokens there are digests, and its
+//!   secret as it is wrapped for each: worth nothing without a token.
 //!
 //! Threads and privileges: [`open`] and the readers block; the writer is a thread of its own. They need to own the
 //! directory, nothing else.
@@ -32,6 +33,7 @@ mod schema;
 mod tables;
 mod trouble;
 mod wal;
+mod web;
 mod writer;
 
 use std::ops::RangeInclusive;
@@ -45,7 +47,7 @@ pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};
 
 pub use crate::session::Write;
-use crate::session::{Record, SessionRecord};
+use crate::session::{Record, SessionRecord, WebRecord};
 
 /// Where the state is, and the bounds of the audit log. Both are checked whenever a line is added, by the newest
 /// line's own time.
@@ -75,6 +77,10 @@ pub struct Loaded {
     pub lifted: Vec<u64>,
     /// In the order of their keys.
     pub sessions: Vec<SessionRecord>,
+    /// In the order of their keys.
+    pub web: Vec<WebRecord>,
+    /// What the web gateway has to know, in the order of the keys.
+    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
     /// Why nothing can be written at present, for people. The writer tries again with every batch.
     pub unwritable: Option<String>,
     /// Whether the database was made just now.
@@ -84,11 +90,18 @@ pub struct Loaded {
 /// A lazy write may wait a moment for others to share a commit with.
 fn is_lazy(write: &Write) -> bool {
     match write {
-        Write::Keep(_) | Write::Over(_) | Write::Lift(_) | Write::NextNumber(_) => false,
+        Write::Keep(_)
+        | Write::Over(_)
+        | Write::Lift(_)
+        | Write::NextNumber(_)
+        | Write::KeepWeb { lazy: false, .. }
+        | Write::WebGone(_)
+        | Write::Learn { .. } => false,
         Write::Forget(_)
         | Write::Session(_)
         | Write::SessionGone(_)
         | Write::NoSessions
+        | Write::KeepWeb { lazy: true, .. }
         | Write::Audit(_)
         | Write::Clock { .. } => true,
     }

@@ -145,13 +145,14 @@ pub fn sessions(list: &api::Sessions) -> String {
                 },
                 s.client.clone(),
                 s.device.clone(),
-                s.addresses.join(" "),
+                // where it is: its tunnel addresses, or the web gateway's hosts
+                if s.web.is_empty() { s.addresses.join(" ") } else { s.hosts.join(" ") },
                 ago(s.since),
-                s.safe_id.clone(),
+                if s.web.is_empty() { s.safe_id.clone() } else { s.web.clone() },
             ]
         })
         .collect();
-    let head = ["SERVER", "ID", "USER", "STATE", "CLIENT", "DEVICE", "ADDRESSES", "SINCE", "SAFE ID"];
+    let head = ["SERVER", "ID", "USER", "STATE", "CLIENT", "DEVICE", "ADDRESSES", "SINCE", "SESSION"];
     or_none(rows, &head, "No sessions.")
 }
 
@@ -254,6 +255,23 @@ pub fn status(s: &api::Status) -> String {
                 "state in {}: {n} NOT WRITTEN, lost at a reboot: {}",
                 safe(&disk.directory),
                 safe(why)
+            ),
+        };
+    }
+    if let Some(web) = &s.web {
+        let gateways = match web.gateways {
+            0 => "NO gateway is connected".to_owned(),
+            1 => "a gateway is connected".to_owned(),
+            n => format!("{n} gateways are connected"),
+        };
+        let _ = match web.socket.as_str() {
+            "" => writeln!(text, "web: {} sessions; not served any more", web.sessions),
+            socket => writeln!(
+                text,
+                "web: {} of {} sessions; {gateways} on {}",
+                web.sessions,
+                web.most,
+                safe(socket)
             ),
         };
     }

@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::api;
 
 pub type ControlClient = api::control_client::ControlClient<Channel>;
+pub type WebClient = api::web_client::WebClient<Channel>;
 pub type GateClient = api::gate_client::GateClient<Channel>;
 
 async fn channel(socket: &Path) -> std::io::Result<Channel> {
@@ -38,4 +39,8 @@ pub async fn connect_control(socket: &Path) -> std::io::Result<ControlClient> {
 
 pub async fn connect_gate(socket: &Path) -> std::io::Result<GateClient> {
     Ok(GateClient::new(channel(socket).await?))
+}
+
+pub async fn connect_web(socket: &Path) -> std::io::Result<WebClient> {
+    Ok(WebClient::new(channel(socket).await?))
 }

@@ -1,7 +1,8 @@
-//! Unix sockets that only root and the daemon's own user can speak through, and only so many at once.
+//! Unix sockets that only root, the daemon's own user and whom a socket is for can speak through, and only so many at
+//! once.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
 /// How many may be connected to one socket at once.
-const MAX_CONNECTIONS: usize = 256;
+pub(super) const MAX_CONNECTIONS: usize = 256;
 
 /// Who is at the other end (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,29 @@ pub fn bind(path: &Path) -> anyhow::Result<std::os::unix::net::UnixListener> {
     Ok(bound)
 }
 
+/// Binds a socket of mode 0600 that belongs to `uid`. Its folder is made (0711, so that he comes to it) if it is not there;
+/// nobody but root, or the daemon's own user, may be able to write to it: he could put another file in the socket's place.
+pub fn bind_for(path: &Path, uid: u32) -> anyhow::Result<std::os::unix::net::UnixListener> {
+    let folder = path.parent().context("the socket's path has no folder")?;
+    if !folder.exists() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))
+            .with_context(|| format!("cannot set the mode of {}", folder.display()))?;
+    }
+    let about = std::fs::metadata(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
+    let own = nix::unistd::geteuid().as_raw();
+    anyhow::ensure!(
+        (about.uid() == 0 || about.uid() == own) && about.mode() & 0o022 == 0,
+        "{} can be written to by others, who could put a file of theirs in the place of {}: make it root's, with mode 0711",
+        folder.display(),
+        path.display()
+    );
+    let bound = bind(path)?;
+    std::os::unix::fs::lchown(path, Some(uid), None)
+        .with_context(|| format!("cannot give {} to user {uid}", path.display()))?;
+    Ok(bound)
+}
+
 /// A connection whose peer was checked.
 pub struct Checked {
     stream: UnixStream,
@@ -66,9 +90,14 @@ pub struct Checked {
     _place: OwnedSemaphorePermit,
 }
 
-/// The connections of a listener, one by one; strangers are turned away.
-pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Checked>> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// The connections of a listener, one by one and so many at once; strangers are turned away. `also`: who may speak here
+/// beside root and the daemon's own user.
+pub fn incoming(
+    listener: UnixListener,
+    also: Option<u32>,
+    most: usize,
+) -> impl Stream<Item = io::Result<Checked>> {
+    let places = Arc::new(Semaphore::new(most));
     let own = nix::unistd::geteuid().as_raw();
     futures::stream::unfold((listener, places), move |(listener, places)| async move {
         loop {
@@ -83,11 +112,11 @@ pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Checked
                 }
             };
             match stream.peer_cred() {
-                Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
+                Ok(peer) if peer.uid() == 0 || peer.uid() == own || also == Some(peer.uid()) => {
                     let caller = Caller { uid: peer.uid(), pid: peer.pid().filter(|pid| *pid > 0) };
                     return Some((Ok(Checked { stream, caller, _place: place }), (listener, places)));
                 }
-                Ok(peer) => tracing::warn!(uid = peer.uid(), "turned away: only root may speak here"),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "turned away: only root, or whom this socket is for, may speak here"),
                 Err(error) => tracing::warn!(%error, "turned away: its credentials cannot be read"),
             }
         }

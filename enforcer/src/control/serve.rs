@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request as Rpc, Response, Status, Streaming};
 
 use super::api;
-use super::incoming::{Caller, incoming};
+use super::incoming::{Caller, MAX_CONNECTIONS, incoming};
+use super::web::{WebReply, WebRequest};
 
 /// How many revocations one message of a stream may hold, and how many such messages may be on their way.
 pub const MAX_BATCH: usize = 1_024;
@@ -36,6 +37,7 @@ pub enum Request {
     Check(api::ShowRequest),
     Look(api::GateLook),
     Left(api::GateLook),
+    Web(WebRequest),
 }
 
 /// Which part of a list is asked for; how much of it is told at once is the daemon's to say.
@@ -61,6 +63,7 @@ pub enum Reply {
     Events(api::Events),
     Findings(api::Findings),
     Verdict(api::GateVerdict),
+    Web(WebReply),
 }
 
 #[derive(Debug)]
@@ -79,7 +82,7 @@ pub async fn serve_control(
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(64)
         .add_service(service)
-        .serve_with_incoming(incoming(listener))
+        .serve_with_incoming(incoming(listener, None, MAX_CONNECTIONS))
         .await
 }
 
@@ -92,17 +95,17 @@ pub async fn serve_gate(
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(4)
         .add_service(service)
-        .serve_with_incoming(incoming(listener))
+        .serve_with_incoming(incoming(listener, None, MAX_CONNECTIONS))
         .await
 }
 
 #[derive(Clone)]
-struct Front {
-    calls: mpsc::Sender<Call>,
+pub(super) struct Front {
+    pub(super) calls: mpsc::Sender<Call>,
 }
 
 impl Front {
-    async fn call(&self, caller: Option<Caller>, request: Request) -> Result<Reply, Status> {
+    pub(super) async fn call(&self, caller: Option<Caller>, request: Request) -> Result<Reply, Status> {
         let caller = caller.ok_or_else(|| Status::permission_denied("who is asking cannot be told"))?;
         let (reply, answer) = oneshot::channel();
         let stopping = || Status::unavailable("the daemon is stopping");
@@ -123,11 +126,11 @@ impl Front {
     }
 }
 
-fn caller<T>(rpc: &Rpc<T>) -> Option<Caller> {
+pub(super) fn caller<T>(rpc: &Rpc<T>) -> Option<Caller> {
     rpc.extensions().get::<Caller>().copied()
 }
 
-fn mixed_up() -> Status {
+pub(super) fn mixed_up() -> Status {
     Status::internal("the daemon answered another question: this is a bug")
 }
 

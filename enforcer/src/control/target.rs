@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::api;
 use crate::session::{
-    BadWord, DEFAULT_REALM, Flow, Identity, Realms, SafeId, ServerName, Target, Token, TokenKind,
+    BadWord, DEFAULT_REALM, Flow, Identity, Realms, SafeId, ServerName, Target, Token, TokenKind, WebKey,
 };
 
 /// In bytes. ocserv's own limit on a user name (`MAX_USERNAME_SIZE` in its `src/vpn.h`) is lower; a longer one is
@@ -111,10 +111,12 @@ pub fn parse_target(target: &api::Target) -> Result<Target, Status> {
             Err(bad(format!("{id} is no id: ids are worker pids, above 0")))
         }
         Some(api::target::What::Id(id)) => Ok(Target::Id(*id)),
-        Some(api::target::What::Session(id)) => id
-            .parse::<SafeId>()
-            .map(Target::Session)
-            .map_err(|error| bad(format!("{:?}: {error}", short(id)))),
+        // the two are of different lengths
+        Some(api::target::What::Session(id)) => match (id.parse::<WebKey>(), id.parse::<SafeId>()) {
+            (Ok(key), _) => Ok(Target::Web(key)),
+            (_, Ok(id)) => Ok(Target::Session(id)),
+            (Err(key), Err(safe_id)) => Err(bad(format!("{:?}: {safe_id}; and {key}", short(id)))),
+        },
         Some(api::target::What::Address(address)) => (address.parse::<IpAddr>())
             .map(|address| Target::Address(address.to_canonical()))
             .map_err(|_| bad(format!("{:?} is no IP address", short(address)))),

@@ -14,7 +14,7 @@ use crate::registry::{Answer, Event, Order, SessionRow, Target, Verdict};
 use crate::session::{Audit, Cookie, Observed, ServerName, TokenKind};
 
 use super::shows::{layer, row};
-use super::{Answerer, Daemon, Input, Then, guard};
+use super::{Answerer, Daemon, Input, Then, guard, web};
 
 /// Who waits for an answer.
 pub(super) enum Waiter {
@@ -63,6 +63,7 @@ impl Daemon {
             Request::Check(_) => {
                 let _ = reply.send(Ok(Reply::Findings(self.findings())));
             }
+            Request::Web(request) => self.call_web(request, reply),
             Request::Look(look) => self.call_look(look, caller, reply),
             Request::Left(look) => {
                 // nothing is believed of a disconnect-script, which may come after the next session's
@@ -164,9 +165,11 @@ impl Daemon {
 
     /// The realms that somebody is of.
     fn configured_realms(&self) -> impl Iterator<Item = &str> {
-        self.config.ocserv.iter().flat_map(|server| {
+        let web = self.config.web.iter().flat_map(|web| web.realms.iter().map(String::as_str));
+        let servers = self.config.ocserv.iter().flat_map(|server| {
             std::iter::once(&server.realm).chain(server.vhost_realms.values()).map(String::as_str)
-        })
+        });
+        servers.chain(web)
     }
 
     fn call_unlock(&mut self, request: &api::UnlockRequest, caller: Caller, reply: Answerer) {
@@ -421,12 +424,15 @@ impl Daemon {
     pub(super) fn fetched(&mut self, cookies: &[(ServerName, Vec<Cookie>)], then: Then) {
         match then {
             Then::ShowSessions(reply) => {
-                let sessions = self.registry.rows(cookies).iter().map(row).collect();
+                let web = self.registry.web_rows(super::now());
+                let sessions =
+                    self.registry.rows(cookies).iter().map(row).chain(web.iter().map(web::row)).collect();
                 let _ = reply.send(Ok(Reply::Sessions(api::Sessions { sessions })));
             }
             Then::Preview(order, reply) => {
-                let sessions: Vec<_> =
-                    self.registry.preview(&order, cookies).sessions.iter().map(row).collect();
+                let web = self.registry.web_preview(&order, super::now());
+                let rows = self.registry.preview(&order, cookies).sessions;
+                let sessions: Vec<_> = rows.iter().map(row).chain(web.iter().map(web::row)).collect();
                 let explicit =
                     matches!(order.target, Target::Address(_) | Target::Flow(_) | Target::Token(_));
                 let answer = if sessions.is_empty() && !explicit {
@@ -512,7 +518,7 @@ pub(super) fn receipt(answer: Answer, elapsed: Duration) -> Result<Reply, Status
             at: receipt.at,
             elapsed_us: u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
             layers: receipt.layers.iter().map(layer).collect(),
-            sessions: receipt.sessions.iter().map(row).collect(),
+            sessions: receipt.sessions.iter().map(row).chain(receipt.web.iter().map(web::row)).collect(),
             notes: receipt.notes,
         }))),
         Answer::Nothing(text) => Err(Status::not_found(text)),

@@ -93,6 +93,7 @@ impl Daemon {
             locks_in_force: self.registry.locks().count() as u64,
             disk: Some(self.disk()),
             untold: Some(api::Untold { suppressed: untold.suppressed, lost: untold.lost }),
+            web: self.web_status(),
         }
     }
 
@@ -194,6 +195,7 @@ impl Daemon {
                 "when-blind = \"refuse\", unless logins matter more than revocations here",
             ));
         }
+        findings.extend(self.web_findings());
         findings.extend(self.interface_findings());
         findings.extend(self.warnings.iter().map(|warning| finding("warning", warning.clone(), "")));
         api::Findings { findings }

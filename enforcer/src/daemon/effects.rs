@@ -157,6 +157,10 @@ impl Daemon {
             Effect::Confirm { number } => self.handle(Event::Confirmed { number }),
             Effect::GateAnswer { ask, verdict } => self.answer_gate(ask, verdict),
             Effect::Answer { request, answer } => self.answer(request, answer),
+            Effect::WebAnswer { request, answer } => self.web_answer(request, answer),
+            Effect::WebListed { watch, keys, ends } => self.web_listed(watch, keys, ends),
+            Effect::WebEnded { watch, key, cause, ends } => self.web_ended(watch, key, cause, ends),
+            Effect::WebBreak { watch } => self.web_break(watch),
             Effect::Numbered { next } => {
                 if let Err(error) = self.dataplane.set_next_revocation(next) {
                     self.warn(format!("the next revocation's number could not be kept: {error:#}"));

@@ -37,6 +37,19 @@ impl Daemon {
                 user.servers.push(server);
             }
         }
+        for session in self.registry.web_sessions() {
+            let user = users
+                .entry(session.user.clone())
+                .or_insert_with(|| api::User { user: session.user.clone(), ..api::User::default() });
+            user.sessions += 1;
+            user.web += 1;
+            if user.since == 0 || session.since < user.since {
+                user.since = session.since;
+            }
+            if !user.servers.iter().any(|server| server == "web") {
+                user.servers.push("web".into());
+            }
+        }
         let mut users: Vec<api::User> = users.into_values().collect();
         let (realms, now) = (self.config.realms(), super::now());
         for lock in self.registry.locks() {
@@ -180,6 +193,8 @@ pub(super) fn row(row: &SessionRow) -> api::SessionInfo {
         }
         .into(),
         revocation: row.revoked.unwrap_or(0),
+        // of web sessions alone
+        ..api::SessionInfo::default()
     }
 }
 

@@ -198,6 +198,7 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
     let count = salvaged.records.len();
     let writes = (salvaged.records.into_iter().map(Write::Keep))
         .chain(salvaged.lifted.into_iter().map(Write::Lift))
+        .chain(salvaged.learned.into_iter().map(|(key, value)| Write::Learn { key, value }))
         .chain([Write::NextNumber(salvaged.next_number)]);
     let mut unwritten = BTreeSet::new();
     for (ticket, write) in (1..).zip(writes) {

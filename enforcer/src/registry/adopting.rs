@@ -13,7 +13,7 @@ use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, 
 
 impl Registry {
     pub(super) fn adopt(&mut self, left: Left, now: Now, out: &mut Effects) {
-        let Left { entries, records, lifted, wall, rebooted } = left;
+        let Left { entries, records, lifted, wall, rebooted, web, learned } = left;
         // a disk that took no write since the host was started does not know that it was
         let rebooted = rebooted && entries.is_empty();
         if !rebooted {
@@ -44,6 +44,7 @@ impl Registry {
         }
         self.expire(now, out);
         self.holdings.restored(out);
+        self.restore_web(web, learned, now.wall.max(wall), now);
         for number in over {
             self.holdings.touch(number);
         }
@@ -93,7 +94,12 @@ impl Registry {
             Target::Token(token) => {
                 self.holdings.restore(&Entry::Token(token.clone()), number, want, None, 0);
             }
-            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Lock(_) | Target::Adopted => {}
+            Target::User(_)
+            | Target::Id(_)
+            | Target::Session(_)
+            | Target::Web(_)
+            | Target::Lock(_)
+            | Target::Adopted => {}
         }
         let stands = lasts.map(Duration::from_secs);
         let order = Order { target, server, stands, reason, by, bulk: false };

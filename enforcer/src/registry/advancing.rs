@@ -46,8 +46,10 @@ impl Registry {
         match revocation.state {
             State::Acting => {
                 let late = now.mono >= revocation.at.mono + self.rules.answer_within;
-                let acted =
-                    revocation.servers_told() && revocation.sessions_done() && !self.terminating(number);
+                let acted = revocation.servers_told()
+                    && revocation.sessions_done()
+                    && revocation.web_told()
+                    && !self.terminating(number);
                 if acted && self.nothing_matched(number) {
                     return self.answer_nothing(number, out);
                 }
@@ -119,6 +121,8 @@ impl Registry {
         match revocation.order.target {
             // there to be refused whenever they come
             Target::Lock(_) => false,
+            // also of one whose cookie nobody has: see `Registry::revoke`
+            Target::Web(_) => false,
             // it was marked before anybody was asked: nobody has it
             Target::Session(id) => {
                 revocation.sessions.is_empty()
@@ -207,6 +211,8 @@ impl Registry {
 
     pub(super) fn tick(&mut self, now: Now, out: &mut Effects) {
         self.expire(now, out);
+        self.web_expire(now, out);
+        self.web_tick(now, out);
         self.answer_late(now, out);
         self.retry_writes(now);
         self.give_up_on_connections(now, out);

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::session::{Audit, Entry, Guard, Guarded, Record, Write};
+use crate::session::{Audit, Entry, Guard, Guarded, Record, WebKey, Write};
 
 use super::revocation::Revocation;
-use super::{Effects, Now, Number, Receipt, Registry};
+use super::{Effects, Now, Number, Receipt, Registry, Request};
 
 /// The number of a write, in the order of the writes.
 pub type Ticket = u64;
@@ -36,11 +36,17 @@ pub(super) enum Disk {
 
 /// What a write is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Of {
+pub(super) enum Of {
     Record(Number),
     Lift(Number),
     Forget(Number),
     Clock,
+    /// That it is alive.
+    Web(WebKey),
+    /// That it is over.
+    WebGone(WebKey),
+    /// What the web gateway has told.
+    Learned(Request),
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +89,11 @@ impl Registry {
             let ticket = self.durable.ticket(of);
             writes.push((ticket, write));
         }
+        // before what may have ended them
+        for (of, write) in self.take_web_writes(now) {
+            let ticket = self.durable.ticket(Some(of));
+            writes.push((ticket, write));
+        }
         for number in self.holdings.take_touched() {
             if self.lifting.contains_key(&number) {
                 self.held_back.insert(number);
@@ -120,7 +131,7 @@ impl Registry {
     }
 
     pub(super) fn has_writes(&self) -> bool {
-        !self.durable.queue.is_empty() || self.holdings.has_touched()
+        !self.durable.queue.is_empty() || self.holdings.has_touched() || self.has_web_writes()
     }
 
     /// What must not be lost of a revocation. `None`: nothing.
@@ -177,6 +188,9 @@ impl Registry {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
                 Of::Lift(number) => self.lift_stored(number, &outcome, now, out),
                 Of::Clock => self.durable.clock_failed = outcome.is_err(),
+                Of::Web(key) => self.web_stored(key, false, ticket, &outcome, out),
+                Of::WebGone(key) => self.web_stored(key, true, ticket, &outcome, out),
+                Of::Learned(request) => self.learned_stored(request, &outcome, out),
                 Of::Forget(number) => {
                     if outcome.is_err() {
                         self.durable.doubtful.insert(number);
@@ -219,12 +233,15 @@ impl Registry {
 
     /// Whether its record is on the disk, or known not to be.
     pub(super) fn is_settled_on_disk(&self, revocation: &Revocation) -> bool {
-        !matches!(revocation.disk, Disk::OnItsWay(_)) && !self.holdings.is_touched(revocation.number)
+        !matches!(revocation.disk, Disk::OnItsWay(_))
+            && !self.holdings.is_touched(revocation.number)
+            && revocation.web_kept()
     }
 
     /// What could not be written is tried again.
     pub(super) fn retry_writes(&mut self, now: Now) {
-        let nothing = self.durable.unsaved.is_empty() && !self.durable.clock_failed;
+        let nothing =
+            self.durable.unsaved.is_empty() && !self.durable.clock_failed && !self.has_unsaved_web();
         if nothing || now.mono < self.durable.tried + RETRY_EVERY {
             return;
         }
@@ -237,6 +254,7 @@ impl Registry {
         for number in self.durable.unsaved.keys().take(RETRIES) {
             self.holdings.touch(*number);
         }
+        self.retry_web(RETRIES);
     }
 
     /// Expiries are wall-clock times on the disk: they move with a clock that was set.
@@ -251,6 +269,7 @@ impl Registry {
             for number in self.holdings.numbers_with_expiry() {
                 self.durable.is_unsaved(number, of);
             }
+            self.restamp_web(of);
         }
     }
 
@@ -264,7 +283,8 @@ impl Registry {
         // of what is only to be forgotten nothing is lost
         let unsaved =
             self.durable.unsaved.keys().filter(|number| self.holdings.durable_of(**number).next().is_some());
-        (unsaved.count() + on_their_way.count(), self.durable.error.as_deref())
+        let web = self.unwritten_web();
+        (unsaved.count() + on_their_way.count() + web, self.durable.error.as_deref())
     }
 
     pub(super) fn audit(&mut self, what: &'static str, receipt: &Receipt, by: &str, now: Now) {

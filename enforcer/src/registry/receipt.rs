@@ -8,7 +8,8 @@ use super::durable::Disk;
 use super::revocation::{Connections, EndingState, Revocation, Step};
 use super::servers::ServerState;
 use super::show::SessionRow;
-use super::{GateState, Now, Number, Registry};
+use super::web::{Kept, Told};
+use super::{GateState, Now, Number, Registry, Target, WebRow};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
@@ -21,6 +22,7 @@ pub struct Receipt {
     pub elapsed: std::time::Duration,
     pub layers: Vec<LayerResult>,
     pub sessions: Vec<SessionRow>,
+    pub web: Vec<WebRow>,
     pub notes: Vec<String>,
 }
 
@@ -31,6 +33,8 @@ pub enum Layer {
     Cookie,
     /// What the kernel's connection tracking has of the sessions' tunnel addresses.
     Conntrack,
+    /// Sessions at the web gateway.
+    Web,
     /// What a reboot must not lose.
     Disk,
 }
@@ -42,6 +46,7 @@ impl Layer {
             Self::Sockets => "sockets",
             Self::Cookie => "cookie",
             Self::Conntrack => "conntrack",
+            Self::Web => "web",
             Self::Disk => "disk",
         }
     }
@@ -52,7 +57,7 @@ pub struct LayerResult {
     pub layer: Layer,
     pub done: u64,
     pub failed: u64,
-    /// Still valid at ocserv, and refused at its gate.
+    /// Still valid at ocserv, and refused at its gate; of a web session: over, and no gateway was there to be told.
     pub guarded: u64,
     pub text: String,
 }
@@ -101,12 +106,18 @@ impl Registry {
         } else {
             &revocation.packets
         };
-        let mut layers = vec![packets(revocation, entries), sockets(revocation)];
+        // it has nothing that a packet, a socket or a server could tell of
+        let is_web = matches!(revocation.order.target, Target::Web(_));
+        let mut layers =
+            if is_web { Vec::new() } else { vec![packets(revocation, entries), sockets(revocation)] };
         if !revocation.servers.is_empty() || !revocation.safe_ids.is_empty() {
             layers.push(self.cookie(revocation, &mut notes));
         }
-        if !revocation.is_explicit() {
+        if !revocation.is_explicit() && !is_web {
             layers.push(conntrack(revocation, &mut notes));
+        }
+        if !revocation.web.is_empty() {
+            layers.push(web(revocation, &mut notes));
         }
         layers.push(self.disk(revocation, &mut notes));
         notes.extend(revocation.failures.values().collect::<BTreeSet<_>>().into_iter().cloned());
@@ -127,6 +138,7 @@ impl Registry {
             elapsed: now.mono.saturating_sub(revocation.at.mono),
             layers,
             sessions: revocation.sessions.values().map(|ending| ending.info.clone()).collect(),
+            web: revocation.web.values().map(|ending| ending.row.clone()).collect(),
             notes,
         })
     }
@@ -141,6 +153,9 @@ impl Registry {
         let mut notes = Vec::new();
         if revocation.safe_ids.values().any(|fate| fate.gone) {
             notes.push("a cookie that ocserv has deleted stays deleted: its user logs in anew".into());
+        }
+        if !revocation.web.is_empty() {
+            notes.push("a web session that was ended stays ended: its user logs in anew".into());
         }
         Some(Receipt {
             number,
@@ -173,6 +188,7 @@ impl Registry {
                 ),
             ],
             sessions: Vec::new(),
+            web: Vec::new(),
             notes,
         })
     }
@@ -226,7 +242,8 @@ impl Registry {
                 (0, 1, "NOT written: lost at a reboot")
             }
         };
-        LayerResult { layer: Layer::Disk, done, failed, guarded: 0, text: text.into() }
+        let of_record = LayerResult { layer: Layer::Disk, done, failed, guarded: 0, text: text.into() };
+        disk_of_web(revocation, of_record, notes)
     }
 
     fn silent_server(&self, name: &ServerName, why: &str) -> String {
@@ -345,4 +362,68 @@ fn conntrack(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
         none,
     );
     LayerResult { layer: Layer::Conntrack, done: gone, failed: pending + failed, guarded: 0, text }
+}
+
+fn web(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
+    let of = |told: Told| revocation.web.values().filter(|ending| ending.told == told).count() as u64;
+    let (done, guarded, failed) = (of(Told::Done), of(Told::Alone), of(Told::Late) + of(Told::Waiting));
+    let sockets = revocation.web.values().map(|ending| ending.sockets).sum();
+    if guarded > 0 {
+        notes.push(
+            "no web gateway is connected: one that comes learns what has ended before it serves anybody".into(),
+        );
+    }
+    if failed > 0 {
+        notes.push(
+            "the web gateway has not said that it closed the connections of what has ended: it uses nothing that it \
+             has kept until it has begun anew, but what it had in hand may go on (does `enforcer gateway` hang?)"
+                .into(),
+        );
+    }
+    let text = sentence(
+        [
+            count(done, "session ended", "sessions ended"),
+            count(sockets, "connection closed", "connections closed"),
+            count(
+                guarded,
+                "session ended with no gateway there to be told",
+                "sessions ended with no gateway there to be told",
+            ),
+            count(
+                failed,
+                "session ended, NOT acknowledged by the gateway",
+                "sessions ended, NOT acknowledged by the gateway",
+            ),
+        ],
+        "none",
+    );
+    LayerResult { layer: Layer::Web, done, failed, guarded, text }
+}
+
+/// What is to be kept of the end of web sessions is that they are gone, beside what the revocation has to keep.
+fn disk_of_web(revocation: &Revocation, record: LayerResult, notes: &mut Vec<String>) -> LayerResult {
+    let (mut waiting, mut failed) = (0, BTreeSet::new());
+    for ending in revocation.web.values() {
+        match &ending.kept {
+            Kept::Written => {}
+            Kept::Waiting => waiting += 1,
+            Kept::Failed(why) => {
+                failed.insert(why);
+            }
+        }
+    }
+    for why in &failed {
+        notes.push(format!(
+            "the web sessions are over, and would be there again if the daemon were started anew: {why}; it is tried \
+             again every few seconds"
+        ));
+    }
+    let text = match (record.failed, failed.is_empty(), waiting) {
+        (0, false, _) => "NOT written: lost at a restart",
+        (0, true, 1..) => "NOT written yet: lost at a restart until it is",
+        (0, true, 0) if !revocation.web.is_empty() => "written",
+        _ => return record,
+    };
+    let bad = u64::from(text != "written");
+    LayerResult { done: 1 - bad, failed: bad, text: text.into(), ..record }
 }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Entry, Netns, SafeId, ServerName};
+use crate::session::{Entry, Netns, SafeId, ServerName, WebKey};
 
 use super::durable::Disk;
+use super::web::WebEnding;
 use super::{Ended, Now, Number, Order, Request, Session, SessionKey, Target};
 
 /// One decision that something is over.
@@ -36,6 +37,8 @@ pub struct Revocation {
     pub(super) disk: Disk,
     /// Of each address of its sessions what became of its connections, up to [`MAX_NOTED`].
     pub(super) connections: BTreeMap<(IpAddr, Netns), Connections>,
+    /// The web sessions that it has ended.
+    pub(super) web: BTreeMap<WebKey, WebEnding>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +139,7 @@ impl Revocation {
             flow_sockets: None,
             disk: Disk::Nothing,
             connections: BTreeMap::new(),
+            web: BTreeMap::new(),
         }
     }
 
@@ -150,7 +154,8 @@ impl Revocation {
 
     /// Whose sessions it has ended, as far as it gives account of them.
     pub fn users(&self) -> BTreeSet<&str> {
-        self.sessions.values().map(|ending| ending.info.user.as_str()).collect()
+        let web = self.web.values().map(|ending| ending.row.user.as_str());
+        self.sessions.values().map(|ending| ending.info.user.as_str()).chain(web).collect()
     }
 
     pub fn is_busy(&self) -> bool {
@@ -233,6 +238,6 @@ impl Revocation {
     }
 
     pub(super) fn touched_nothing(&self) -> bool {
-        self.sessions.is_empty() && self.safe_ids.is_empty()
+        self.sessions.is_empty() && self.safe_ids.is_empty() && self.web.is_empty()
     }
 }

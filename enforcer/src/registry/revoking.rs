@@ -14,6 +14,15 @@ use super::{
 
 impl Registry {
     pub(super) fn revoke(&mut self, request: Option<Request>, order: Order, now: Now, out: &mut Effects) {
+        if let Target::Web(key) = order.target
+            && !self.knows_web(key)
+        {
+            if let Some(request) = request {
+                let text = format!("{}: there is none (show sessions lists them)", order.target);
+                out.push(Effect::Answer { request, answer: Answer::Nothing(text) });
+            }
+            return;
+        }
         if let Err(why) = self.may_revoke(&order) {
             if let Some(request) = request {
                 out.push(Effect::Answer { request, answer: Answer::Refused(why) });
@@ -44,10 +53,14 @@ impl Registry {
                 let entry = lock_of(identity);
                 self.holdings.hold_for_gate(entry, number, explicit, None, now.wall, out);
                 self.revoke_sessions(number, &order, now, out);
+                self.revoke_web(number, &order, now, out);
             }
             Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
                 self.revoke_sessions(number, &order, now, out);
+                self.revoke_web(number, &order, now, out);
             }
+            // on no ocserv
+            Target::Web(_) => self.revoke_web(number, &order, now, out),
         }
     }
 
@@ -57,6 +70,9 @@ impl Registry {
         {
             let known: Vec<&str> = self.servers.keys().map(ServerName::as_str).collect();
             return Err(format!("there is no server {server}: the configuration has {}", known.join(", ")));
+        }
+        if let (Some(_), Target::Web(_)) = (&order.server, &order.target) {
+            return Err("a web session is on no ocserv server: name none".into());
         }
         // beside them are the finished ones, of which the oldest are forgotten
         if self.holdings.numbers_held().max(self.busy.len()) >= MAX_REVOCATIONS {
@@ -188,7 +204,11 @@ impl Registry {
             Target::Session(id) => {
                 self.sessions.with_safe_id(*id).filter(|s| here(&s.server)).map(|s| s.key).collect()
             }
-            Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Adopted => Vec::new(),
+            Target::Web(_)
+            | Target::Address(_)
+            | Target::Flow(_)
+            | Target::Token(_)
+            | Target::Adopted => Vec::new(),
         }
     }
 

@@ -8,3 +8,5 @@ mod lifetimes;
 mod locks;
 mod staying;
 mod strangers;
+mod web;
+mod web_random;

@@ -24,6 +24,7 @@ impl Registry {
         self.sessions.check();
         self.holdings.check();
         self.traces.check();
+        self.check_web();
         let busy: BTreeSet<_> = self.revocations.values().filter(|r| r.is_busy()).map(|r| r.number).collect();
         assert_eq!(self.busy.union(&self.writing).copied().collect::<BTreeSet<_>>(), busy);
         for r in self.revocations() {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::session::{
     Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
-    Token,
+    Token, WebDigest, WebKey, WebRecord, WebTokenRecord,
 };
 
 use super::durable::Ticket;
+use super::web::{NewWebSession, WebAnswer, WebCause};
 
 pub use crate::session::Target;
 
@@ -20,6 +21,9 @@ pub type SessionKey = u64;
 pub type Request = u64;
 /// Where a verdict goes.
 pub type Ask = u64;
+
+/// A web gateway that is told of ends. Above 0.
+pub type Watch = u64;
 
 /// The moment of an event. The registry has no clock of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,9 @@ pub struct Left {
     pub wall: u64,
     /// The disk was last written to before the host was started: nothing of a session is left.
     pub rebooted: bool,
+    pub web: Vec<WebRecord>,
+    /// What the web gateway has to know: keys and values.
+    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,6 +239,50 @@ pub enum Event {
         identity: Identity,
         by: String,
     },
+    WebCreate {
+        request: Request,
+        new: Box<NewWebSession>,
+    },
+    WebAddToken {
+        request: Request,
+        /// One that the session has.
+        known: WebDigest,
+        token: Box<WebTokenRecord>,
+    },
+    WebRewrap {
+        request: Request,
+        /// With the secret as it is wrapped from now on; its host says nothing.
+        token: Box<WebTokenRecord>,
+    },
+    /// How long ago they were used.
+    WebSeen {
+        uses: Vec<(WebKey, Duration)>,
+    },
+    /// By the gateway itself.
+    WebEnd {
+        request: Request,
+        /// By its key, or one of its tokens.
+        which: Result<WebKey, WebDigest>,
+        cause: WebCause,
+    },
+    WebLearn {
+        request: Request,
+        records: Vec<(Vec<u8>, Vec<u8>)>,
+    },
+    /// A gateway wants to be told of ends.
+    WebWatch {
+        watch: Watch,
+    },
+    /// It cannot be told any more.
+    WebWatchGone {
+        watch: Watch,
+    },
+    /// How many sockets of each were closed; `listed`: of every session that its list did not have.
+    WebAcknowledged {
+        watch: Watch,
+        closed: Vec<(WebKey, u64)>,
+        listed: bool,
+    },
     Tick,
 }
 
@@ -346,6 +397,27 @@ pub enum Effect {
         request: Request,
         answer: Answer,
     },
+    WebAnswer {
+        request: Request,
+        answer: WebAnswer,
+    },
+    /// What is alive, to begin with.
+    WebListed {
+        watch: Watch,
+        keys: Vec<WebKey>,
+        ends: u64,
+    },
+    WebEnded {
+        watch: Watch,
+        key: WebKey,
+        cause: WebCause,
+        /// The how manieth end it is.
+        ends: u64,
+    },
+    /// It is told nothing any more, and has to begin anew.
+    WebBreak {
+        watch: Watch,
+    },
     /// The next revocation's number has moved.
     Numbered {
         next: Number,
@@ -390,8 +462,15 @@ impl Effect {
             | Self::ForgetConnections { .. }
             | Self::AskBanScore { .. }
             | Self::Unban { .. }
-            | Self::Probe { .. } => 3,
-            Self::Confirm { .. } | Self::GateAnswer { .. } | Self::Answer { .. } | Self::Note { .. } => 4,
+            | Self::Probe { .. }
+            | Self::WebListed { .. }
+            | Self::WebEnded { .. }
+            | Self::WebBreak { .. } => 3,
+            Self::Confirm { .. }
+            | Self::GateAnswer { .. }
+            | Self::Answer { .. }
+            | Self::WebAnswer { .. }
+            | Self::Note { .. } => 4,
         }
     }
 }

@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use super::{CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token};
+use super::{
+    CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token, WebKey, WebRecord,
+};
 
 /// Whom or what a revocation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Target {
     /// The session with this ocserv id.
     Id(i32),
     Session(SafeId),
+    /// One web session. No [`Record`] has it: what is left to keep of such a revocation is that the session is gone.
+    Web(WebKey),
     Address(IpAddr),
     Flow(Flow),
     Token(Token),
@@ -30,6 +34,7 @@ impl std::fmt::Display for Target {
             Self::User(name) => write!(f, "user {}", name.escape_default()),
             Self::Id(id) => write!(f, "id {id}"),
             Self::Session(safe_id) => write!(f, "session {safe_id}"),
+            Self::Web(key) => write!(f, "web session {key}"),
             Self::Address(address) => write!(f, "address {address}"),
             Self::Flow(flow) => write!(f, "flow {flow}"),
             Self::Token(token) => write!(f, "token {token}"),
@@ -138,6 +143,17 @@ pub enum Write {
     SessionGone(u64),
     /// All sessions are gone: those of an earlier run, whose keys mean nothing any more.
     NoSessions,
+    /// Adds a web session, or replaces it whole. `lazy`: it has been used, and nothing is promised of when that was.
+    KeepWeb {
+        record: Box<WebRecord>,
+        lazy: bool,
+    },
+    WebGone(WebKey),
+    /// What the web gateway has to know; replaces what its key had.
+    Learn {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
     /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
     /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use super::load::Meta;
 use super::row::{BadRow, rows_of, session_row_of};
 use super::trouble::{Kind, kind};
-use super::{Settings, Write, tables};
+use super::{Settings, Write, tables, web};
 use crate::session::Audit;
 
 /// The longest text of a line of the audit log, in bytes.
@@ -156,6 +156,12 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
         }
         Write::SessionGone(key) => tables::drop_session(db, tables::key("key", *key)?)?,
         Write::NoSessions => tables::drop_sessions(db)?,
+        Write::KeepWeb { record, .. } => {
+            web::put(db, &web::rows_of(record, &meta.gateway, meta.generation + 1)?)?;
+            meta.generation += 1;
+        }
+        Write::WebGone(key) => web::drop_session(db, key)?,
+        Write::Learn { key, value } => web::learn(db, &web::learned_row(key, value)?)?,
         Write::Audit(line) => audit(db, line)?,
         Write::Clock { wall, boot_id } => {
             tables::key("wall", *wall)?;

@@ -6,8 +6,8 @@ use rusqlite::Connection;
 
 use super::row::{BadRow, record_of, session_of};
 use super::trouble::{bad_row, reading};
-use super::{OpenError, tables};
-use crate::session::{Guard, Record, SessionRecord};
+use super::{OpenError, tables, web};
+use crate::session::{Guard, Record, SessionRecord, WebRecord};
 
 /// The table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) struct Everything {
     pub records: Vec<Record>,
     pub lifted: Vec<u64>,
     pub sessions: Vec<SessionRecord>,
+    pub web: Vec<WebRecord>,
+    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// SQLite's own look at the file: the shape of every page, every row, every index.
@@ -44,6 +46,8 @@ pub(super) fn everything(db: &Connection, path: &Path) -> Result<Everything, Ope
         records: records(db, path)?,
         lifted: lifted(db, path)?,
         sessions: sessions(db, path)?,
+        web: web::sessions(db, path)?,
+        learned: web::learned(db, path)?,
     };
     // a number is never given twice, whatever was written last
     let highest = |numbers: Option<u64>| numbers.map_or(0, |number| number.saturating_add(1));

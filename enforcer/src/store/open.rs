@@ -54,7 +54,7 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         return Err(OpenError::Corrupt { path, what });
     }
     let (db, everything, unwritable) = read(&path, steps)?;
-    let Everything { meta, records, lifted, sessions } = everything;
+    let Everything { meta, records, lifted, sessions, web, learned } = everything;
     let loaded = Loaded {
         gateway: meta.gateway.clone(),
         boot_id: meta.boot_id.clone(),
@@ -63,6 +63,8 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         records,
         lifted,
         sessions,
+        web,
+        learned,
         unwritable,
         fresh,
     };
@@ -209,8 +211,8 @@ mod tests {
     use super::*;
     use crate::store::Write;
 
-    /// A second version, as it might be.
-    const SECOND: &str = "ALTER TABLE revocation ADD COLUMN note TEXT;
+    /// A further version, as it might be.
+    const NEXT: &str = "ALTER TABLE revocation ADD COLUMN note TEXT;
         INSERT INTO meta (key, value, sum) SELECT 'note', count(*), 0 FROM revocation; DELETE FROM meta WHERE key = 'note'";
 
     fn settings(folder: &tempfile::TempDir) -> Settings {
@@ -240,7 +242,7 @@ mod tests {
     fn r5_an_older_version_is_brought_up_to_date_with_all_it_holds() {
         let folder = tempfile::tempdir().unwrap();
         let (settings, before) = first_version(&folder);
-        let steps = [schema::STEPS, &[SECOND]].concat();
+        let steps = [schema::STEPS, &[NEXT]].concat();
         let (store, after) = open_as(&settings, &steps).unwrap();
         drop(store);
         assert_eq!(after, before);
@@ -255,6 +257,22 @@ mod tests {
         assert!(!open_as(&settings, &steps).unwrap().1.fresh);
     }
 
+    /// R5: what the version before web sessions wrote is there in the one that has them.
+    #[test]
+    fn r5_a_state_of_before_web_sessions_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(&folder);
+        drop(open_as(&settings, &schema::STEPS[..1]).map(drop));
+        let db = connect::writer(&settings.directory.join(FILE)).unwrap();
+        assert_eq!(schema::version(&db).unwrap(), 1);
+        tables::lift(&db, 7, "0123456789abcdef0123456789abcdef", 1, 5).unwrap();
+        drop(db);
+        let (store, loaded) = open(&settings).unwrap();
+        drop(store);
+        assert_eq!((loaded.lifted, loaded.web, loaded.learned), (vec![7], vec![], vec![]));
+        assert_eq!(number_of_tables_and_version(&settings).1, 2);
+    }
+
     #[test]
     fn r5_a_step_that_fails_leaves_the_version_before_it_whole() {
         let folder = tempfile::tempdir().unwrap();
@@ -262,7 +280,7 @@ mod tests {
         let steps = [schema::STEPS, &["CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)"]].concat();
         let was = number_of_tables_and_version(&settings);
         let error = open_as(&settings, &steps).map(drop).unwrap_err();
-        assert!(matches!(error, OpenError::CannotMigrate { found: 1, .. }), "{error}");
+        assert!(matches!(error, OpenError::CannotMigrate { found, .. } if found == was.1), "{error}");
         assert_eq!(number_of_tables_and_version(&settings), was);
         assert_eq!(open(&settings).unwrap().1, before);
     }

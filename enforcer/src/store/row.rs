@@ -36,6 +36,8 @@ pub enum BadRow {
     TooLong { column: &'static str, found: usize },
     #[error("it has {0} guards, and no more than 262144 can be stored")]
     TooManyGuards(usize),
+    #[error("the end of a web session has no row: the session's own is taken away")]
+    WebTarget,
 }
 
 /// One row of the table `revocation`.
@@ -249,6 +251,7 @@ pub fn rows_of<'a>(
         Target::User(name) => ("user", name.into(), None),
         Target::Id(id) => ("id", id.to_string().into(), None),
         Target::Session(safe_id) => ("session", safe_id.to_string().into(), None),
+        Target::Web(_) => return Err(BadRow::WebTarget),
         Target::Address(address) => ("address", address.to_string().into(), None),
         Target::Flow(flow) => ("flow", flow.to_string().into(), None),
         Target::Token(token) => ("token", token.to_string().into(), None),
@@ -489,7 +492,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Lower-case hexadecimal digits alone, an even count of them.
-fn bytes_of(text: &str) -> Option<Vec<u8>> {
+pub(super) fn bytes_of(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -503,6 +506,6 @@ fn bytes_of(text: &str) -> Option<Vec<u8>> {
 }
 
 /// At most 80 characters of what was found: it ends up in a message.
-fn odd(column: &'static str, found: &str, wanted: &'static str) -> BadRow {
+pub(super) fn odd(column: &'static str, found: &str, wanted: &'static str) -> BadRow {
     BadRow::Meaning { column, found: found.chars().take(80).collect(), wanted }
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 
 use super::row::bare_record_of;
 use super::trouble::reading;
-use super::{ReadError, connect, load, tables, wal};
+use super::{ReadError, connect, load, tables, wal, web};
 use crate::session::Record;
 
 /// How many times a broken place is stepped over in one table, at most.
@@ -23,6 +23,8 @@ pub struct Salvaged {
     pub records: Vec<Record>,
     /// Numbers that were lifted, rising. None of `records` is among them.
     pub lifted: Vec<u64>,
+    /// What the web gateway has to know: keys and values.
+    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
     /// Rows that were seen and could not be understood, and places where an unknown count of rows could not be read.
     pub skipped: u64,
     /// For people: what was skipped, at most 100 lines.
@@ -32,8 +34,8 @@ pub struct Salvaged {
 /// Reads what can be read of the database at `path`, with its log beside it, and changes neither. Best effort: it
 /// fails only where nothing at all can be read. Not while an enforcer writes there.
 ///
-/// Sessions and the audit log are not saved: the former are learned anew from ocserv, and the latter stays in the
-/// file that was put aside.
+/// Sessions and the audit log are not saved: those of ocserv are learned anew from it, those of the web gateway are over
+/// (their users log in again), and the audit log stays in the file that was put aside.
 pub fn salvage(path: &Path) -> Result<Salvaged, ReadError> {
     // SQLite is told not to follow links, in any part of the path
     let path = &std::fs::canonicalize(path)
@@ -76,6 +78,9 @@ pub fn salvage(path: &Path) -> Result<Salvaged, ReadError> {
     let Salvaged { records, lifted, .. } = &mut saved;
     records.retain(|record| lifted.binary_search(&record.number).is_err());
     guards(&db, &mut saved);
+    let (learned, notes) = web::salvage_learned(&db);
+    saved.learned = learned;
+    notes.into_iter().for_each(|note| saved.note(note));
     let highest = saved.records.last().map(|record| record.number).max(saved.lifted.last().copied());
     saved.next_number = saved.next_number.max(highest.map_or(0, |number| number.saturating_add(1))).max(1);
     Ok(saved)

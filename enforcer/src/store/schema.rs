@@ -8,7 +8,7 @@ use super::OpenError;
 pub(super) const APPLICATION_ID: i32 = 0x656e_6672;
 
 /// Step N makes version N + 1 out of version N. A step that was released is never changed: a new one is added.
-pub(super) const STEPS: &[&str] = &[FIRST];
+pub(super) const STEPS: &[&str] = &[FIRST, SECOND];
 
 const FIRST: &str = r"
 -- gateway, generation, next_number, wall, boot_id
@@ -97,6 +97,43 @@ CREATE TABLE audit (
   text TEXT NOT NULL
 ) STRICT;
 CREATE INDEX audit_at ON audit (at);
+";
+
+const SECOND: &str = r"
+-- every web session that is alive. Texts of bytes are hexadecimal, in lower case
+CREATE TABLE web_session (
+  key TEXT NOT NULL PRIMARY KEY,
+  gateway TEXT NOT NULL,
+  generation INTEGER NOT NULL,
+  realm TEXT NOT NULL,
+  username TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  seen INTEGER NOT NULL,
+  idle INTEGER NOT NULL,
+  lasts INTEGER NOT NULL,
+  until INTEGER NOT NULL,
+  peer TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  tokens INTEGER NOT NULL,
+  sum INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- its tokens: SHA-256 of each, and the session's secret as it is wrapped for it; neither opens anything
+CREATE TABLE web_token (
+  digest TEXT NOT NULL PRIMARY KEY,
+  key TEXT NOT NULL REFERENCES web_session (key) ON DELETE CASCADE,
+  host TEXT NOT NULL,
+  wrapped TEXT NOT NULL,
+  sum INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX web_token_key ON web_token (key);
+
+-- what the web gateway has to know for ever
+CREATE TABLE web_learned (
+  key TEXT NOT NULL PRIMARY KEY,
+  value TEXT NOT NULL,
+  sum INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// The version that these steps lead to.

@@ -67,6 +67,7 @@ fn taken(target: &Target) {
             What::Id(*id)
         }
         Target::Session(_) => What::Session(word),
+        Target::Web(key) => What::Session(key.to_string()),
         Target::Address(address) => {
             assert_eq!(*address, address.to_canonical());
             What::Address(word)

@@ -24,6 +24,8 @@ pub struct Disk {
     pub hangs: bool,
     /// What becomes of a write is told when somebody says so: [`Disk::batch`] and [`Disk::tell`].
     pub late: bool,
+    pub web: BTreeMap<WebKey, WebRecord>,
+    pub learned: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Every number whose lift it has taken, whether it remembers it or not.
     ever_lifted: BTreeSet<Number>,
     /// What is broken on purpose.
@@ -133,6 +135,15 @@ impl Disk {
             }
             Write::Audit(audit) if !self.late => self.audit.push(audit.clone()),
             Write::Clock { wall, boot_id } => (self.wall, self.boot_id) = (*wall, boot_id.clone()),
+            Write::KeepWeb { record, .. } => {
+                self.web.insert(record.key, record.as_ref().clone());
+            }
+            Write::WebGone(key) => {
+                self.web.remove(key);
+            }
+            Write::Learn { key, value } => {
+                self.learned.insert(key.clone(), value.clone());
+            }
             _ => {}
         }
     }
@@ -145,7 +156,15 @@ impl Disk {
 
     pub fn left(&self, entries: Vec<Adopted>, rebooted: bool) -> Left {
         let records = self.records.values().cloned().collect();
-        Left { entries, records, lifted: self.lifted.iter().copied().collect(), wall: self.wall, rebooted }
+        Left {
+            entries,
+            records,
+            lifted: self.lifted.iter().copied().collect(),
+            wall: self.wall,
+            rebooted,
+            web: self.web.values().cloned().collect(),
+            learned: self.learned.clone().into_iter().collect(),
+        }
     }
 
     // what a gate reads of it that has nothing else

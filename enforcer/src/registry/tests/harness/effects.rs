@@ -66,7 +66,13 @@ impl World {
                 self.kernel_server.remove(&entry);
             }
             Effect::CountRefusal { entry } => self.refusals.push(entry),
-            Effect::Attach { .. } | Effect::AskBanScore { .. } | Effect::Unban { .. } => {}
+            Effect::Attach { .. }
+            | Effect::AskBanScore { .. }
+            | Effect::Unban { .. }
+            | Effect::WebAnswer { .. }
+            | Effect::WebListed { .. }
+            | Effect::WebEnded { .. }
+            | Effect::WebBreak { .. } => {}
             Effect::Numbered { next } => self.numbered = next,
             Effect::Watch { key, worker } => {
                 self.watched.insert(key, worker);

@@ -1,0 +1,219 @@
+//! The web gateway's service: each call becomes a [`Call`] for the daemon's loop, and the loop's news a stream.
+//!
+//! Whoever is at this socket can make, check and end web sessions. What is asked is read in `web_words`.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request as Rpc, Response, Status};
+
+use super::api;
+use super::incoming::incoming;
+use super::serve::{Call, Front, Reply, Request, caller, mixed_up};
+use crate::session::WebKey;
+
+/// How many keys one message of a list has: 74 KB.
+const KEYS: usize = 4_096;
+/// How many may be connected: a gateway has one connection, and its successor another.
+const CONNECTIONS: usize = 16;
+const CALLS: usize = 64;
+/// The largest message that is read, in bytes.
+const MESSAGE: usize = 1_024 * 1_024;
+
+/// A request as it came, still unread.
+#[derive(Debug)]
+pub enum WebRequest {
+    Create(api::WebCreate),
+    AddToken(api::WebAddToken),
+    Rewrap(api::WebRewrap),
+    Check(api::WebToken),
+    Seen(api::WebSeen),
+    End(api::WebEnd),
+    Learn(api::WebLearned),
+    /// What comes after this key, of what was learned.
+    Learned(Option<Vec<u8>>),
+    Watch,
+    Acknowledge(api::WebAcknowledged),
+}
+
+#[derive(Debug)]
+pub enum WebReply {
+    Alive(Box<api::WebAlive>),
+    Done,
+    /// Some of it; empty: there is no more.
+    Learned(api::WebLearned),
+    /// The news, and what is dropped together with the stream.
+    Watch(mpsc::Receiver<News>, oneshot::Sender<()>),
+}
+
+/// What a watch is told. When the sender is dropped the stream ends with an error.
+#[derive(Debug)]
+pub enum News {
+    /// All that is alive: the first thing that is told.
+    List {
+        watch: u64,
+        keys: Vec<WebKey>,
+        moment: api::WebMoment,
+    },
+    Ended(api::WebEnded),
+}
+
+/// Serves the gateway's socket, to `uid` and root, until the listener fails.
+pub async fn serve_web(
+    listener: UnixListener,
+    uid: u32,
+    calls: mpsc::Sender<Call>,
+) -> Result<(), tonic::transport::Error> {
+    let service = api::web_server::WebServer::new(Front { calls }).max_decoding_message_size(MESSAGE);
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(CALLS)
+        .add_service(service)
+        .serve_with_incoming(incoming(listener, Some(uid), CONNECTIONS))
+        .await
+}
+
+impl Front {
+    async fn web<T>(&self, rpc: Rpc<T>, wrap: impl FnOnce(T) -> WebRequest) -> Result<WebReply, Status> {
+        let caller = caller(&rpc);
+        match self.call(caller, Request::Web(wrap(rpc.into_inner()))).await? {
+            Reply::Web(reply) => Ok(reply),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    async fn alive<T>(
+        &self,
+        rpc: Rpc<T>,
+        wrap: impl FnOnce(T) -> WebRequest,
+    ) -> Result<Response<api::WebAlive>, Status> {
+        match self.web(rpc, wrap).await? {
+            WebReply::Alive(alive) => Ok(Response::new(*alive)),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    async fn done<T>(
+        &self,
+        rpc: Rpc<T>,
+        wrap: impl FnOnce(T) -> WebRequest,
+    ) -> Result<Response<api::WebDone>, Status> {
+        match self.web(rpc, wrap).await? {
+            WebReply::Done => Ok(Response::new(api::WebDone {})),
+            _ => Err(mixed_up()),
+        }
+    }
+}
+
+type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl api::web_server::Web for Front {
+    async fn create(&self, rpc: Rpc<api::WebCreate>) -> Result<Response<api::WebAlive>, Status> {
+        self.alive(rpc, WebRequest::Create).await
+    }
+
+    async fn add_token(&self, rpc: Rpc<api::WebAddToken>) -> Result<Response<api::WebAlive>, Status> {
+        self.alive(rpc, WebRequest::AddToken).await
+    }
+
+    async fn rewrap(&self, rpc: Rpc<api::WebRewrap>) -> Result<Response<api::WebAlive>, Status> {
+        self.alive(rpc, WebRequest::Rewrap).await
+    }
+
+    async fn check(&self, rpc: Rpc<api::WebToken>) -> Result<Response<api::WebAlive>, Status> {
+        self.alive(rpc, WebRequest::Check).await
+    }
+
+    async fn seen(&self, rpc: Rpc<api::WebSeen>) -> Result<Response<api::WebDone>, Status> {
+        self.done(rpc, WebRequest::Seen).await
+    }
+
+    async fn end(&self, rpc: Rpc<api::WebEnd>) -> Result<Response<api::WebDone>, Status> {
+        self.done(rpc, WebRequest::End).await
+    }
+
+    async fn learn(&self, rpc: Rpc<api::WebLearned>) -> Result<Response<api::WebDone>, Status> {
+        self.done(rpc, WebRequest::Learn).await
+    }
+
+    async fn acknowledge(&self, rpc: Rpc<api::WebAcknowledged>) -> Result<Response<api::WebDone>, Status> {
+        self.done(rpc, WebRequest::Acknowledge).await
+    }
+
+    type LearnedStream = Parts<api::WebLearned>;
+
+    async fn learned(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::LearnedStream>, Status> {
+        let (front, caller) = (self.clone(), caller(&rpc));
+        // each part is a call of its own, made once the one before it was read
+        let parts = futures::stream::try_unfold(Some(None), move |after: Option<Option<Vec<u8>>>| {
+            let front = front.clone();
+            async move {
+                let Some(after) = after else { return Ok(None) };
+                let request = Request::Web(WebRequest::Learned(after));
+                let Reply::Web(WebReply::Learned(part)) = front.call(caller, request).await? else {
+                    return Err(mixed_up());
+                };
+                let next = part.records.last().map(|record| Some(record.key.clone()));
+                Ok(if part.records.is_empty() { None } else { Some((part, next)) })
+            }
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    type WatchStream = Parts<api::WebNews>;
+
+    async fn watch(&self, rpc: Rpc<api::WebWatch>) -> Result<Response<Self::WatchStream>, Status> {
+        let WebReply::Watch(news, reading) = self.web(rpc, |_| WebRequest::Watch).await? else {
+            return Err(mixed_up());
+        };
+        let reading = Reading { news, list: None, broken: false, _reading: reading };
+        Ok(Response::new(Box::pin(futures::stream::unfold(reading, Reading::next))))
+    }
+}
+
+/// How far a watch has been told.
+struct Reading {
+    news: mpsc::Receiver<News>,
+    /// What is left of the list.
+    list: Option<(u64, std::vec::IntoIter<WebKey>, api::WebMoment)>,
+    broken: bool,
+    _reading: oneshot::Sender<()>,
+}
+
+impl Reading {
+    async fn next(mut self) -> Option<(Result<api::WebNews, Status>, Self)> {
+        if self.broken {
+            return None;
+        }
+        if self.list.is_none() {
+            match self.news.recv().await {
+                Some(News::List { watch, keys, moment }) => {
+                    self.list = Some((watch, keys.into_iter(), moment));
+                }
+                Some(News::Ended(ended)) => {
+                    return Some((Ok(news(api::web_news::News::Ended(ended))), self));
+                }
+                None => {
+                    self.broken = true;
+                    let why =
+                        "there is no more news: the daemon stops, or did not hear what became of the last";
+                    return Some((Err(Status::unavailable(why)), self));
+                }
+            }
+        }
+        let (watch, keys, moment) = self.list.as_mut()?;
+        let some: Vec<Vec<u8>> = keys.by_ref().take(KEYS).map(|key| key.as_bytes().to_vec()).collect();
+        let complete = keys.len() == 0;
+        let list = api::WebList { keys: some, complete, watch: *watch, moment: Some(*moment) };
+        if complete {
+            self.list = None;
+        }
+        Some((Ok(news(api::web_news::News::List(list))), self))
+    }
+}
+
+fn news(news: api::web_news::News) -> api::WebNews {
+    api::WebNews { news: Some(news) }
+}

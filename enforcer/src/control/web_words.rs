@@ -1,0 +1,226 @@
+//! What the web gateway asks, read: records become the session's types, or an error that says what is wrong.
+//!
+//! Pure. Every error is `INVALID_ARGUMENT`, or `FAILED_PRECONDITION` for a realm that is not configured. Nothing that is
+//! secret is shown in one.
+
+use std::time::Duration;
+
+use tonic::Status;
+
+use super::api;
+use super::target::check_name;
+use crate::session::{DEFAULT_REALM, WebDigest, WebKey, WebTokenRecord};
+
+/// In bytes.
+pub const MAX_WRAPPED: usize = 512;
+/// As DNS has them.
+pub const MAX_HOST: usize = 255;
+pub const MAX_PEER: usize = 64;
+pub const MAX_AGENT: usize = 256;
+/// How many one message may have.
+pub const MAX_USES: usize = 4_096;
+pub const MAX_RECORDS: usize = 256;
+pub const MAX_RECORD: usize = 1_024;
+/// The shortest and the longest time of a session, in seconds.
+pub const SECONDS: std::ops::RangeInclusive<u64> = 10..=366 * 86_400;
+
+/// A request for a session, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedSession {
+    pub realm: String,
+    /// As it was typed.
+    pub user: String,
+    pub peer: String,
+    pub agent: String,
+    pub idle: Duration,
+    pub lasts: Duration,
+    pub token: WebTokenRecord,
+}
+
+/// `realms`: those that a web user may be of.
+pub fn read_create(request: api::WebCreate, realms: &[String]) -> Result<AskedSession, Status> {
+    let api::WebCreate { user, realm, host, digest, wrapped, peer, agent, idle_seconds, for_seconds } =
+        request;
+    check_name(&user)?;
+    let realm = if realm.is_empty() { DEFAULT_REALM.to_owned() } else { realm };
+    if !realms.contains(&realm) {
+        return Err(Status::failed_precondition(format!(
+            "no web user is of the realm {:?}: look at [web] realms in the configuration",
+            short(&realm)
+        )));
+    }
+    if peer.len() > MAX_PEER || peer.chars().any(char::is_control) {
+        return Err(bad(format!("{:?} is no client's address", short(&peer))));
+    }
+    Ok(AskedSession {
+        realm,
+        user,
+        peer,
+        agent: read_agent(&agent),
+        idle: read_seconds("the idle time", idle_seconds)?,
+        lasts: read_seconds("the time of a session", for_seconds)?,
+        token: read_token(host, &digest, wrapped)?,
+    })
+}
+
+/// Cut off, and without what steers a terminal: it is shown to people.
+fn read_agent(agent: &str) -> String {
+    let plain: String = agent.chars().take(MAX_AGENT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    plain[..plain.floor_char_boundary(MAX_AGENT)].to_owned()
+}
+
+fn read_seconds(what: &str, seconds: u64) -> Result<Duration, Status> {
+    if !SECONDS.contains(&seconds) {
+        let (least, most) = SECONDS.into_inner();
+        return Err(bad(format!("{what} is {seconds} s: it is {least} to {most}")));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// A token of a session on one host.
+pub fn read_token(host: String, digest: &[u8], wrapped: Vec<u8>) -> Result<WebTokenRecord, Status> {
+    if host.is_empty() || host.len() > MAX_HOST || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(bad(format!("{:?} is no host", short(&host))));
+    }
+    let wrapped = read_wrapped(wrapped)?;
+    Ok(WebTokenRecord { digest: read_digest(digest)?, host, wrapped })
+}
+
+pub fn read_wrapped(wrapped: Vec<u8>) -> Result<Vec<u8>, Status> {
+    if wrapped.is_empty() || wrapped.len() > MAX_WRAPPED {
+        return Err(bad(format!("a wrapped secret of {} bytes: it has 1 to {MAX_WRAPPED}", wrapped.len())));
+    }
+    Ok(wrapped)
+}
+
+pub fn read_digest(digest: &[u8]) -> Result<WebDigest, Status> {
+    let bytes = <[u8; 32]>::try_from(digest);
+    bytes
+        .map(WebDigest::from_bytes)
+        .map_err(|_| bad(format!("a digest of {} bytes: it has 32", digest.len())))
+}
+
+pub fn read_key(key: &[u8]) -> Result<WebKey, Status> {
+    let bytes = <[u8; 16]>::try_from(key);
+    bytes
+        .map(WebKey::from_bytes)
+        .map_err(|_| bad(format!("a session's key of {} bytes: it has 16", key.len())))
+}
+
+/// How long ago sessions were used.
+pub fn read_seen(request: &api::WebSeen) -> Result<Vec<(WebKey, Duration)>, Status> {
+    check_count(request.uses.len(), MAX_USES)?;
+    (request.uses.iter()).map(|one| Ok((read_key(&one.key)?, Duration::from_millis(one.ago_ms)))).collect()
+}
+
+/// Which session is to end: by its key, or by a token.
+pub fn read_which(request: &api::WebEnd) -> Result<Result<WebKey, WebDigest>, Status> {
+    match &request.which {
+        Some(api::web_end::Which::Key(key)) => read_key(key).map(Ok),
+        Some(api::web_end::Which::Digest(digest)) => read_digest(digest).map(Err),
+        None => Err(bad("which session? its key, or the digest of one of its tokens")),
+    }
+}
+
+/// What was closed, and how many sockets of each.
+pub fn read_closed(request: &api::WebAcknowledged) -> Result<Vec<(WebKey, u64)>, Status> {
+    check_count(request.closed.len(), MAX_USES)?;
+    request.closed.iter().map(|one| Ok((read_key(&one.key)?, one.sockets))).collect()
+}
+
+/// What the gateway has to know: keys and values.
+pub fn read_learned(request: api::WebLearned) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Status> {
+    check_count(request.records.len(), MAX_RECORDS)?;
+    let read = |record: api::WebRecord| {
+        let (key, value) = (record.key, record.value);
+        if key.is_empty() || key.len() > MAX_RECORD || value.len() > MAX_RECORD {
+            return Err(bad(format!(
+                "a record with a key of {} bytes and a value of {}: 1 to {MAX_RECORD}, and up to {MAX_RECORD}",
+                key.len(),
+                value.len()
+            )));
+        }
+        Ok((key, value))
+    };
+    request.records.into_iter().map(read).collect()
+}
+
+fn check_count(found: usize, most: usize) -> Result<(), Status> {
+    if found > most { Err(bad(format!("{found} in one message: at most {most}"))) } else { Ok(()) }
+}
+
+fn bad(text: impl Into<String>) -> Status {
+    Status::invalid_argument(text)
+}
+
+/// As much of a word as an error may show.
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create() -> api::WebCreate {
+        api::WebCreate {
+            user: "alice".into(),
+            realm: String::new(),
+            host: "app.example".into(),
+            digest: vec![1; 32],
+            wrapped: vec![2; 60],
+            peer: "192.0.2.1".into(),
+            agent: "é".repeat(300) + "\n",
+            idle_seconds: 600,
+            for_seconds: 3_600,
+        }
+    }
+
+    #[test]
+    fn a_session_is_read_within_its_bounds_and_the_agent_is_cut_off() {
+        let realms = [DEFAULT_REALM.to_owned()];
+        let read = read_create(create(), &realms).unwrap();
+        assert_eq!(
+            (read.realm.as_str(), read.idle.as_secs(), read.lasts.as_secs()),
+            (DEFAULT_REALM, 600, 3_600)
+        );
+        assert!(read.agent.len() <= MAX_AGENT && read.agent.chars().all(|c| c == 'é'), "{}", read.agent);
+        type Change = fn(&mut api::WebCreate);
+        let changes: [Change; 14] = [
+            |r| r.user.clear(),
+            |r| r.user = "x".repeat(257),
+            |r| r.user = "a\0b".into(),
+            |r| r.realm = "staff".into(),
+            |r| r.host.clear(),
+            |r| r.host = "a b".into(),
+            |r| r.host = "x".repeat(256),
+            |r| r.digest = vec![1; 31],
+            |r| r.digest = vec![1; 33],
+            |r| r.wrapped.clear(),
+            |r| r.wrapped = vec![2; 513],
+            |r| r.peer = "x".repeat(65),
+            |r| r.idle_seconds = 9,
+            |r| r.for_seconds = u64::MAX,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            let mut request = create();
+            change(&mut request);
+            assert!(read_create(request, &realms).is_err(), "{index}");
+        }
+    }
+
+    #[test]
+    fn records_and_lists_are_bounded() {
+        let learned = |key: usize, value: usize, count: usize| {
+            let record = api::WebRecord { key: vec![1; key], value: vec![2; value] };
+            read_learned(api::WebLearned { records: vec![record; count] }).is_ok()
+        };
+        assert!(learned(1, 0, 1) && learned(1_024, 1_024, 256));
+        assert!(!learned(0, 1, 1) && !learned(1_025, 1, 1) && !learned(1, 1_025, 1) && !learned(1, 1, 257));
+        let seen = |count| {
+            read_seen(&api::WebSeen { uses: vec![api::WebUse { key: vec![7; 16], ago_ms: 1 }; count] })
+        };
+        assert!(seen(4_096).is_ok() && seen(4_097).is_err());
+        assert!(read_which(&api::WebEnd { which: None, cause: 0 }).is_err());
+    }
+}
