@@ -5,7 +5,9 @@ use std::fs;
 use enforcer::session::{Guard, Guarded, Record, Target};
 use enforcer::store::{self, Loaded, OpenError, Write};
 
-use crate::world::{Dice, Folder, keep, load, record, safe_id, sample, server, session, settings};
+use crate::world::{
+    Dice, Folder, keep, keep_web, learn, load, record, safe_id, sample, server, session, settings, web,
+};
 
 const RECORDS: u64 = 300;
 
@@ -15,6 +17,8 @@ fn filled() -> Folder {
     let (mut run, _) = folder.open();
     run.done((1..=RECORDS + 60).map(keep));
     run.done((1..=20).map(|key| Write::Session(session(key))));
+    run.done((1..=40).map(keep_web));
+    run.done((1..=40).map(learn));
     run.done((RECORDS + 1..=RECORDS + 50).map(Write::Over));
     run.done((RECORDS + 51..=RECORDS + 60).map(Write::Lift));
     run.done([Write::Clock { wall: 7, boot_id: "boot".to_owned() }]);
@@ -181,6 +185,8 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
     let saved = store::salvage(&plant(&file, None).file()).unwrap();
     assert_eq!((saved.records.clone(), saved.lifted.clone()), (whole.records.clone(), whole.lifted.clone()));
     assert_eq!((saved.skipped, saved.next_number), (0, whole.next_number));
+    assert_eq!((saved.learned.len(), &saved.learned), (40, &whole.learned));
+    assert_eq!(whole.web, (1..=40).map(web).collect::<Vec<_>>());
     assert_eq!(saved.gateway.as_deref(), Some(whole.gateway.as_str()));
 
     // each page in turn is lost

@@ -10,4 +10,5 @@ mod killed;
 mod names;
 mod reading;
 mod refusals;
+mod web;
 mod world;

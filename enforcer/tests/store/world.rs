@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use enforcer::session::{
     Audit, CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId,
-    ServerName, SessionRecord, Target, Token, TokenKind,
+    ServerName, SessionRecord, Target, Token, TokenKind, WebDigest, WebKey, WebRecord, WebTokenRecord,
 };
 use enforcer::store::{self, Loaded, OpenError, Outcome, Settings, Write, Writer};
 
@@ -248,6 +248,40 @@ pub fn session(key: u64) -> SessionRecord {
         },
         worker: key.is_multiple_of(2).then_some(Process { pid: 77, start: 123_456 }),
     }
+}
+
+/// A web session with one to three tokens, always the same of one number.
+pub fn web(number: u8) -> WebRecord {
+    let token = |index: u8| {
+        let mut digest = [number; 32];
+        digest[0] = index;
+        WebTokenRecord {
+            digest: WebDigest::from_bytes(digest),
+            host: format!("host{index}.example"),
+            wrapped: vec![number; 40 + usize::from(index)],
+        }
+    };
+    WebRecord {
+        key: WebKey::from_bytes([number; 16]),
+        realm: "default".to_owned(),
+        user: format!("user {number} 'x' Zoë"),
+        since: 1_700_000_000,
+        seen: 1_700_000_000 + u64::from(number),
+        idle: 600,
+        lasts: 28_800,
+        until: 1_700_028_800,
+        peer: "2001:db8::7".to_owned(),
+        agent: "a browser; \"quoted\"".to_owned(),
+        tokens: (0..=number % 3).map(token).collect(),
+    }
+}
+
+pub fn keep_web(number: u8) -> Write {
+    Write::KeepWeb { record: Box::new(web(number)), lazy: number.is_multiple_of(2) }
+}
+
+pub fn learn(number: u8) -> Write {
+    Write::Learn { key: vec![number; 1 + usize::from(number)], value: vec![0xff; usize::from(number % 5)] }
 }
 
 pub fn line(at: u64, text: &str) -> Audit {

@@ -82,6 +82,8 @@ struct Machine {
     /// Made, or used, since the disk was seen to have heard of everything: a restart may have lost it.
     unwritten: BTreeSet<WebKey>,
     locked: BTreeSet<&'static str>,
+    /// Who is to be unlocked once the disk has heard of it.
+    unlocking: Vec<(&'static str, Request)>,
     watches: BTreeMap<Watch, Vec<WebKey>>,
     next: u64,
     requests: BTreeMap<Request, Vec<WebKey>>,
@@ -188,6 +190,8 @@ impl Machine {
             Op::Lock(n) => {
                 let name = PEOPLE[usize::from(n) % PEOPLE.len()];
                 self.locked.insert(name);
+                // what is being taken back is another lock
+                self.unlocking.retain(|(whose, _)| *whose != name);
                 self.revoke(lock(name, None), |session| session.user == name);
             }
             Op::Unlock(n) => self.unlock(PEOPLE[usize::from(n) % PEOPLE.len()]),
@@ -279,11 +283,8 @@ impl Machine {
 
     fn unlock(&mut self, name: &'static str) {
         let request = self.world().unlock(name);
+        self.unlocking.push((name, request));
         self.hear();
-        // only what is on the disk as lifted is lifted
-        if matches!(self.world().answers.get(&request), Some(Answer::Receipt(_) | Answer::Nothing(_))) {
-            self.locked.remove(name);
-        }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -315,6 +316,11 @@ impl Machine {
             }
         }
         self.over.extend(done);
+        for (name, request) in &self.unlocking {
+            if matches!(world.answers.get(request), Some(Answer::Receipt(_) | Answer::Nothing(_))) {
+                self.locked.remove(name);
+            }
+        }
         if world.registry.unwritten().0 == 0 && world.disk.is_idle() && !world.disk.full {
             self.over.extend(self.doubtful.keys());
         }
@@ -327,6 +333,7 @@ impl Machine {
         self.believe();
         self.watches.clear();
         self.requests.clear();
+        self.unlocking.clear();
     }
 
     /// What was not on the disk may be back or lost; what was is as it was.
@@ -341,22 +348,18 @@ impl Machine {
             assert!(!self.over.contains(key), "{key} is back");
             assert!(self.alive.contains_key(key) || self.doubtful.contains_key(key), "{key} is nobody's");
         }
-        let mut seen = BTreeMap::new();
-        for (key, session) in
-            std::mem::take(&mut self.alive).into_iter().chain(std::mem::take(&mut self.doubtful))
-        {
-            if keys.contains(&key) {
-                seen.insert(key, session);
-                continue;
-            }
+        let (alive, doubtful) = (std::mem::take(&mut self.alive), std::mem::take(&mut self.doubtful));
+        for (key, session) in alive.iter().filter(|(key, _)| !keys.contains(key)) {
             // it may have been lost before it was written, or have been over by the time that was written
             let lag = Duration::from_secs(IDLE / 8 + 2);
             let was_due = self.clock + lag >= session.used + Duration::from_secs(IDLE)
                 || self.clock + lag >= session.made + Duration::from_secs(LASTS);
             let is_locked = self.locked.contains(session.user);
-            assert!(self.unwritten.contains(&key) || was_due || is_locked, "{key} was lost");
-            self.over.insert(key);
+            assert!(self.unwritten.contains(key) || was_due || is_locked, "{key} was lost");
         }
+        let all = alive.into_iter().chain(doubtful);
+        let (mut seen, doubtful): (BTreeMap<_, _>, _) = all.partition(|(key, _)| keys.contains(key));
+        self.doubtful = doubtful;
         for (key, session) in &mut seen {
             let registry = &self.world.as_ref().unwrap().registry;
             session

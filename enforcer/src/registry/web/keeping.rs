@@ -210,7 +210,15 @@ impl Registry {
 
     /// Those that are over and would be there again after a restart.
     pub(in crate::registry) fn unwritten_web(&self) -> usize {
-        self.web.gone.values().filter(|gone| gone.kept() != &Kept::Written).count()
+        let web = &self.web;
+        let told = web.gone.values().filter(|gone| gone.kept() != &Kept::Written).count();
+        // those that were over when the daemon was started
+        let untold = web
+            .keeping
+            .unsaved
+            .keys()
+            .filter(|key| !web.gone.contains_key(*key) && !web.sessions.contains_key(*key));
+        told + untold.count()
     }
 
     pub(in crate::registry) fn web_learn(

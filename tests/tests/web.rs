@@ -1,0 +1,385 @@
+//! Web sessions with a real daemon: what a web gateway sees of it, through the link that it is built on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use enforcer::session::{WebDigest, WebKey};
+use enforcer::web::link::{Cause, Link, LinkError, NewSession, OnEnd, Record, Session, Settings};
+use enforcer_tests::Era;
+use enforcer_tests::enforcer::{Answer, DONE, ERROR, NOTHING_MATCHED, PARTIAL, binary, quoted};
+use enforcer_tests::process::eventually;
+use enforcer_tests::receipt::list;
+use enforcer_tests::scene::Scene;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+const BOUND: Duration = Duration::from_secs(10);
+/// Whom the gateway's socket is for, and somebody else.
+const USER: &str = "nobody";
+const STRANGER: u32 = 1;
+
+fn socket(scene: &Scene) -> PathBuf {
+    scene.lab.work().join("web")
+}
+
+fn scene(name: &str) -> Scene {
+    Scene::with(
+        name,
+        Era::Bookworm,
+        |ocserv| ocserv,
+        |config| {
+            let socket = format!("/tmp/enforcer-lab-{name}-{}/w/web", std::process::id());
+            config.set("web", "socket", &quoted(&socket)).set("web", "user", &quoted(USER))
+        },
+    )
+}
+
+fn digest(byte: u8) -> WebDigest {
+    WebDigest::from_bytes([byte; 32])
+}
+
+/// A gateway: its link, and which sessions it was told to end.
+struct Gateway {
+    runtime: Runtime,
+    link: Option<Link>,
+    ended: Arc<Mutex<BTreeMap<WebKey, Cause>>>,
+}
+
+impl Gateway {
+    /// Each session has two sockets, wherever it ends.
+    fn start(scene: &Scene) -> Self {
+        Self::with(scene, |_| true)
+    }
+
+    /// `closes`: whether it comes to an end with closing a session's sockets.
+    fn with(scene: &Scene, closes: fn(Cause) -> bool) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let ended = Arc::new(Mutex::new(BTreeMap::new()));
+        let told = Arc::clone(&ended);
+        let on_end: OnEnd = Arc::new(move |key, cause| {
+            told.lock().unwrap().insert(key, cause);
+            Box::pin(async move { if closes(cause) { 2 } else { std::future::pending().await } })
+        });
+        let link = {
+            let _entered = runtime.enter();
+            Link::start(
+                Settings { seen_every: Duration::from_millis(50), ..Settings::new(socket(scene)) },
+                on_end,
+            )
+        };
+        let gateway = Self { runtime, link: Some(link), ended };
+        gateway.connected();
+        gateway
+    }
+
+    fn link(&self) -> &Link {
+        self.link.as_ref().unwrap()
+    }
+
+    #[track_caller]
+    fn connected(&self) {
+        let connected = async { tokio::time::timeout(BOUND, self.link().connected()).await };
+        self.runtime.block_on(connected).expect("the stream is whole");
+    }
+
+    fn login(&self, user: &str, byte: u8) -> Result<Arc<Session>, LinkError> {
+        let new = NewSession {
+            user: user.into(),
+            realm: String::new(),
+            host: "app.example".into(),
+            digest: digest(byte),
+            wrapped: vec![byte; 60],
+            peer: "192.0.2.7".into(),
+            agent: "a browser".into(),
+            idle: Duration::from_secs(600),
+            lasts: Duration::from_secs(3_600),
+        };
+        self.runtime.block_on(self.link().create(new))
+    }
+
+    fn check(&self, byte: u8) -> Result<Option<Arc<Session>>, LinkError> {
+        self.runtime.block_on(self.link().check(&digest(byte)))
+    }
+
+    fn is_alive(&self, byte: u8) -> bool {
+        self.check(byte).unwrap().is_some()
+    }
+
+    fn was_ended(&self, session: &Session) -> Option<Cause> {
+        self.ended.lock().unwrap().get(&session.key).copied()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _entered = self.runtime.enter();
+        drop(self.link.take());
+    }
+}
+
+fn layer(answer: &Answer, name: &str) -> Value {
+    list(&answer.json, "layers").iter().find(|layer| layer["layer"] == name).cloned().unwrap_or_default()
+}
+
+/// The web sessions that are shown, by their keys, with their users.
+fn shown(scene: &Scene) -> BTreeMap<String, Value> {
+    let all = scene.enforcer.cli(&["show", "sessions", "--json"]).code(DONE).json;
+    let web = list(&all, "sessions").iter().filter(|session| session["server"] == "web");
+    web.map(|session| (session["web"].as_str().unwrap().to_owned(), session.clone())).collect()
+}
+
+/// R1, R3, R4, R6: one revocation ends alice's tunnel and her web sessions on every host; bob's goes on; a fresh login works.
+/// What a dry run shows is what is ended.
+#[test]
+fn r1_r3_r4_r6_one_revocation_for_vpn_and_web() {
+    let scene = scene("web-revoke");
+    let gateway = Gateway::start(&scene);
+    let (_cookie, mut tunnel) = scene.session(&scene.alice, "alice");
+    let alice = gateway.login("alice", 1).unwrap();
+    let second = gateway.login("alice", 2).unwrap();
+    let bob = gateway.login("bob", 3).unwrap();
+    let (first, other) = (digest(1), digest(4));
+    let further = gateway.link().add_token(&first, "other.example", &other, vec![9; 60]);
+    let further = gateway.runtime.block_on(further).unwrap();
+    assert_eq!(
+        (further.key, further.host.as_str(), further.wrapped.as_slice()),
+        (alice.key, "other.example", &[9; 60][..])
+    );
+    assert!(gateway.link().remembered(&digest(4)).is_some(), "a request costs no round trip");
+    let web = shown(&scene);
+    assert_eq!(web.len(), 3);
+    let row = &web[&alice.key.to_string()];
+    assert_eq!((&row["user"], &row["client"]), (&"alice".into(), &"192.0.2.7".into()));
+    assert_eq!(row["hosts"], serde_json::json!(["app.example", "other.example"]));
+    let table = scene.enforcer.cli(&["show", "sessions"]).code(DONE).stdout;
+    assert!(table.contains(&bob.key.to_string()), "{table}");
+    let users = scene.enforcer.cli(&["show", "users", "--json"]).code(DONE).json;
+    let user = list(&users, "users").iter().find(|user| user["user"] == "alice").unwrap().clone();
+    assert_eq!((&user["sessions"], &user["web"]), (&3.into(), &2.into()), "{user}");
+    let rehearsed = scene.enforcer.cli(&["terminate", "user", "alice", "--dry-run", "--json"]).code(DONE);
+    let would: Vec<Value> = list(&rehearsed.json, "sessions").iter().map(|row| row["user"].clone()).collect();
+    assert_eq!(would, ["alice", "alice", "alice"]);
+    assert!(gateway.is_alive(1));
+
+    let answer = scene.enforcer.revoke("alice");
+    let told = layer(&answer, "web");
+    assert_eq!(
+        (&told["done"], &told["failed"], &told["guarded"]),
+        (&2.into(), &0.into(), &0.into()),
+        "{told}"
+    );
+    assert!(told["text"].as_str().unwrap().contains("4 connections closed"), "{told}");
+    for (byte, session) in [(1, &alice), (2, &second), (4, &alice)] {
+        assert!(!gateway.is_alive(byte) && gateway.link().remembered(&digest(byte)).is_none());
+        assert!(!gateway.link().is_alive(&session.key));
+        assert_eq!(gateway.was_ended(session), Some(Cause::Revoked));
+    }
+    tunnel.wait_end();
+    assert!(gateway.is_alive(3) && gateway.link().is_alive(&bob.key) && gateway.was_ended(&bob).is_none());
+    assert!(shown(&scene).into_keys().eq([bob.key.to_string()]));
+    let fresh = gateway.login("alice", 5).unwrap();
+    assert!(gateway.is_alive(5) && fresh.key != alice.key);
+
+    // one by its key; a key of nobody, and one that is over, match nothing
+    let key = fresh.key.to_string();
+    let answer = scene.enforcer.cli(&["terminate", "session", &key, "--json"]).code(DONE);
+    assert_eq!(layer(&answer, "web")["done"], 1);
+    assert!(!gateway.is_alive(5) && gateway.is_alive(3));
+    scene.enforcer.cli(&["terminate", "session", &key]).code(NOTHING_MATCHED);
+    scene.enforcer.cli(&["terminate", "session", &"0".repeat(32), "--dry-run"]).code(NOTHING_MATCHED);
+
+    // a logout by the gateway itself, on one host, ends the session on all; and what is used is told
+    let carol = gateway.login("carol", 6).unwrap();
+    eventually("its use is told", BOUND, || {
+        assert!(gateway.is_alive(6));
+        let row = &shown(&scene)[&carol.key.to_string()];
+        (row["seen"].as_u64() > row["since"].as_u64()).then_some(())
+    });
+    gateway.runtime.block_on(gateway.link().end(&digest(6), Cause::Logout)).unwrap();
+    assert!(!gateway.is_alive(6));
+    let again = gateway.runtime.block_on(gateway.link().end(&digest(6), Cause::Logout));
+    assert_eq!(again, Err(LinkError::Gone));
+    eventually("it was told", BOUND, || gateway.was_ended(&carol).filter(|cause| *cause == Cause::Logout));
+}
+
+/// R2, R5: kill -9 of the daemon. While it is gone nobody gets in; when it is back what was alive is, and what was revoked
+/// before the kill is not.
+#[test]
+fn r5_r2_kill_nine() {
+    let mut scene = scene("web-killed");
+    let gateway = Gateway::start(&scene);
+    let alice = gateway.login("alice", 1).unwrap();
+    gateway.login("bob", 2).unwrap();
+    let records = vec![Record { key: vec![1, 2], value: vec![3] }, Record { key: vec![4], value: vec![] }];
+    gateway.runtime.block_on(gateway.link().learn(records.clone())).unwrap();
+    gateway.runtime.block_on(gateway.link().rewrap(&digest(2), vec![7; 99])).unwrap();
+    scene.enforcer.revoke("alice");
+    // what was answered before the revocation was written before it
+    scene.enforcer.kill();
+    eventually("the link notices", BOUND, || (!gateway.link().is_connected()).then_some(()));
+    assert!(matches!(gateway.check(2), Err(LinkError::Unavailable(_))), "memory is not used");
+    assert!(gateway.link().remembered(&digest(2)).is_none());
+    assert!(matches!(gateway.login("carol", 3), Err(LinkError::Unavailable(_))));
+    scene.enforcer.start();
+    gateway.connected();
+    let bob = gateway.check(2).unwrap().unwrap();
+    assert_eq!((bob.user.as_str(), bob.wrapped.as_slice()), ("bob", &[7; 99][..]));
+    assert!(!gateway.is_alive(1), "what was revoked stays revoked");
+    assert!(gateway.was_ended(&bob).is_none());
+    assert_eq!(gateway.runtime.block_on(gateway.link().learned()).unwrap(), records);
+    // and once more, from the kill on
+    scene.enforcer.revoke("bob");
+    scene.enforcer.kill();
+    scene.enforcer.start();
+    gateway.connected();
+    assert!(!gateway.is_alive(2) && shown(&scene).is_empty());
+    assert!(gateway.login("alice", 5).unwrap().key != alice.key, "a fresh login is welcome");
+    // SIGTERM is no end of a session
+    scene.enforcer.stop();
+    scene.enforcer.start();
+    gateway.connected();
+    assert!(gateway.is_alive(5));
+}
+
+/// R2, R4: a locked person has no web session and gets none; somebody else does; unlocked is unlocked. Also after a restart.
+#[test]
+fn r2_r4_lock() {
+    let mut scene = scene("web-lock");
+    let gateway = Gateway::start(&scene);
+    gateway.login("alice", 1).unwrap();
+    gateway.login("bob", 2).unwrap();
+    let answer = scene.enforcer.cli(&["lock", "user", "alice", "--json"]).code(DONE);
+    assert_eq!(layer(&answer, "web")["done"], 1);
+    assert!(!gateway.is_alive(1) && gateway.is_alive(2));
+    assert!(matches!(gateway.login("alice", 3), Err(LinkError::Locked(_))));
+    scene.enforcer.kill();
+    scene.enforcer.start();
+    gateway.connected();
+    assert!(matches!(gateway.login("alice", 4), Err(LinkError::Locked(_))));
+    gateway.login("bob", 5).unwrap();
+    scene.enforcer.cli(&["unlock", "user", "alice"]).code(DONE);
+    gateway.login("alice", 6).unwrap();
+    assert!(!gateway.is_alive(1) && gateway.is_alive(6));
+    // a session of somebody who is locked later, and a lock of somebody who has none
+    scene.enforcer.cli(&["lock", "user", "carol", "--for", "1h"]).code(DONE);
+    assert!(matches!(gateway.login("carol", 7), Err(LinkError::Locked(_))));
+}
+
+/// R6: a gateway that does not close what it has is not called done: the answer is partial. The session is over all the same.
+#[test]
+fn r6_a_gateway_that_hangs() {
+    let scene = scene("web-hangs");
+    let gateway = Gateway::with(&scene, |cause| cause != Cause::Revoked);
+    gateway.login("alice", 1).unwrap();
+    gateway.login("bob", 2).unwrap();
+    let answer = scene.enforcer.cli(&["terminate", "user", "alice", "--json"]).code(PARTIAL);
+    let told = layer(&answer, "web");
+    assert_eq!((&told["done"], &told["failed"]), (&0.into(), &1.into()), "{told}");
+    assert!(told["text"].as_str().unwrap().contains("NOT acknowledged"), "{told}");
+    assert!(!gateway.is_alive(1));
+    // it has to begin anew, and does
+    gateway.connected();
+    assert!(gateway.is_alive(2));
+    drop(gateway);
+    // nobody is there: over, and said so
+    let gone = eventually("nobody is connected", BOUND, || {
+        let status = scene.enforcer.status();
+        (status["web"]["gateways"] == 0).then_some(status)
+    });
+    assert_eq!(gone["web"]["sessions"], 1);
+    let answer = scene.enforcer.cli(&["terminate", "user", "bob", "--json"]).code(DONE);
+    assert_eq!(layer(&answer, "web")["guarded"], 1, "{}", answer.stdout);
+    assert!(shown(&scene).is_empty());
+}
+
+/// The gateway's socket is its user's alone, and serves nothing but web sessions; `check` looks at it. Where [web] is not
+/// configured there is none.
+#[test]
+fn the_socket_is_narrow() {
+    let scene = scene("web-socket");
+    let socket = socket(&scene);
+    let about = std::fs::metadata(&socket).unwrap();
+    let nobody = nix::unistd::User::from_name(USER).unwrap().unwrap().uid.as_raw();
+    assert_eq!((about.uid(), about.mode() & 0o777), (nobody, 0o600));
+    let findings = || scene.enforcer.cli(&["check", "--json"]).json;
+    let web = |findings: &Value| -> Vec<Value> {
+        let all = list(findings, "findings").iter();
+        all.filter(|finding| finding["what"].as_str().unwrap().starts_with("web:")).cloned().collect()
+    };
+    let told = web(&findings());
+    assert!(told.iter().any(|finding| finding["level"] == "ok"), "{told:?}");
+    assert!(
+        told.iter().any(|f| f["level"] == "warning" && f["what"].as_str().unwrap().contains("no gateway")),
+        "{told:?}"
+    );
+    // what the control socket serves is not to be had here, whoever asks
+    let ask = |uid: u32, command: &[&str]| {
+        let mut asked = Command::new(binary());
+        asked
+            .args(command)
+            .arg("--socket")
+            .arg(&socket)
+            .env_remove("ENFORCER_CONFIG")
+            .env_remove("ENFORCER_SOCKET");
+        let output = asked.uid(uid).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for command in [
+        &["terminate", "user", "alice"][..],
+        &["lock", "user", "alice"],
+        &["lift", "1"],
+        &["show", "sessions"],
+    ] {
+        for uid in [0, nobody] {
+            let (code, said) = ask(uid, command);
+            assert_eq!(code, Some(ERROR), "{command:?} as {uid}: {said}");
+        }
+    }
+    let revocations = scene.enforcer.cli(&["show", "revocations", "--json"]).code(DONE).json;
+    assert!(list(&revocations, "revocations").is_empty());
+    // a stranger is turned away also where the mode would let him in; and that it would is told
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(ask(STRANGER, &["show", "status"]).0, Some(ERROR));
+    assert!(scene.enforcer.log().contains("turned away"), "{}", scene.enforcer.log());
+    let told = web(&findings());
+    assert!(
+        told.iter().any(|f| f["level"] == "error" && f["what"].as_str().unwrap().contains("mode")),
+        "{told:?}"
+    );
+    drop(scene);
+
+    let plain = Scene::new("web-none", Era::Bookworm);
+    assert!(plain.enforcer.status()["web"].is_null());
+    assert!(web(&plain.enforcer.cli(&["check", "--json"]).json).is_empty());
+}
+
+/// A configuration that cannot be served is refused, with what is wrong and how to mend it.
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let mut scene = scene("web-refused");
+    scene.enforcer.stop();
+    let config = scene.enforcer.config();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let start = |text: String| {
+        std::fs::write(&config, text).unwrap();
+        scene.enforcer.fails_to_start().code(ERROR).stderr
+    };
+    let said = start(text.replace(&quoted(USER), "\"no-such-user\""));
+    assert!(said.contains("no-such-user") && said.contains("useradd"), "{said}");
+    // a folder in which others could put a file of theirs in the socket's place
+    let open = scene.lab.work().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let there = socket(&scene).display().to_string();
+    let said = start(text.replace(&there, &open.join("web").display().to_string()));
+    assert!(said.contains("can be written to by others"), "{said}");
+    std::fs::write(&config, text).unwrap();
+    scene.enforcer.start();
+}
