@@ -258,7 +258,7 @@ impl Registry {
             Event::WebEnd { request, which, cause } => self.web_end(request, which, cause, now, &mut out),
             Event::WebLearn { request, records } => self.web_learn(request, records, &mut out),
             Event::WebWatch { watch } => self.web_watch(watch, &mut out),
-            Event::WebWatchGone { watch } => self.web_watch_gone(watch, now),
+            Event::WebWatchGone { watch } => self.web_watch_gone(watch, now, &mut out),
             Event::WebAcknowledged { watch, closed, listed } => self.web_acknowledged(watch, closed, listed),
             Event::Tick => self.tick(now, &mut out),
         }

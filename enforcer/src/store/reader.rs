@@ -116,12 +116,16 @@ impl Reader {
     }
 }
 
-/// Whether it is a state of ours, of the version that these questions are made for.
+/// The version since which the tables that are asked here are as they are: so the gate of a new enforcer also reads what
+/// the daemon of an older one has left, before the new one has brought it up to date.
+const ASKED_SINCE: i64 = 1;
+
+/// Whether it is a state of ours, of a version that these questions are made for.
 fn known(db: &Connection, path: &Path) -> Result<(), ReadError> {
     let known = schema::version_of(schema::STEPS);
     let found = open::whose(db, path, known)?;
-    if found < known {
-        return Err(ReadError::Older { path: path.to_owned(), found, known });
+    if found < ASKED_SINCE {
+        return Err(ReadError::Older { path: path.to_owned(), found, known: ASKED_SINCE });
     }
     // also the log has to be readable, which is not asked for by the header alone
     db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(|error| reading(path, &error))

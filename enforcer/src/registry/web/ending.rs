@@ -259,8 +259,10 @@ impl Registry {
     }
 
     /// It does not hear us any more.
-    pub(in crate::registry) fn web_watch_gone(&mut self, watch: Watch, now: Now) {
+    pub(in crate::registry) fn web_watch_gone(&mut self, watch: Watch, now: Now, out: &mut Effects) {
         let Some(open) = self.web.watches.all.remove(&watch) else { return };
+        let text = "a web gateway is gone: it has to begin anew before it uses what it has kept";
+        out.push(Effect::Note { kind: "web", text: text.into() });
         let until = now.mono + EXPECTED_FOR;
         self.web.watches.expected_until = Some(until);
         for (key, _) in open.into_values() {
