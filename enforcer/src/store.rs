@@ -47,7 +47,7 @@ pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};
 
 pub use crate::session::Write;
-use crate::session::{Record, SessionRecord, WebRecord};
+use crate::session::{Record, SessionRecord, WebLearned, WebRecord};
 
 /// Where the state is, and the bounds of the audit log. Both are checked whenever a line is added, by the newest
 /// line's own time.
@@ -80,7 +80,7 @@ pub struct Loaded {
     /// In the order of their keys.
     pub web: Vec<WebRecord>,
     /// What the web gateway has to know, in the order of the keys.
-    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
+    pub learned: Vec<WebLearned>,
     /// Why nothing can be written at present, for people. The writer tries again with every batch.
     pub unwritable: Option<String>,
     /// Whether the database was made just now.

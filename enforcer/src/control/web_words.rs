@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::api;
 use super::target::check_name;
-use crate::session::{DEFAULT_REALM, WebDigest, WebKey, WebTokenRecord};
+use crate::session::{DEFAULT_REALM, WebDigest, WebKey, WebLearned, WebTokenRecord};
 
 /// In bytes.
 pub const MAX_WRAPPED: usize = 512;
@@ -129,7 +129,7 @@ pub fn read_closed(request: &api::WebAcknowledged) -> Result<Vec<(WebKey, u64)>,
 }
 
 /// What the gateway has to know: keys and values.
-pub fn read_learned(request: api::WebLearned) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Status> {
+pub fn read_learned(request: api::WebLearned) -> Result<Vec<WebLearned>, Status> {
     check_count(request.records.len(), MAX_RECORDS)?;
     let read = |record: api::WebRecord| {
         let (key, value) = (record.key, record.value);
@@ -222,5 +222,45 @@ mod tests {
         };
         assert!(seen(4_096).is_ok() && seen(4_097).is_err());
         assert!(read_which(&api::WebEnd { which: None, cause: 0 }).is_err());
+    }
+
+    proptest::proptest! {
+        /// R7: whatever comes, what is taken is bounded, and an error shows little of it.
+        #[test]
+        fn r7_no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            use prost::Message as _;
+            let told = |status: Status| assert!(status.message().len() < 1_000, "{}", status.message());
+            if let Ok(request) = api::WebCreate::decode(bytes.as_slice()) {
+                match read_create(request, &[DEFAULT_REALM.to_owned()]) {
+                    Ok(read) => assert!(read.agent.len() <= MAX_AGENT && read.token.wrapped.len() <= MAX_WRAPPED),
+                    Err(status) => told(status),
+                }
+            }
+            if let Ok(request) = api::WebSeen::decode(bytes.as_slice()) {
+                read_seen(&request).map(drop).unwrap_or_else(told);
+            }
+            if let Ok(request) = api::WebAcknowledged::decode(bytes.as_slice()) {
+                read_closed(&request).map(drop).unwrap_or_else(told);
+            }
+            if let Ok(request) = api::WebEnd::decode(bytes.as_slice()) {
+                read_which(&request).map(drop).unwrap_or_else(told);
+            }
+            if let Ok(request) = api::WebLearned::decode(bytes.as_slice()) {
+                read_learned(request).map(drop).unwrap_or_else(told);
+            }
+        }
+
+        #[test]
+        fn r7_a_session_of_any_words_is_read_or_refused(
+            words in proptest::collection::vec(".{0,300}", 4), times in proptest::array::uniform2(0..100_000_000_u64),
+        ) {
+            let [user, host, peer, agent] = <[String; 4]>::try_from(words).unwrap();
+            let [idle_seconds, for_seconds] = times;
+            let request = api::WebCreate { user, host, peer, agent, idle_seconds, for_seconds, ..create() };
+            if let Ok(read) = read_create(request, &[DEFAULT_REALM.to_owned()]) {
+                assert!(read.agent.len() <= MAX_AGENT && read.peer.len() <= MAX_PEER && read.token.host.len() <= MAX_HOST);
+                assert!(![read.agent, read.peer, read.token.host].iter().any(|word| word.chars().any(char::is_control)));
+            }
+        }
     }
 }

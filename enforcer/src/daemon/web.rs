@@ -88,7 +88,7 @@ impl Daemon {
                 self.handle(make(request));
             }
             Ok(Asked::Told(event)) => {
-                self.handle(event);
+                self.handle(*event);
                 let _ = reply.send(Ok(Reply::Web(WebReply::Done)));
             }
             Ok(Asked::Answered(answer)) => {
@@ -132,7 +132,9 @@ impl Daemon {
             WebRequest::Check(api::WebToken { digest }) => {
                 Asked::Answered(self.web_alive(&web_words::read_digest(&digest)?)?)
             }
-            WebRequest::Seen(seen) => Asked::Told(Event::WebSeen { uses: web_words::read_seen(&seen)? }),
+            WebRequest::Seen(seen) => {
+                Asked::Told(Box::new(Event::WebSeen { uses: web_words::read_seen(&seen)? }))
+            }
             WebRequest::End(end) => {
                 let (which, cause) = (web_words::read_which(&end)?, cause_of(end.cause())?);
                 Asked::event(move |request| Event::WebEnd { request, which, cause })
@@ -147,11 +149,11 @@ impl Daemon {
                 Asked::Answered(WebReply::Learned(api::WebLearned { records }))
             }
             WebRequest::Watch => Asked::Watch,
-            WebRequest::Acknowledge(acknowledged) => Asked::Told(Event::WebAcknowledged {
+            WebRequest::Acknowledge(acknowledged) => Asked::Told(Box::new(Event::WebAcknowledged {
                 closed: web_words::read_closed(&acknowledged)?,
                 watch: acknowledged.watch,
                 listed: acknowledged.listed,
-            }),
+            })),
         })
     }
 
@@ -292,7 +294,7 @@ enum Asked {
     /// The registry answers.
     Event(Box<dyn FnOnce(Request) -> Event>),
     /// There is no more to be said.
-    Told(Event),
+    Told(Box<Event>),
     Answered(WebReply),
     Watch,
 }

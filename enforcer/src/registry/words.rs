@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::session::{
     Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
-    Token, WebDigest, WebKey, WebRecord, WebTokenRecord,
+    Token, WebDigest, WebKey, WebLearned, WebRecord, WebTokenRecord,
 };
 
 use super::durable::Ticket;
@@ -102,7 +102,7 @@ pub struct Left {
     pub rebooted: bool,
     pub web: Vec<WebRecord>,
     /// What the web gateway has to know: keys and values.
-    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
+    pub learned: Vec<WebLearned>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,7 +267,7 @@ pub enum Event {
     },
     WebLearn {
         request: Request,
-        records: Vec<(Vec<u8>, Vec<u8>)>,
+        records: Vec<WebLearned>,
     },
     /// A gateway wants to be told of ends.
     WebWatch {

@@ -120,6 +120,9 @@ pub struct WebRecord {
     pub tokens: Vec<WebTokenRecord>,
 }
 
+/// What the web gateway has to know for ever: a key and its value, the gateway's own bytes.
+pub type WebLearned = (Vec<u8>, Vec<u8>);
+
 /// A token of a web session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebTokenRecord {

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::row::{BadRow, record_of, session_of};
 use super::trouble::{bad_row, reading};
 use super::{OpenError, tables, web};
-use crate::session::{Guard, Record, SessionRecord, WebRecord};
+use crate::session::{Guard, Record, SessionRecord, WebLearned, WebRecord};
 
 /// The table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) struct Everything {
     pub lifted: Vec<u64>,
     pub sessions: Vec<SessionRecord>,
     pub web: Vec<WebRecord>,
-    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
+    pub learned: Vec<WebLearned>,
 }
 
 /// SQLite's own look at the file: the shape of every page, every row, every index.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row};
 use super::row::bare_record_of;
 use super::trouble::reading;
 use super::{ReadError, connect, load, tables, wal, web};
-use crate::session::Record;
+use crate::session::{Record, WebLearned};
 
 /// How many times a broken place is stepped over in one table, at most.
 const STEPS: u32 = 100_000;
@@ -24,7 +24,7 @@ pub struct Salvaged {
     /// Numbers that were lifted, rising. None of `records` is among them.
     pub lifted: Vec<u64>,
     /// What the web gateway has to know: keys and values.
-    pub learned: Vec<(Vec<u8>, Vec<u8>)>,
+    pub learned: Vec<WebLearned>,
     /// Rows that were seen and could not be understood, and places where an unknown count of rows could not be read.
     pub skipped: u64,
     /// For people: what was skipped, at most 100 lines.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, params};
 use super::row::{BadRow, Sum, bytes_of, hex, integer, natural, odd, text};
 use super::trouble::{bad_row, reading};
 use super::{OpenError, schema};
-use crate::session::{WebDigest, WebKey, WebRecord, WebTokenRecord};
+use crate::session::{WebDigest, WebKey, WebLearned, WebRecord, WebTokenRecord};
 
 /// The longest key, value and wrapped secret, in bytes.
 const MAX_BYTES: usize = 4_096;
@@ -243,10 +243,7 @@ fn tokens(db: &Connection, path: &Path) -> Result<BTreeMap<String, Vec<WebTokenR
     Ok(tokens)
 }
 
-/// A record of the gateway: key and value.
-type Learned = (Vec<u8>, Vec<u8>);
-
-fn learned_of(key: &str, value: &str, sum: i64) -> Result<Learned, BadRow> {
+fn learned_of(key: &str, value: &str, sum: i64) -> Result<WebLearned, BadRow> {
     if sum != learned_sum(key, value) {
         return Err(BadRow::Sum);
     }
@@ -257,7 +254,7 @@ fn learned_of(key: &str, value: &str, sum: i64) -> Result<Learned, BadRow> {
 }
 
 /// All that the gateway has to know, in the order of the keys.
-pub(super) fn learned(db: &Connection, path: &Path) -> Result<Vec<Learned>, OpenError> {
+pub(super) fn learned(db: &Connection, path: &Path) -> Result<Vec<WebLearned>, OpenError> {
     let mut all = Vec::new();
     each_learned(db, |read| {
         all.push(read.map_err(|why| bad_row(path, "web_learned", "of the web gateway", &why))?);
@@ -270,7 +267,7 @@ pub(super) fn learned(db: &Connection, path: &Path) -> Result<Vec<Learned>, Open
 /// Each of its rows, until one of them could not be taken.
 fn each_learned<E>(
     db: &Connection,
-    mut take: impl FnMut(Result<Learned, BadRow>) -> Result<(), E>,
+    mut take: impl FnMut(Result<WebLearned, BadRow>) -> Result<(), E>,
 ) -> rusqlite::Result<Result<(), E>> {
     let mut all = db.prepare(LEARNED)?;
     let mut all = all.query([])?;
@@ -284,7 +281,7 @@ fn each_learned<E>(
 }
 
 /// What can be read of it in a broken database, and what is to be said of the rest.
-pub(super) fn salvage_learned(db: &Connection) -> (Vec<Learned>, Vec<String>) {
+pub(super) fn salvage_learned(db: &Connection) -> (Vec<WebLearned>, Vec<String>) {
     let (mut all, mut notes) = (Vec::new(), Vec::new());
     // of before there was such a table
     if schema::version(db).is_ok_and(|version| version < 2) {

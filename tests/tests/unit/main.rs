@@ -47,11 +47,11 @@ impl Drop for Root {
     }
 }
 
-/// systemd reads every line of the unit without a complaint, with and without the drop-in for containers.
+/// systemd reads every line of the unit without a complaint, with and without each drop-in.
 #[test]
 fn systemd_takes_the_unit() {
-    for drop_ins in [&[] as &[&str], &["containers.conf"]] {
-        let root = Root::new(if drop_ins.is_empty() { "plain" } else { "containers" }, drop_ins);
+    for drop_ins in [&[] as &[&str], &["containers.conf"], &["web.conf"]] {
+        let root = Root::new(drop_ins.first().unwrap_or(&"plain"), drop_ins);
         // from a path, the installed units of this host are beside it: ocserv.service, network-pre.target
         let unit = fs::read_to_string(root.unit()).unwrap();
         let program = root.0.join("usr/sbin/enforcer");
@@ -68,7 +68,9 @@ fn systemd_takes_the_unit() {
 /// The exposure that `systemd-analyze security` sees, in tenths: no more than was reached.
 #[test]
 fn the_unit_stays_hardened() {
-    for (name, drop_ins, threshold) in [("hard", &[] as &[&str], 26), ("less", &["containers.conf"], 29)] {
+    for (name, drop_ins, threshold) in
+        [("hard", &[] as &[&str], 26), ("less", &["containers.conf"], 29), ("web", &["web.conf"], 27)]
+    {
         let root = Root::new(name, drop_ins);
         let threshold = format!("--threshold={threshold}");
         let mut security =
@@ -169,4 +171,31 @@ fn r5_the_unit_keeps_the_drops_in_force() {
         assert!(!denied.iter().any(|word| line.contains(word)), "{line}");
     }
     assert!(journal.contains("ready"), "{journal}");
+}
+
+/// The drop-in for a web gateway: its socket is there, its user's alone, in a folder that he can pass through; also after a
+/// restart. Its twin: without the drop-in the daemon says what it cannot do.
+#[test]
+fn the_web_gateways_socket_under_the_unit() {
+    let drop_in = fs::read_to_string(units().join("web.conf")).unwrap();
+    let setup = |drop_in: &str| {
+        format!(
+            "mkdir -p /etc/systemd/system/enforcer.service.d\n\
+             cat > /etc/systemd/system/enforcer.service.d/web.conf <<'END'\n{drop_in}\nEND\n\
+             printf '[kernel]\\nouter = []\\ninner = []\\n[web]\\nuser = \"nobody\"\\n' > /etc/enforcer/enforcer.toml\n"
+        )
+    };
+    let booted = Booted::start("web", &binary(), &units().join("enforcer.service"), &setup(&drop_in));
+    for _ in 0..2 {
+        booted.until("SubState", |state| state == "running");
+        let about =
+            booted.run("stat", &["--format", "%U %a %F", "/run/enforcer-web/web.sock", "/run/enforcer-web"]);
+        assert_eq!(about.stdout, "nobody 600 socket\nroot 711 directory\n", "{}", booted.journal());
+        let check = booted.run("enforcer", &["check"]).stdout;
+        assert!(check.contains("web: /run/enforcer-web/web.sock is there"), "{check}");
+        assert_eq!(booted.run("systemctl", &["restart", "enforcer.service"]).code, 0);
+    }
+    drop(booted);
+    let booted = Booted::start("none", &binary(), &units().join("enforcer.service"), &setup(""));
+    eventually("it says why", BOUND, || booted.journal().contains("/run/enforcer-web").then_some(()));
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{WebKey, WebRecord, Write};
+use crate::session::{WebKey, WebLearned, WebRecord, Write};
 
 use super::super::durable::{Of, Ticket};
 use super::super::{Effect, Effects, Now, Registry, Request};
@@ -52,7 +52,7 @@ impl Keeping {
     }
 
     /// Why it cannot be kept.
-    fn refusal(&self, records: &[(Vec<u8>, Vec<u8>)]) -> Option<String> {
+    fn refusal(&self, records: &[WebLearned]) -> Option<String> {
         let new: BTreeMap<&[u8], &[u8]> =
             records.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
         let more = new.keys().filter(|key| !self.learned.contains_key(**key)).count();
@@ -98,7 +98,7 @@ impl Registry {
     pub(in crate::registry) fn restore_web(
         &mut self,
         records: Vec<WebRecord>,
-        learned: Vec<(Vec<u8>, Vec<u8>)>,
+        learned: Vec<WebLearned>,
         wall: u64,
         now: Now,
     ) {
@@ -224,7 +224,7 @@ impl Registry {
     pub(in crate::registry) fn web_learn(
         &mut self,
         request: Request,
-        records: Vec<(Vec<u8>, Vec<u8>)>,
+        records: Vec<WebLearned>,
         out: &mut Effects,
     ) {
         let keeping = &mut self.web.keeping;
@@ -283,7 +283,7 @@ impl Registry {
     }
 
     /// Up to `most` records after this key, in the order of their keys.
-    pub fn web_learned(&self, after: Option<&[u8]>, most: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn web_learned(&self, after: Option<&[u8]>, most: usize) -> Vec<WebLearned> {
         let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         let rest = self.web.keeping.learned.range::<[u8], _>((from, std::ops::Bound::Unbounded));
         rest.take(most).map(|(key, value)| (key.clone(), value.clone())).collect()
