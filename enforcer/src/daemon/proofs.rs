@@ -10,8 +10,8 @@ use super::checks::finding;
 /// Of how many interfaces it is told what is wrong.
 const MAX_TOLD: usize = 100;
 
-const ATTACH_ANEW: &str = "look at who did that (bpftool link, tc filter); restart the daemon, and it attaches anew: what \
-                           is revoked stays so meanwhile";
+const ATTACH_ANEW: &str = "look at who did that (bpftool link, tc filter). The daemon looks every 5 s and attaches anew; \
+                           where this stays, restart it: what is revoked stays so meanwhile";
 
 impl Daemon {
     /// Shows a probe to every attached program. It takes entries into the kernel for a moment, so the loop does it.
