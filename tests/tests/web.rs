@@ -12,7 +12,7 @@ use std::time::Duration;
 use enforcer::session::{WebDigest, WebKey};
 use enforcer::web::link::{Cause, Link, LinkError, NewSession, OnEnd, Record, Session, Settings};
 use enforcer_tests::Era;
-use enforcer_tests::enforcer::{Answer, DONE, ERROR, NOTHING_MATCHED, PARTIAL, binary, quoted};
+use enforcer_tests::enforcer::{Answer, Config, DONE, ERROR, NOTHING_MATCHED, PARTIAL, binary, quoted};
 use enforcer_tests::process::eventually;
 use enforcer_tests::receipt::list;
 use enforcer_tests::scene::Scene;
@@ -29,13 +29,17 @@ fn socket(scene: &Scene) -> PathBuf {
 }
 
 fn scene(name: &str) -> Scene {
+    scene_with(name, |config| config)
+}
+
+fn scene_with(name: &str, change: impl FnOnce(Config) -> Config) -> Scene {
     Scene::with(
         name,
         Era::Bookworm,
         |ocserv| ocserv,
         |config| {
             let socket = format!("/tmp/enforcer-lab-{name}-{}/w/web", std::process::id());
-            config.set("web", "socket", &quoted(&socket)).set("web", "user", &quoted(USER))
+            change(config.set("web", "socket", &quoted(&socket)).set("web", "user", &quoted(USER)))
         },
     )
 }
@@ -44,10 +48,24 @@ fn digest(byte: u8) -> WebDigest {
     WebDigest::from_bytes([byte; 32])
 }
 
+fn new_session(user: &str, digest: WebDigest, wrapped: Vec<u8>, agent: &str) -> NewSession {
+    NewSession {
+        user: user.into(),
+        realm: String::new(),
+        host: "app.example".into(),
+        digest,
+        wrapped,
+        peer: "192.0.2.7".into(),
+        agent: agent.into(),
+        idle: Duration::from_secs(600),
+        lasts: Duration::from_secs(3_600),
+    }
+}
+
 /// A gateway: its link, and which sessions it was told to end.
 struct Gateway {
     runtime: Runtime,
-    link: Option<Link>,
+    link: Option<Arc<Link>>,
     ended: Arc<Mutex<BTreeMap<WebKey, Cause>>>,
 }
 
@@ -74,7 +92,7 @@ impl Gateway {
                 on_end,
             )
         };
-        let gateway = Self { runtime, link: Some(link), ended };
+        let gateway = Self { runtime, link: Some(Arc::new(link)), ended };
         gateway.connected();
         gateway
     }
@@ -90,17 +108,7 @@ impl Gateway {
     }
 
     fn login(&self, user: &str, byte: u8) -> Result<Arc<Session>, LinkError> {
-        let new = NewSession {
-            user: user.into(),
-            realm: String::new(),
-            host: "app.example".into(),
-            digest: digest(byte),
-            wrapped: vec![byte; 60],
-            peer: "192.0.2.7".into(),
-            agent: "a browser".into(),
-            idle: Duration::from_secs(600),
-            lasts: Duration::from_secs(3_600),
-        };
+        let new = new_session(user, digest(byte), vec![byte; 60], "a browser");
         self.runtime.block_on(self.link().create(new))
     }
 
@@ -297,6 +305,54 @@ fn r6_a_gateway_that_hangs() {
     let answer = scene.enforcer.cli(&["terminate", "user", "bob", "--json"]).code(DONE);
     assert_eq!(layer(&answer, "web")["guarded"], 1, "{}", answer.stdout);
     assert!(shown(&scene).is_empty());
+}
+
+/// R7, R5: so many sessions that no ordinary message holds a list of them: all are listed, and taken over after kill -9;
+/// one person's end is that person's alone. And at the bound nobody else gets in.
+#[test]
+fn r7_r5_many_sessions() {
+    const MANY: u32 = 20_000;
+    let mut scene = scene_with("web-many", |config| config.set("web", "max-sessions", &MANY.to_string()));
+    let gateway = Gateway::start(&scene);
+    let token = |number: u32| {
+        let mut bytes = [7; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        WebDigest::from_bytes(bytes)
+    };
+    let agent = "x".repeat(250);
+    let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let tasks: Vec<_> = (0..32)
+        .map(|_| {
+            let (link, next, agent) =
+                (Arc::clone(gateway.link.as_ref().unwrap()), Arc::clone(&next), agent.clone());
+            gateway.runtime.spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if number >= MANY {
+                        return;
+                    }
+                    let user = format!("user{}", number / 10);
+                    link.create(new_session(&user, token(number), vec![1; 60], &agent)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    tasks.into_iter().for_each(|task| gateway.runtime.block_on(task).unwrap());
+    assert!(matches!(gateway.login("one-more", 1), Err(LinkError::Full(_))));
+    assert_eq!(shown(&scene).len(), 20_000);
+    let check = scene.enforcer.cli(&["check"]).stdout;
+    assert!(check.contains("20000 of 20000 sessions"), "{check}");
+    let answer = scene.enforcer.revoke("user777");
+    assert_eq!(layer(&answer, "web")["done"], 10);
+    scene.enforcer.kill();
+    scene.enforcer.start();
+    gateway.connected();
+    let left = shown(&scene);
+    assert_eq!(left.len(), 19_990);
+    assert!(left.values().all(|session| session["user"] != "user777"));
+    let is_alive = |number| gateway.runtime.block_on(gateway.link().check(&token(number))).unwrap().is_some();
+    assert!(is_alive(7_769) && !is_alive(7_770) && !is_alive(7_779) && is_alive(7_780));
+    gateway.login("one-more", 1).unwrap();
 }
 
 /// The gateway's socket is its user's alone, and serves nothing but web sessions; `check` looks at it. Where [web] is not

@@ -33,8 +33,12 @@ async fn channel(socket: &Path) -> std::io::Result<Channel> {
         .map_err(std::io::Error::other)
 }
 
+/// Every session that there can be comes in one message: 262,144 of ocserv's and a million of the web gateway's at the
+/// most, each of some hundred bytes. It is our own daemon that sends it.
+const MAX_MESSAGE: usize = 1_024 * 1_024 * 1_024;
+
 pub async fn connect_control(socket: &Path) -> std::io::Result<ControlClient> {
-    Ok(ControlClient::new(channel(socket).await?))
+    Ok(ControlClient::new(channel(socket).await?).max_decoding_message_size(MAX_MESSAGE))
 }
 
 pub async fn connect_gate(socket: &Path) -> std::io::Result<GateClient> {

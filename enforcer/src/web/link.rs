@@ -190,7 +190,7 @@ impl Link {
         let which = api::web_end::Which::Digest(digest.as_bytes().to_vec());
         let ended = self.end_by(which, cause).await;
         if !matches!(ended, Err(LinkError::Unavailable(_))) {
-            self.shared.cache_mut().forget_token(digest);
+            self.shared.cache_mut().over_by(digest);
         }
         ended
     }
@@ -199,7 +199,7 @@ impl Link {
     pub async fn end_key(&self, key: &WebKey, cause: Cause) -> Result<(), LinkError> {
         let ended = self.end_by(api::web_end::Which::Key(key.as_bytes().to_vec()), cause).await;
         if !matches!(ended, Err(LinkError::Unavailable(_))) {
-            self.shared.cache_mut().forget(key);
+            self.shared.cache_mut().over(key);
         }
         ended
     }

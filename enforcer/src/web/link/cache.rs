@@ -34,6 +34,8 @@ pub(super) struct Entry {
 struct Known {
     tokens: Vec<WebDigest>,
     usage: Arc<Usage>,
+    /// The daemon has said so, and the stream has not yet: what ends it here waits for that, or for the next list.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Cache {
     }
 
     pub fn knows(&self, key: &WebKey) -> bool {
-        self.known.contains_key(key)
+        self.known.get(key).is_some_and(|known| !known.over)
     }
 
     /// From memory, where that may be used.
@@ -87,6 +89,9 @@ impl Cache {
             return Kept::Full;
         }
         let known = self.known.entry(session.key).or_default();
+        if known.over {
+            return Kept::Old;
+        }
         let entry = Arc::new(Entry { usage: Arc::clone(&known.usage), session: Arc::new(session) });
         if self.heard.is_some() {
             if !known.tokens.contains(&digest) {
@@ -129,15 +134,25 @@ impl Cache {
         self.epoch += 1;
     }
 
-    pub fn forget(&mut self, key: &WebKey) {
+    fn forget(&mut self, key: &WebKey) {
         for digest in self.known.remove(key).unwrap_or_default().tokens {
             self.tokens.remove(&digest);
         }
     }
 
-    pub fn forget_token(&mut self, digest: &WebDigest) {
+    /// The daemon says that it is over, before the stream does.
+    pub fn over(&mut self, key: &WebKey) {
+        let Some(known) = self.known.get_mut(key) else { return };
+        known.over = true;
+        for digest in std::mem::take(&mut known.tokens) {
+            self.tokens.remove(&digest);
+        }
+    }
+
+    /// The same of the session that this is a token of.
+    pub fn over_by(&mut self, digest: &WebDigest) {
         if let Some(key) = self.tokens.get(digest).map(|entry| entry.session.key) {
-            self.forget(&key);
+            self.over(&key);
         }
     }
 }
@@ -258,8 +273,22 @@ mod tests {
         let mut test = Test::whole(0);
         assert!(test.keep(1, at(0)) && test.keep(2, at(0)) && test.keep(3, at(0)));
         assert!(!test.keep(4, at(0)) && test.keep(3, at(0)) && test.has(1));
-        test.cache.forget_token(&digest(1));
-        assert!(test.keep(4, at(0)) && !test.has(1));
+        assert!(test.cache.ended(&key(1), 1));
+        assert!(test.keep(4, at(1)) && !test.has(1));
         assert_eq!((test.cache.tokens.len(), test.cache.known.len()), (3, 3));
+    }
+
+    /// R2: a logout of the gateway's own is in force at once; what ends its connections hears of it from the stream, or
+    /// from the next list if that breaks before.
+    #[test]
+    fn r2_what_the_gateway_has_ended_itself_is_over_at_once_and_is_still_ended_here() {
+        let mut test = Test::whole(0);
+        assert!(test.keep(1, at(0)) && test.keep(2, at(0)));
+        test.cache.over_by(&digest(1));
+        assert!(!test.has(1) && !test.cache.knows(&key(1)) && test.has(2) && test.cache.knows(&key(2)));
+        assert!(!test.keep(1, at(0)), "an answer of before it");
+        test.cache.broke(test.now);
+        assert_eq!(test.cache.listed(&HashSet::from([key(2)]), at(1)), [key(1)]);
+        assert!(test.cache.known.contains_key(&key(2)) && test.cache.known.len() == 1);
     }
 }
