@@ -196,10 +196,16 @@ impl Registry {
             return Err(WebAnswer::Taken);
         }
         let most = self.rules.most_web_sessions;
-        // of those that are over the disk may have to be told, and does not take it
-        if web.sessions.len() >= most || web.gone.len() >= most.max(1_000) {
+        if web.sessions.len() >= most {
             return Err(WebAnswer::Full(format!(
                 "there are {most} web sessions already: [web] max-sessions in the configuration"
+            )));
+        }
+        // the disk does not take it, or gateways do not
+        if web.gone.len() >= most.max(1_000) {
+            let gone = web.gone.len();
+            return Err(WebAnswer::Full(format!(
+                "of {gone} web sessions that are over the disk, or a gateway, has not heard yet"
             )));
         }
         if web.people.get(identity).is_some_and(|keys| keys.len() >= MAX_OF_ONE) {

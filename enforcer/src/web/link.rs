@@ -16,7 +16,8 @@
 //!
 //! [`Link::start`] takes a function that ends what the gateway has of a session: it closes its sockets, and says how many.
 //! It is called for each end, also of sessions that were never seen here, and what it says is acknowledged. It has
-//! [`END_WITHIN`]; if it takes longer nothing is acknowledged, and the daemon lets go of this gateway.
+//! [`END_WITHIN`]; if it takes longer nothing is acknowledged, the daemon lets go of this gateway, and it is called once
+//! more when the stream begins anew. The session is out of memory before it is called.
 //!
 //! A request that was let in a moment before the end, and registers its socket a moment after it, would escape. So:
 //! **register first, then ask [`Link::is_alive`], and go on only then.**

@@ -34,7 +34,8 @@ pub(super) struct Entry {
 struct Known {
     tokens: Vec<WebDigest>,
     usage: Arc<Usage>,
-    /// The daemon has said so, and the stream has not yet: what ends it here waits for that, or for the next list.
+    /// Its end is known, and it was not said yet that all of it is closed here: if that does not come to pass, the next
+    /// list asks for it once more.
     over: bool,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct Cache {
     /// Which whole or broken stream this is: an answer that was asked for in another one is old.
     epoch: u64,
     tokens: HashMap<WebDigest, Arc<Entry>>,
-    /// Every session that was said here to be alive, and whose end was not heard.
+    /// Every session that was said here to be alive, until it is over and closed.
     known: HashMap<WebKey, Known>,
     most: usize,
 }
@@ -102,11 +103,11 @@ impl Cache {
         Kept::Fresh(entry)
     }
 
-    /// The stream is whole, and began with this. The sessions that are not in it are forgotten; these.
+    /// The stream is whole, and began with this. What is not in it is over, and to be closed: these.
     pub fn listed(&mut self, alive: &HashSet<WebKey>, moment: Moment) -> Vec<WebKey> {
         let gone: Vec<WebKey> = self.known.keys().filter(|key| !alive.contains(key)).copied().collect();
         for key in &gone {
-            self.forget(key);
+            self.over(key);
         }
         self.heard = Some(moment);
         self.broken = None;
@@ -117,7 +118,7 @@ impl Cache {
     /// An end was heard. False: one before it was not, and nothing is whole any more.
     #[must_use]
     pub fn ended(&mut self, key: &WebKey, ends: u64) -> bool {
-        self.forget(key);
+        self.over(key);
         match &mut self.heard {
             Some(heard) if heard.ends.checked_add(1) == Some(ends) => {
                 heard.ends = ends;
@@ -134,13 +135,16 @@ impl Cache {
         self.epoch += 1;
     }
 
-    fn forget(&mut self, key: &WebKey) {
-        for digest in self.known.remove(key).unwrap_or_default().tokens {
-            self.tokens.remove(&digest);
+    /// What the gateway had of these is closed.
+    pub fn closed<'k>(&mut self, keys: impl Iterator<Item = &'k WebKey>) {
+        for key in keys {
+            if self.known.get(key).is_some_and(|known| known.over) {
+                self.known.remove(key);
+            }
         }
     }
 
-    /// The daemon says that it is over, before the stream does.
+    /// It is over: also said by the daemon before the stream does.
     pub fn over(&mut self, key: &WebKey) {
         let Some(known) = self.known.get_mut(key) else { return };
         known.over = true;
@@ -274,7 +278,9 @@ mod tests {
         assert!(test.keep(1, at(0)) && test.keep(2, at(0)) && test.keep(3, at(0)));
         assert!(!test.keep(4, at(0)) && test.keep(3, at(0)) && test.has(1));
         assert!(test.cache.ended(&key(1), 1));
-        assert!(test.keep(4, at(1)) && !test.has(1));
+        assert!(!test.keep(4, at(1)), "it may not be closed yet");
+        test.cache.closed([key(1), key(2)].iter());
+        assert!(test.keep(4, at(1)) && !test.has(1) && test.has(2));
         assert_eq!((test.cache.tokens.len(), test.cache.known.len()), (3, 3));
     }
 
@@ -289,6 +295,11 @@ mod tests {
         assert!(!test.keep(1, at(0)), "an answer of before it");
         test.cache.broke(test.now);
         assert_eq!(test.cache.listed(&HashSet::from([key(2)]), at(1)), [key(1)]);
-        assert!(test.cache.known.contains_key(&key(2)) && test.cache.known.len() == 1);
+        // and if it could not be closed, by the one after that
+        test.cache.broke(test.now);
+        assert_eq!(test.cache.listed(&HashSet::from([key(2)]), at(1)), [key(1)]);
+        test.cache.closed([key(1)].iter());
+        test.cache.broke(test.now);
+        assert_eq!(test.cache.listed(&HashSet::from([key(2)]), at(1)), []);
     }
 }

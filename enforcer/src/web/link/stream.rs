@@ -163,6 +163,7 @@ async fn acknowledge(
     let mut closed: Vec<api::WebClosed> = Vec::new();
     let all = first.len();
     closed.extend(first.into_iter().flatten());
+    forget(&shared, &closed);
     // nothing is called gone through that was not
     let is_all = closed.len() == all;
     let mut parts: Vec<Vec<api::WebClosed>> = closed.chunks(ACKNOWLEDGED).map(<[_]>::to_vec).collect();
@@ -178,11 +179,17 @@ async fn acknowledge(
     let mut later =
         UnboundedReceiverStream::new(told).map(end).buffer_unordered(AT_ONCE).ready_chunks(ACKNOWLEDGED);
     while let Some(some) = later.next().await {
-        let closed = some.into_iter().flatten().collect();
+        let closed: Vec<api::WebClosed> = some.into_iter().flatten().collect();
+        forget(&shared, &closed);
         if !say(&shared, &mut client, api::WebAcknowledged { watch, closed, listed: false }).await {
             return;
         }
     }
+}
+
+fn forget(shared: &Shared, closed: &[api::WebClosed]) {
+    let keys: Vec<WebKey> = closed.iter().filter_map(|closed| read(&closed.key).ok()).collect();
+    shared.cache_mut().closed(keys.iter());
 }
 
 async fn say(shared: &Shared, client: &mut WebClient, said: api::WebAcknowledged) -> bool {
