@@ -292,7 +292,7 @@ impl Registry {
             let Some(gone) = self.web.gone.get_mut(&key) else { continue };
             // of one that is over since before it came it was told by its list
             let was_told = open.remove(&gone.end).is_some();
-            if was_told || (listed && gone.waits.contains(&NEXT)) {
+            if was_told || gone.waits.contains(&NEXT) {
                 gone.ending.sockets += sockets;
                 gone.done = true;
                 gone.waits.remove(&watch);

@@ -33,8 +33,9 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             Ok(never) => match never {},
             Err(why) => why,
         };
-        let was_whole = shared.whole.send_replace(false);
+        // memory first: nobody may be answered from it who was told that the stream is broken
         shared.cache_mut().broke(Instant::now());
+        let was_whole = shared.whole.send_replace(false);
         if was_whole {
             tracing::warn!("the enforcer's daemon tells of ends no more: {why}; nobody new is let in");
             if began.elapsed() > *BACKOFF.end() {
@@ -59,10 +60,7 @@ async fn once(shared: &Arc<Shared>) -> Result<std::convert::Infallible, String> 
     let stream = tokio::time::timeout(bound, client.watch(api::WebWatch {})).await.map_err(late)?;
     let mut stream = stream.map_err(|status| status.message().to_owned())?.into_inner();
     let (alive, watch, moment) = list(&mut stream, bound).await?;
-    let missed = {
-        let mut cache = shared.cache_mut();
-        cache.listed(&alive, moment)
-    };
+    let missed = shared.cache_mut().listed(&alive, moment);
     drop(alive);
     shared.whole.send_replace(true);
     tracing::info!("the enforcer's daemon tells of ends");
@@ -144,55 +142,64 @@ async fn acknowledge(
     missed: Vec<WebKey>,
     told: mpsc::UnboundedReceiver<(WebKey, Cause)>,
 ) {
-    let end = |(key, cause): (WebKey, Cause)| {
-        let on_end = (shared.on_end)(key, cause);
-        async move {
-            let sockets = tokio::time::timeout(END_WITHIN, on_end).await;
-            // one that hangs is not acknowledged
-            sockets.map_or_else(
-                |_| {
-                    tracing::error!(%key, "the connections of a session that is over could not be closed in time");
-                    None
-                },
-                |sockets| Some(api::WebClosed { key: key.as_bytes().to_vec(), sockets }),
-            )
-        }
-    };
-    let first = futures::stream::iter(missed.into_iter().map(|key| (key, Cause::Missed)));
-    let first: Vec<Option<api::WebClosed>> = first.map(end).buffer_unordered(AT_ONCE).collect().await;
-    let mut closed: Vec<api::WebClosed> = Vec::new();
-    let all = first.len();
-    closed.extend(first.into_iter().flatten());
-    forget(&shared, &closed);
-    // nothing is called gone through that was not
-    let is_all = closed.len() == all;
-    let mut parts: Vec<Vec<api::WebClosed>> = closed.chunks(ACKNOWLEDGED).map(<[_]>::to_vec).collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        if !say(&shared, &mut client, api::WebAcknowledged { watch, closed: part, listed: false }).await {
-            return;
-        }
-    }
-    if !say(&shared, &mut client, api::WebAcknowledged { watch, closed: last, listed: is_all }).await {
+    let mut listing = Listing { left: missed.len(), all: true };
+    if missed.is_empty() && !say(&shared, &mut client, watch, Vec::new(), true).await {
         return;
     }
-    let mut later =
-        UnboundedReceiverStream::new(told).map(end).buffer_unordered(AT_ONCE).ready_chunks(ACKNOWLEDGED);
-    while let Some(some) = later.next().await {
-        let closed: Vec<api::WebClosed> = some.into_iter().flatten().collect();
-        forget(&shared, &closed);
-        if !say(&shared, &mut client, api::WebAcknowledged { watch, closed, listed: false }).await {
+    let missed = futures::stream::iter(missed).map(|key| (key, Cause::Missed));
+    // whoever hangs among those that were missed does not hold up those that are told now
+    let ended = missed.chain(UnboundedReceiverStream::new(told)).map(|(key, cause)| end(&shared, key, cause));
+    let mut ended = std::pin::pin!(ended.buffer_unordered(AT_ONCE).ready_chunks(ACKNOWLEDGED));
+    while let Some(some) = ended.next().await {
+        let is_listed = listing.is_done_with(&some);
+        let closed: Vec<(WebKey, u64)> =
+            some.into_iter().filter_map(|(key, _, sockets)| Some((key, sockets?))).collect();
+        shared.cache_mut().closed(closed.iter().map(|(key, _)| key));
+        if !say(&shared, &mut client, watch, closed, is_listed).await {
             return;
         }
     }
 }
 
-fn forget(shared: &Shared, closed: &[api::WebClosed]) {
-    let keys: Vec<WebKey> = closed.iter().filter_map(|closed| read(&closed.key).ok()).collect();
-    shared.cache_mut().closed(keys.iter());
+/// How far what was missed is gone through.
+struct Listing {
+    left: usize,
+    /// All of it could be closed.
+    all: bool,
 }
 
-async fn say(shared: &Shared, client: &mut WebClient, said: api::WebAcknowledged) -> bool {
-    let said = tokio::time::timeout(shared.settings.within, client.acknowledge(said)).await;
-    matches!(said, Ok(Ok(_)))
+impl Listing {
+    /// True once, with the last of it; and never if some could not be closed: nothing is called done that is not.
+    fn is_done_with(&mut self, some: &[(WebKey, Cause, Option<u64>)]) -> bool {
+        let before = self.left;
+        for (_, _, sockets) in some.iter().filter(|(_, cause, _)| *cause == Cause::Missed) {
+            self.left = self.left.saturating_sub(1);
+            self.all &= sockets.is_some();
+        }
+        before > 0 && self.left == 0 && self.all
+    }
+}
+
+/// How many sockets of it were closed; `None`: that took too long, and is not acknowledged.
+async fn end(shared: &Shared, key: WebKey, cause: Cause) -> (WebKey, Cause, Option<u64>) {
+    let sockets = tokio::time::timeout(END_WITHIN, (shared.on_end)(key, cause)).await.ok();
+    if sockets.is_none() {
+        tracing::error!(%key, "the connections of a session that is over could not be closed in time");
+    }
+    (key, cause, sockets)
+}
+
+async fn say(
+    shared: &Shared,
+    client: &mut WebClient,
+    watch: u64,
+    closed: Vec<(WebKey, u64)>,
+    listed: bool,
+) -> bool {
+    let closed = closed
+        .into_iter()
+        .map(|(key, sockets)| api::WebClosed { key: key.as_bytes().to_vec(), sockets })
+        .collect();
+    let said = client.acknowledge(api::WebAcknowledged { watch, closed, listed });
+    matches!(tokio::time::timeout(shared.settings.within, said).await, Ok(Ok(_)))
 }
