@@ -224,7 +224,7 @@ impl World for Tables {
         let maps = Maps { blooms: &ADDRESS_BLOOMS, lines: &ADDRESS_LINES, buckets: &ADDRESS_BUCKETS };
         match packed::find(&maps, ADDRESS_BUCKET_COUNT.load(), secret, key) {
             Place::Here(tail) => Some(Found::Packed(tail)),
-            Place::Plain => ADDRESSES.get_ptr_mut(copy(key)).map(Found::Plain),
+            Place::Plain => ADDRESSES.get_ptr_mut(key).map(Found::Plain),
             Place::Nowhere => None,
         }
     }

@@ -50,7 +50,7 @@ pub fn insert_all(dataplane: &mut Dataplane, entries: &[Entry]) {
 
 pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
-    let mut rows = hot(lab, rounds, "empty tables");
+    let mut rows = Vec::from(hot(lab, rounds, "empty tables"));
     for number in 0..MILLION {
         insert(&mut dataplane, &flow(lab.netns(), number, LOCAL));
         insert(&mut dataplane, &address(lab.netns(), number));
