@@ -74,7 +74,8 @@ impl<K: Bits + Key> Packed<K> {
         secret: HashKeys,
         plain: impl Iterator<Item = K>,
     ) -> Result<Self> {
-        let mut new = Self { blooms, memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
+        let mut new =
+            Self { blooms, memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
         new.recover(plain)?;
         Ok(new)
     }

@@ -20,7 +20,10 @@ impl Files {
             file.set_len(size as u64 * u64::from(buckets)).unwrap();
             file
         };
-        Self([Bloom::BITS as usize / 8, size_of::<Line>(), size_of::<Bucket<AddressKey>>()].map(sized), buckets)
+        Self(
+            [Bloom::BITS as usize / 8, size_of::<Line>(), size_of::<Bucket<AddressKey>>()].map(sized),
+            buckets,
+        )
     }
 
     fn memory(&self) -> Memory<AddressKey> {
