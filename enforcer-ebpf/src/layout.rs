@@ -12,10 +12,10 @@ use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::events::{Budget, RING_BYTES};
-use crate::packed::{Bucket, HashKeys, Line};
+use crate::packed::{Bloom, Bucket, HashKeys, Line};
 
 /// The number of this layout, kept in the map [`META`].
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// A lease ends that long after the last heartbeat.
 pub const LEASE_NS: u64 = 10_000_000_000;
@@ -30,10 +30,12 @@ pub const FOREVER: u64 = u64::MAX;
 pub const LEASED: u64 = 0;
 
 /// Names of the maps: in the object and, below `maps/` of the pin folder, as pins.
+pub const FLOW_BLOOMS: &str = "flow_blooms";
 pub const FLOW_LINES: &str = "flow_lines";
 pub const FLOW_BUCKETS: &str = "flow_buckets";
 /// Flows that found no room in the buckets.
 pub const FLOWS: &str = "flows";
+pub const ADDRESS_BLOOMS: &str = "address_blooms";
 pub const ADDRESS_LINES: &str = "address_lines";
 pub const ADDRESS_BUCKETS: &str = "address_buckets";
 /// Addresses that found no room in the buckets.
@@ -130,10 +132,12 @@ const fn part<V>(name: &'static str) -> Definition {
 }
 
 /// All maps that outlive the daemon.
-pub const MAPS: [Definition; 24] = [
+pub const MAPS: [Definition; 26] = [
+    part::<Bloom>(FLOW_BLOOMS),
     part::<Line>(FLOW_LINES),
     part::<Bucket<FlowKey>>(FLOW_BUCKETS),
     hash::<FlowKey, Standing>(FLOWS),
+    part::<Bloom>(ADDRESS_BLOOMS),
     part::<Line>(ADDRESS_LINES),
     part::<Bucket<AddressKey>>(ADDRESS_BUCKETS),
     hash::<AddressKey, Standing>(ADDRESSES),

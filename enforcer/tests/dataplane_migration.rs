@@ -454,6 +454,50 @@ fn r1_r5_r7_a_full_table_grows_without_a_gap() {
     });
 }
 
+/// R1, R5: the layout 3 is ours without the Bloom words, and gets them while packets are dropped. With none of their bits
+/// set nobody would be found.
+#[test]
+fn r1_r5_the_layout_3_gets_its_bloom_words() {
+    lab(|lab| {
+        let maps = lab.pin_path().join("maps");
+        let mut dataplane = Dataplane::open(with(lab, 64)).unwrap();
+        attach(&mut dataplane, lab);
+        let traffic = Traffic::new(lab);
+        for (number, entry) in traffic.entries(lab).iter().enumerate() {
+            dataplane.insert(entry, number as u64 + 1, Stands::Forever, NONE).unwrap();
+        }
+        dataplane.set_next_revocation(42).unwrap();
+        let stood = sorted(&dataplane);
+        drop(dataplane);
+        for name in [layout::FLOW_BLOOMS, layout::ADDRESS_BLOOMS] {
+            std::fs::remove_file(maps.join(name)).unwrap();
+        }
+        let meta = aya::maps::MapData::from_pin(maps.join(layout::META)).unwrap();
+        let mut meta = aya::maps::Array::<_, u128>::try_from(aya::maps::Map::Array(meta)).unwrap();
+        let abi = |meta: &aya::maps::Array<_, u128>| meta.get(&0, 0).unwrap() & u128::from(u32::MAX);
+        assert_eq!(abi(&meta), u128::from(layout::ABI));
+        let third = meta.get(&0, 0).unwrap() & !u128::from(u32::MAX) | 3;
+        meta.set(0, third, 0).unwrap();
+        assert!(GateMaps::open(&lab.pin_path()).unwrap().is_some(), "a gate can read the layout 3");
+
+        let sent = traffic.flood(Duration::ZERO, || {
+            let dataplane = Dataplane::open(with(lab, 64)).unwrap();
+            let is: Vec<_> =
+                sorted(&dataplane).into_iter().map(|stored| (stored.entry, stored.revocation)).collect();
+            let was: Vec<_> = stood.iter().map(|stored| (stored.entry.clone(), stored.revocation)).collect();
+            assert_eq!((is, dataplane.next_revocation()), (was, 42));
+        });
+        traffic.is_dropped();
+        is_tidy(lab);
+        let mut dataplane = Dataplane::open(with(lab, 64)).unwrap();
+        for entry in traffic.entries(lab) {
+            assert!(dataplane.remove(&entry).unwrap());
+        }
+        traffic.passes();
+        eprintln!("{sent:?} packets, none leaked");
+    });
+}
+
 /// R5: a daemon that is killed while it makes its first maps leaves some of them; the next one makes the rest.
 #[test]
 fn r5_a_half_made_set_is_made_whole() {

@@ -53,8 +53,8 @@ const TABLES: [(&str, Make); 7] = [
 /// What the kernel says that a table takes, before it rounds entries up.
 fn memlock(lab: &Lab, table: &str) -> u64 {
     let maps: &[&str] = match table {
-        "flows" => &["flow_lines", "flow_buckets", "flows"],
-        "addresses" => &["address_lines", "address_buckets", "addresses"],
+        "flows" => &["flow_blooms", "flow_lines", "flow_buckets", "flows"],
+        "addresses" => &["address_blooms", "address_lines", "address_buckets", "addresses"],
         one => &[one],
     };
     maps.iter().map(|name| memlock_of(lab, name)).sum()

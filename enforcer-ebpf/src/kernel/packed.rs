@@ -1,18 +1,25 @@
 //! What a program sees of a packed table (`enforcer_ebpf::packed`).
 
 use aya_ebpf::btf_maps::Array;
-use enforcer_ebpf::packed::{Bucket, Key, Line, SLOTS, Slot, Table, Tail, lowest};
+use enforcer_ebpf::packed::{Bloom, Bucket, Key, Line, SLOTS, Slot, Table, Tail, lowest};
 
 use super::tables::SHARED;
 
-/// The two maps of a table.
+/// The three maps of a table.
 pub struct Maps<K: 'static> {
+    pub blooms: &'static Array<Bloom, 1, SHARED>,
     pub lines: &'static Array<Line, 1, SHARED>,
     pub buckets: &'static Array<Bucket<K>, 1, SHARED>,
 }
 
 impl<K: Key> Table<K> for Maps<K> {
     type Found = *mut Tail;
+
+    #[inline(always)]
+    fn bloom(&self, bucket: u32) -> Option<Bloom> {
+        // SAFETY: a value of the map. Volatile: the daemon may write at any time.
+        self.blooms.get_ptr(bucket).map(|word| unsafe { word.read_volatile() })
+    }
 
     #[inline(always)]
     fn line(&self, bucket: u32) -> Option<[u64; 4]> {

@@ -22,7 +22,7 @@ use enforcer_ebpf::layout::{
 use enforcer_ebpf::layout::{FRAGMENT_ENTRIES, LEARNED_ENTRIES};
 #[cfg(not(feature = "abi-1"))]
 use enforcer_ebpf::layout::{LockKey, LockValue};
-use enforcer_ebpf::packed::{self, Bucket, HashKeys, Line, Place, Tail};
+use enforcer_ebpf::packed::{self, Bloom, Bucket, HashKeys, Line, Place, Tail};
 use enforcer_ebpf::verdict::World;
 
 use super::packed::Maps;
@@ -52,10 +52,14 @@ static ADDRESS_BUCKET_COUNT: Global<u32> = Global::new(0);
 static OPENVPN_PORTS: [Global<u16>; OPENVPN_PORTS_MOST] = [const { Global::new(0) }; OPENVPN_PORTS_MOST];
 
 // The capacities are set by the loader.
+#[btf_map(name = "flow_blooms")]
+static FLOW_BLOOMS: Array<Bloom, 1, SHARED> = Array::new();
 #[btf_map(name = "flow_lines")]
 static FLOW_LINES: Array<Line, 1, SHARED> = Array::new();
 #[btf_map(name = "flow_buckets")]
 static FLOW_BUCKETS: Array<Bucket<FlowKey>, 1, SHARED> = Array::new();
+#[btf_map(name = "address_blooms")]
+static ADDRESS_BLOOMS: Array<Bloom, 1, SHARED> = Array::new();
 #[btf_map(name = "address_lines")]
 static ADDRESS_LINES: Array<Line, 1, SHARED> = Array::new();
 #[btf_map(name = "address_buckets")]
@@ -156,6 +160,13 @@ pub fn netns() -> u32 {
     NETNS.load()
 }
 
+/// A key to show to a helper. The one that it is made from stays in registers: otherwise every packet would pay for the
+/// stores, also the many that no helper is asked about.
+#[inline(always)]
+fn copy<K: Copy>(key: &K) -> K {
+    *key
+}
+
 /// Whether there is anything in the table.
 #[inline(always)]
 fn present(table: impl Fn(*const Present) -> *const u32) -> bool {
@@ -184,10 +195,10 @@ impl World for Tables {
         if !present(|present| unsafe { &raw const (*present).flows }) {
             return None;
         }
-        let maps = Maps { lines: &FLOW_LINES, buckets: &FLOW_BUCKETS };
+        let maps = Maps { blooms: &FLOW_BLOOMS, lines: &FLOW_LINES, buckets: &FLOW_BUCKETS };
         match packed::find(&maps, FLOW_BUCKET_COUNT.load(), secret, key) {
             Place::Here(tail) => Some(Found::Packed(tail)),
-            Place::Plain => FLOWS.get_ptr_mut(key).map(Found::Plain),
+            Place::Plain => FLOWS.get_ptr_mut(copy(key)).map(Found::Plain),
             Place::Nowhere => None,
         }
     }
@@ -210,7 +221,7 @@ impl World for Tables {
         if !present(|present| unsafe { &raw const (*present).addresses }) {
             return None;
         }
-        let maps = Maps { lines: &ADDRESS_LINES, buckets: &ADDRESS_BUCKETS };
+        let maps = Maps { blooms: &ADDRESS_BLOOMS, lines: &ADDRESS_LINES, buckets: &ADDRESS_BUCKETS };
         match packed::find(&maps, ADDRESS_BUCKET_COUNT.load(), secret, key) {
             Place::Here(tail) => Some(Found::Packed(tail)),
             Place::Plain => ADDRESSES.get_ptr_mut(key).map(Found::Plain),
@@ -314,7 +325,7 @@ impl World for Tables {
     #[inline(always)]
     fn learn(&self, flow: &FlowKey, token: &TokenKey) {
         // as in `drop_fragments`
-        let _ = LEARNED.insert(flow, token, 0);
+        let _ = LEARNED.insert(copy(flow), token, 0);
     }
 
     #[cfg(not(feature = "abi-2"))]
@@ -324,7 +335,7 @@ impl World for Tables {
         if !present(|present| unsafe { &raw const (*present).tokens }) {
             return None;
         }
-        let token = LEARNED.get_ptr(flow)?;
+        let token = LEARNED.get_ptr(copy(flow))?;
         // SAFETY: a value of the map. Where another packet of the flow shows another token at this moment, what is read
         // may be a part of each, which is nobody's.
         TOKENS.get_ptr_mut(unsafe { &*token }).map(Found::Plain)

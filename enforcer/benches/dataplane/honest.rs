@@ -50,20 +50,21 @@ pub fn insert_all(dataplane: &mut Dataplane, entries: &[Entry]) {
 
 pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
-    let ours = objects::ours(&lab.pin_path(), lab.netns());
-    let mut limits = objects::limits(1);
-    let mut rows = hot(&ours, &limits, rounds, "empty tables");
-    drop(ours);
+    let mut rows = Vec::from(hot(lab, rounds, "empty tables"));
     for number in 0..MILLION {
         insert(&mut dataplane, &flow(lab.netns(), number, LOCAL));
         insert(&mut dataplane, &address(lab.netns(), number));
     }
-    // the tables have grown, which is: they are others
-    let ours = objects::ours(&lab.pin_path(), lab.netns());
-    rows.extend(hot(&ours, &limits, rounds, "1,000,000 entries, one packet"));
-    rows.extend(cold(&ours, &mut limits, rounds));
-    rows.push(clock(&limits, rounds));
+    rows.extend(hot(lab, rounds, "1,000,000 entries, one packet"));
+    rows.extend(cold(lab, rounds));
+    rows.push(clock(&objects::limits(1), rounds));
     rows
+}
+
+/// The programs, loaded anew: where the kernel puts them differs from one time to the next, and costs or saves a program
+/// some nanoseconds. And the tables may have become others meanwhile.
+fn loaded(lab: &Lab) -> (Ebpf, Ebpf) {
+    (objects::ours(&lab.pin_path(), lab.netns()), objects::limits(1))
 }
 
 /// The clock that a drop reads, beside one that the kernel has at hand.
@@ -99,68 +100,59 @@ fn row(case: String, limits: &[(&str, &str, u32)]) -> Row {
     Row { case, unit: "ns a packet", ours: Vec::new(), peers: Vec::new(), limits, against: "parse only" }
 }
 
+fn empty_rows(state: &str) -> [Row; 3] {
+    HOOKS.map(|(hook, is_xdp)| row(format!("{hook}, {state}"), if is_xdp { &XDP_LIMITS } else { &TC_LIMITS }))
+}
+
 /// The same packet again and again, of which there is no entry; in each round another one, since it matters whether
 /// something of its bucket is elsewhere.
-fn hot(ours: &Ebpf, limits: &Ebpf, rounds: usize, state: &str) -> Vec<Row> {
-    let turn = |hook: (&str, bool)| {
-        let (hook, is_xdp) = hook;
-        let names = if is_xdp { XDP_LIMITS } else { TC_LIMITS };
-        let mut row = row(format!("{hook}, {state}"), &names);
-        for round in 0..rounds {
-            let honest = Ipv4Addr::from(HONEST + u32::try_from(round).unwrap() * 7_919).octets();
+fn hot(lab: &Lab, rounds: usize, state: &str) -> [Row; 3] {
+    let mut rows = empty_rows(state);
+    for round in 0..rounds {
+        let (ours, limits) = loaded(lab);
+        let honest = Ipv4Addr::from(HONEST + u32::try_from(round).unwrap() * 7_919).octets();
+        for (row, (hook, is_xdp)) in rows.iter_mut().zip(HOOKS) {
             // the address that is looked up is the honest one
             let frame = if hook == "lan_in_ether" {
                 objects::frame(LOCAL, honest, [[2; 6]; 2])
             } else {
                 objects::frame(honest, LOCAL, [[2; 6]; 2])
             };
-            row.ours.push(if is_xdp {
-                cost(xdp(ours, hook), &frame, PASS)
-            } else {
-                cost(tc(ours, hook), &frame, NEXT)
-            });
+            let turn = |ebpf: &Ebpf, name: &str, answer| match is_xdp {
+                true => cost(xdp(ebpf, name), &frame, answer),
+                false => cost(tc(ebpf, name), &frame, answer),
+            };
+            row.ours.push(turn(&ours, hook, if is_xdp { PASS } else { NEXT }));
+            let names = if is_xdp { XDP_LIMITS } else { TC_LIMITS };
             for ((_, series), (_, name, answer)) in row.limits.iter_mut().zip(names) {
-                series.push(if is_xdp {
-                    cost(xdp(limits, name), &frame, answer)
-                } else {
-                    cost(tc(limits, name), &frame, answer)
-                });
+                series.push(turn(&limits, name, answer));
             }
         }
-        row
-    };
-    HOOKS.into_iter().map(turn).collect()
+    }
+    rows
 }
 
 /// Each packet from (or to) another address; all of them go through the same rewriting and tail call.
-fn cold(ours: &Ebpf, limits: &mut Ebpf, rounds: usize) -> Vec<Row> {
-    let mut rows = Vec::new();
+fn cold(lab: &Lab, rounds: usize) -> [Row; 3] {
+    let mut rows = empty_rows("1,000,000 entries, random addresses");
     let frame = objects::frame([10, 0, 0, 1], LOCAL, [[2; 6]; 2]);
-    for (hook, is_xdp) in HOOKS {
-        let names = if is_xdp { XDP_LIMITS } else { TC_LIMITS };
-        let mut row = row(format!("{hook}, 1,000,000 entries, random addresses"), &names);
-        let starter = match hook {
-            "outer_ether" => "bench_source",
-            "lan_in_ether" => "bench_tc_destination",
-            _ => "bench_tc_source",
-        };
-        objects::draw(limits, HONEST, 1 << 30, 0);
-        for _ in 0..rounds {
-            let program = fd(ours, hook, is_xdp);
-            row.ours.push(through(
-                limits,
-                starter,
-                &program,
-                is_xdp,
-                &frame,
-                if is_xdp { PASS } else { NEXT },
-            ));
+    for _ in 0..rounds {
+        let (ours, mut limits) = loaded(lab);
+        objects::draw(&mut limits, HONEST, 1 << 30, 0);
+        for (row, (hook, is_xdp)) in rows.iter_mut().zip(HOOKS) {
+            let starter = match hook {
+                "outer_ether" => "bench_source",
+                "lan_in_ether" => "bench_tc_destination",
+                _ => "bench_tc_source",
+            };
+            let (program, answer) = (fd(&ours, hook, is_xdp), if is_xdp { PASS } else { NEXT });
+            row.ours.push(through(&mut limits, starter, &program, is_xdp, &frame, answer));
+            let names = if is_xdp { XDP_LIMITS } else { TC_LIMITS };
             for ((_, series), (_, name, answer)) in row.limits.iter_mut().zip(names) {
-                let program = fd(limits, name, is_xdp);
-                series.push(through(limits, starter, &program, is_xdp, &frame, answer));
+                let program = fd(&limits, name, is_xdp);
+                series.push(through(&mut limits, starter, &program, is_xdp, &frame, answer));
             }
         }
-        rows.push(row);
     }
     rows
 }

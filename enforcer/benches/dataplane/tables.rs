@@ -37,7 +37,7 @@ fn memlock(map: impl AsRawFd) -> f64 {
 }
 
 fn of_addresses(pin_path: &Path) -> f64 {
-    let names = [layout::ADDRESS_LINES, layout::ADDRESS_BUCKETS, layout::ADDRESSES];
+    let names = [layout::ADDRESS_BLOOMS, layout::ADDRESS_LINES, layout::ADDRESS_BUCKETS, layout::ADDRESSES];
     let maps = names.map(|name| MapData::from_pin(pin_path.join("maps").join(name)).unwrap());
     maps.iter().map(|map| memlock(map.fd().as_fd())).sum()
 }

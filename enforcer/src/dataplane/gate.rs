@@ -90,7 +90,7 @@ impl Set {
             return Ok(None);
         }
         let locks = match meta.abi {
-            2 | ABI => Some(HashMap::try_from(table(folder, layout::LOCKS)?)?),
+            2 | 3 | ABI => Some(HashMap::try_from(table(folder, layout::LOCKS)?)?),
             1 => None,
             // the daemon is making its first maps at this moment
             0 => return Ok(None),

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Result, bail};
 use enforcer_ebpf::layout::Standing;
-use enforcer_ebpf::packed::{self, FREE, FREED, HashKeys, Key, MOST_HITS, Slot, Tail};
+use enforcer_ebpf::packed::{self, Bloom, FREE, FREED, HashKeys, Key, MOST_HITS, Slot, Tail};
 
-pub(super) use memory::{Memory, Spot};
+pub(super) use memory::{Blooms, Memory, Spot};
 
 use super::shared::Grace;
 use super::table::Bits;
@@ -36,9 +36,11 @@ pub(super) struct Places<K> {
     home: u32,
     other: u32,
     tag: u16,
+    bits: Bloom,
 }
 
 pub(super) struct Packed<K> {
+    blooms: Blooms,
     memory: Memory<K>,
     secret: HashKeys,
     used: u64,
@@ -48,20 +50,32 @@ pub(super) struct Packed<K> {
 }
 
 impl<K: Bits + Key> Packed<K> {
-    /// Opens the two pinned maps. `plain` are the keys in the plain map that goes with it.
+    /// Opens the three pinned maps. `plain` are the keys in the plain map that goes with it.
     ///
     /// Puts right what a writer has left that died between two steps.
     pub(super) fn open(
         folder: &Path,
+        blooms: &str,
         maps: [&str; 2],
         secret: HashKeys,
         plain: impl Iterator<Item = K>,
     ) -> Result<Self> {
-        Self::with(Memory::open(folder, maps)?, secret, plain)
+        let memory = Memory::open(folder, maps)?;
+        let words = Blooms::open(folder, blooms)?;
+        if words.count() != memory.count() {
+            bail!("the map {blooms} is not of that table: it has another number of elements");
+        }
+        Self::with(words, memory, secret, plain)
     }
 
-    fn with(memory: Memory<K>, secret: HashKeys, plain: impl Iterator<Item = K>) -> Result<Self> {
-        let mut new = Self { memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
+    fn with(
+        blooms: Blooms,
+        memory: Memory<K>,
+        secret: HashKeys,
+        plain: impl Iterator<Item = K>,
+    ) -> Result<Self> {
+        let mut new =
+            Self { blooms, memory, secret, used: 0, freed: VecDeque::new(), grace: Grace::default() };
         new.recover(plain)?;
         Ok(new)
     }
@@ -82,6 +96,7 @@ impl<K: Bits + Key> Packed<K> {
             home: packed::home(hash, count),
             other: packed::other(hash, count),
             tag: packed::tag(hash),
+            bits: packed::bits(hash),
         }
     }
 
@@ -89,6 +104,7 @@ impl<K: Bits + Key> Packed<K> {
     pub(super) fn expect(&self, keys: impl Iterator<Item = K>) {
         let all: Vec<_> = keys.map(|key| self.places(key)).collect();
         for places in &all {
+            self.blooms.expect(places.home);
             self.memory.expect_line(places.home);
         }
         for places in &all {
@@ -100,7 +116,10 @@ impl<K: Bits + Key> Packed<K> {
 
     /// Where the key is; `None`: not here, but perhaps in the plain map.
     pub(super) fn find(&self, places: &Places<K>) -> Option<Spot> {
-        let Places { key, home, other, tag } = *places;
+        let Places { key, home, other, tag, bits } = *places;
+        if self.blooms.word(home).is_some_and(|word| word.load(Ordering::Relaxed) & bits != bits) {
+            return None;
+        }
         let search =
             |bucket| self.memory.with_tag(bucket, tag).find(|spot| self.memory.key(*spot) == Some(key));
         search(home).or_else(|| {
@@ -141,7 +160,8 @@ impl<K: Bits + Key> Packed<K> {
     pub(super) fn insert(&mut self, places: &Places<K>, standing: Standing) -> bool {
         let Some((revocation, tail)) = encode(&standing) else { return false };
         self.reclaim();
-        let Places { key, home, other, tag } = *places;
+        let Places { key, home, other, tag, .. } = *places;
+        self.set_bits(places);
         let at_home = self.memory.with_tag(home, FREE).next();
         if let Some(spot) = at_home {
             return self.publish(spot, key, revocation, tail, tag);
@@ -153,6 +173,27 @@ impl<K: Bits + Key> Packed<K> {
             up(count);
         }
         self.publish(spot, key, revocation, tail, tag)
+    }
+
+    /// Before the key has an entry: who does not find all of its bits looks no further.
+    fn set_bits(&self, places: &Places<K>) {
+        if let Some(word) = self.blooms.word(places.home) {
+            word.store(word.load(Ordering::Relaxed) | places.bits, Ordering::Release);
+        }
+    }
+
+    /// After a key whose home it is has gone: the bits of those that are left. Where some of them are elsewhere nobody
+    /// knows which, and bits too many stay, which cost a lookup.
+    fn take_bits_back(&self, home: u32) {
+        if self.memory.words(home).is_none_or(|words| packed::elsewhere(&words) != 0) {
+            return;
+        }
+        let keys = self.memory.taken_in(home).filter_map(|(spot, _)| self.memory.key(spot));
+        let here = keys.map(|key| self.places(key)).filter(|places| places.home == home);
+        let bits = here.fold(0, |bits, places| bits | places.bits);
+        if let Some(word) = self.blooms.word(home) {
+            word.store(bits, Ordering::Release);
+        }
     }
 
     fn publish(&mut self, spot: Spot, key: K, revocation: u32, tail: Tail, tag: u16) -> bool {
@@ -177,6 +218,7 @@ impl<K: Bits + Key> Packed<K> {
         {
             down(count);
         }
+        self.take_bits_back(places.home);
         self.used = self.used.saturating_sub(1);
     }
 
@@ -212,6 +254,7 @@ impl<K: Bits + Key> Packed<K> {
 
     /// To be called before the key goes into the plain map.
     pub(super) fn enters_plain(&self, places: &Places<K>) {
+        self.set_bits(places);
         if let Some(count) = self.memory.in_plain(places.home) {
             up(count);
         }
@@ -222,6 +265,7 @@ impl<K: Bits + Key> Packed<K> {
         if let Some(count) = self.memory.in_plain(places.home) {
             down(count);
         }
+        self.take_bits_back(places.home);
     }
 
     /// Whether the plain map has keys whose home is that key's.
@@ -232,11 +276,15 @@ impl<K: Bits + Key> Packed<K> {
     /// Counts anew, frees what was being freed, and puts what is in the wrong place (which it never is, unless
     /// somebody else has written here) into the right one.
     fn recover(&mut self, plain: impl Iterator<Item = K>) -> Result<()> {
-        let mut counts = vec![[0_u8; 2]; usize::try_from(self.memory.count())?];
-        let mut count = |home: u32, which: usize| {
-            let counts = usize::try_from(home).ok().and_then(|home| counts.get_mut(home));
-            if let Some(count) = counts.and_then(|counts| counts.get_mut(which)) {
-                *count = count.saturating_add(1);
+        let mut found = vec![(0 as Bloom, [0_u8; 2]); usize::try_from(self.memory.count())?];
+        // `which`: 0, it is in its other bucket; 1, in the plain map
+        let mut count = |places: &Places<K>, which: Option<usize>| {
+            let found = usize::try_from(places.home).ok().and_then(|home| found.get_mut(home));
+            if let Some((bits, counts)) = found {
+                *bits |= places.bits;
+                if let Some(count) = which.and_then(|which| counts.get_mut(which)) {
+                    *count = count.saturating_add(1);
+                }
             }
         };
         let mut lost = Vec::new();
@@ -249,16 +297,17 @@ impl<K: Bits + Key> Packed<K> {
                 continue;
             }
             used += 1;
-            if spot.bucket != places.home {
-                count(places.home, 0);
-            }
+            count(&places, (spot.bucket != places.home).then_some(0));
         }
         for key in plain {
-            count(self.places(key).home, 1);
+            count(&self.places(key), Some(1));
         }
         self.used = used;
-        for (bucket, [other, plain]) in counts.into_iter().enumerate() {
+        for (bucket, (bits, [other, plain])) in found.into_iter().enumerate() {
             let bucket = u32::try_from(bucket)?;
+            if let Some(word) = self.blooms.word(bucket) {
+                word.store(bits, Ordering::Relaxed);
+            }
             if let (Some(in_other), Some(in_plain)) =
                 (self.memory.in_other(bucket), self.memory.in_plain(bucket))
             {

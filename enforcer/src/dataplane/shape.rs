@@ -69,6 +69,8 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
             | layout::HASH_KEYS
             | layout::CLOCK,
         ) => None,
+        // 1 to 3: before a packed table had a Bloom filter, which the table's move to new maps makes
+        (1..=3, layout::FLOW_BLOOMS | layout::ADDRESS_BLOOMS) => None,
         // 1, 2: before first drops were told of, and before probes
         (1 | 2, layout::EVENTS | layout::EVENT_BUDGET | layout::PROBED) => None,
         _ => Some(*ours),
@@ -78,8 +80,10 @@ fn past(abi: u32, ours: &Definition) -> Option<Definition> {
 /// How many entries a map gets.
 pub(super) fn entries(definition: &Definition, capacities: &Capacities) -> u32 {
     let configured = match definition.name {
-        layout::FLOW_LINES | layout::FLOW_BUCKETS => packed::buckets(capacities.flows),
-        layout::ADDRESS_LINES | layout::ADDRESS_BUCKETS => packed::buckets(capacities.addresses),
+        layout::FLOW_BLOOMS | layout::FLOW_LINES | layout::FLOW_BUCKETS => packed::buckets(capacities.flows),
+        layout::ADDRESS_BLOOMS | layout::ADDRESS_LINES | layout::ADDRESS_BUCKETS => {
+            packed::buckets(capacities.addresses)
+        }
         layout::FLOWS => packed::overflow(capacities.flows),
         layout::ADDRESSES => packed::overflow(capacities.addresses),
         layout::DEVICES => capacities.devices,

@@ -16,6 +16,7 @@ use super::{InsertError, Usage};
 /// The maps of one such table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
+    pub blooms: &'static str,
     pub lines: &'static str,
     pub buckets: &'static str,
     pub plain: &'static str,
@@ -25,7 +26,7 @@ impl Names {
     pub(super) const ALL: [Self; 2] = [FlowKey::NAMES, AddressKey::NAMES];
 
     pub(super) fn has(&self, name: &str) -> bool {
-        [self.lines, self.buckets, self.plain].contains(&name)
+        [self.blooms, self.lines, self.buckets, self.plain].contains(&name)
     }
 
     /// The one that `name` is a map of.
@@ -40,13 +41,21 @@ pub(super) trait Kept: Bits + Key {
 }
 
 impl Kept for FlowKey {
-    const NAMES: Names =
-        Names { lines: layout::FLOW_LINES, buckets: layout::FLOW_BUCKETS, plain: layout::FLOWS };
+    const NAMES: Names = Names {
+        blooms: layout::FLOW_BLOOMS,
+        lines: layout::FLOW_LINES,
+        buckets: layout::FLOW_BUCKETS,
+        plain: layout::FLOWS,
+    };
 }
 
 impl Kept for AddressKey {
-    const NAMES: Names =
-        Names { lines: layout::ADDRESS_LINES, buckets: layout::ADDRESS_BUCKETS, plain: layout::ADDRESSES };
+    const NAMES: Names = Names {
+        blooms: layout::ADDRESS_BLOOMS,
+        lines: layout::ADDRESS_LINES,
+        buckets: layout::ADDRESS_BUCKETS,
+        plain: layout::ADDRESSES,
+    };
 }
 
 pub(super) struct Standings<K: Kept> {
@@ -61,7 +70,8 @@ impl<K: Kept> Standings<K> {
         let plain = Counted::open(folder, K::NAMES.plain)?;
         let mut keys = Vec::new();
         plain.each(|key, _| keys.push(key))?;
-        let packed = Packed::open(folder, [K::NAMES.lines, K::NAMES.buckets], secret, keys.into_iter())?;
+        let Names { blooms, lines, buckets, .. } = K::NAMES;
+        let packed = Packed::open(folder, blooms, [lines, buckets], secret, keys.into_iter())?;
         Ok(Self { packed, plain, capacity: capacity.into() })
     }
 

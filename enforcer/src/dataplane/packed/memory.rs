@@ -1,16 +1,48 @@
 //! The memory of a packed table: where its tags, keys and values are.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::MapInfo;
 use enforcer_ebpf::layout::Standing;
-use enforcer_ebpf::packed::{self, Bucket, FREE, FREED, Key, Line, SLOTS, Slot, TICK_NS, Tail};
+use enforcer_ebpf::packed::{self, Bloom, Bucket, FREE, FREED, Key, Line, SLOTS, Slot, TICK_NS, Tail};
 
 use crate::dataplane::shared::Shared;
 use crate::dataplane::sys;
 use crate::dataplane::table::Bits;
+
+/// The Bloom words of a packed table.
+pub(in crate::dataplane) struct Blooms(Shared<Bloom>);
+
+impl Blooms {
+    /// Of a pinned map.
+    pub(in crate::dataplane) fn open(folder: &Path, name: &str) -> Result<Self> {
+        Ok(Self(shared(folder, name)?))
+    }
+
+    /// Of a descriptor.
+    #[cfg(test)]
+    pub(super) fn of(map: &std::fs::File, count: u32) -> Self {
+        Self(Shared::of(map, count).unwrap())
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.0.count()
+    }
+
+    pub(super) fn word(&self, bucket: u32) -> Option<&AtomicU64> {
+        // SAFETY: an aligned element in the mapping, which lives as long as `self`; programs only read it, whole.
+        self.0.at(bucket).map(|word| unsafe { AtomicU64::from_ptr(word) })
+    }
+
+    /// Brings a word nearer, while something else is done.
+    pub(super) fn expect(&self, bucket: u32) {
+        if let Some(word) = self.0.at(bucket) {
+            nearer(word);
+        }
+    }
+}
 
 /// Where an entry is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,7 +181,12 @@ impl<K: Bits + Key> Memory<K> {
     }
 
     pub(super) fn taken(&self) -> impl Iterator<Item = (Spot, u16)> + '_ {
-        (0..self.lines.count()).flat_map(Self::spots).filter_map(|spot| {
+        (0..self.lines.count()).flat_map(|bucket| self.taken_in(bucket))
+    }
+
+    /// ... of a bucket.
+    pub(super) fn taken_in(&self, bucket: u32) -> impl Iterator<Item = (Spot, u16)> + '_ {
+        Self::spots(bucket).filter_map(|spot| {
             let tag = self.tag(spot)?.load(Ordering::Acquire);
             (tag != FREE && tag != FREED).then_some((spot, tag))
         })

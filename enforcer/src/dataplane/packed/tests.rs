@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use enforcer_ebpf::layout::{Address, AddressKey, FOREVER, LEASED};
-use enforcer_ebpf::packed::{Bucket, Line, Place, SLOTS, TICK_NS, Table};
+use enforcer_ebpf::packed::{Bloom, Bucket, Line, Place, SLOTS, TICK_NS, Table};
 use proptest::prelude::*;
 
 use super::*;
 
 /// The files behind a table.
-struct Files([File; 2], u32);
+struct Files([File; 3], u32);
 
 impl Files {
     fn new(buckets: u32) -> Self {
@@ -20,16 +20,23 @@ impl Files {
             file.set_len(size as u64 * u64::from(buckets)).unwrap();
             file
         };
-        Self([sized(size_of::<Line>()), sized(size_of::<Bucket<AddressKey>>())], buckets)
+        Self(
+            [Bloom::BITS as usize / 8, size_of::<Line>(), size_of::<Bucket<AddressKey>>()].map(sized),
+            buckets,
+        )
     }
 
     fn memory(&self) -> Memory<AddressKey> {
-        Memory::of([&self.0[0], &self.0[1]], self.1)
+        Memory::of([&self.0[1], &self.0[2]], self.1)
+    }
+
+    fn blooms(&self) -> Blooms {
+        Blooms::of(&self.0[0], self.1)
     }
 
     /// A writer that takes over what is there.
     fn open(&self, secret: HashKeys, plain: &BTreeMap<u32, Standing>) -> Packed<AddressKey> {
-        Packed::with(self.memory(), secret, plain.keys().map(|number| key(*number))).unwrap()
+        Packed::with(self.blooms(), self.memory(), secret, plain.keys().map(|number| key(*number))).unwrap()
     }
 }
 
@@ -60,19 +67,23 @@ fn standing(revocation: u64) -> Standing {
     Standing { revocation, expires_ns: FOREVER, hits: 0, last_ns: 0 }
 }
 
-struct Reader<'a>(&'a Memory<AddressKey>);
+struct Reader<'a>(&'a Packed<AddressKey>);
 
 impl Table<AddressKey> for Reader<'_> {
     type Found = Spot;
 
+    fn bloom(&self, bucket: u32) -> Option<Bloom> {
+        self.0.blooms.word(bucket).map(|word| word.load(Ordering::Relaxed))
+    }
+
     fn line(&self, bucket: u32) -> Option<[u64; 4]> {
-        self.0.words(bucket)
+        self.0.memory.words(bucket)
     }
 
     fn search(&self, bucket: u32, slots: u32, key: &AddressKey) -> Option<Spot> {
         Memory::<AddressKey>::spots(bucket)
             .filter(|spot| slots >> spot.slot & 1 != 0)
-            .find(|spot| self.0.key(*spot).as_ref() == Some(key))
+            .find(|spot| self.0.memory.key(*spot).as_ref() == Some(key))
     }
 }
 
@@ -128,13 +139,18 @@ impl World {
         self.table.find(&self.table.places(key))
     }
 
+    fn blooms(&self) -> Vec<Bloom> {
+        let word = |bucket| self.table.blooms.word(bucket).unwrap().load(Ordering::Relaxed);
+        (0..self.files.1).map(word).collect()
+    }
+
     /// The writer dies, and another one comes.
     fn restart(&mut self) {
         self.table = self.files.open(self.secret, &self.plain);
     }
 
     fn check(&self, keys: u32) {
-        let reader = Reader(self.table.memory());
+        let reader = Reader(&self.table);
         for number in 0..keys {
             let key = key(number);
             let secret = |at: usize| self.secret[at];
@@ -209,6 +225,61 @@ fn a_flood_of_keys_for_one_place_goes_into_the_plain_map() {
     world.check(200);
     // 255 and more would stay; fewer are counted down again
     assert_eq!(world.table.memory().words(0).map(|words| packed::elsewhere(&words)), Some(0));
+    assert_eq!(world.blooms(), [0; 4], "and of nobody is a bit left");
+}
+
+/// An honest packet pays for bits that nobody has any more: they go with the key, unless another key has them.
+#[test]
+fn bits_go_with_their_key_and_not_with_another() {
+    let mut world = World::new(8, secrets()[1]);
+    let of = |world: &World, numbers: std::ops::Range<u32>| {
+        let mut words = vec![0; 8];
+        for number in numbers {
+            let places = world.table.places(key(number));
+            words[places.home as usize] |= places.bits;
+        }
+        words
+    };
+    for number in 0..60 {
+        world.put(number, 1);
+    }
+    assert_eq!(world.blooms(), of(&world, 0..60));
+    for number in 20..60 {
+        world.remove(number);
+    }
+    assert_eq!(world.blooms(), of(&world, 0..20), "nobody was elsewhere");
+    world.check(60);
+    // a writer died after it had set bits, and before there was an entry
+    world.table.blooms.word(3).unwrap().store(Bloom::MAX, Ordering::Relaxed);
+    world.restart();
+    assert_eq!(world.blooms(), of(&world, 0..20));
+    // R1: ... and whatever else has come over them
+    for bucket in 0..8 {
+        world.table.blooms.word(bucket).unwrap().store(0, Ordering::Relaxed);
+    }
+    world.restart();
+    world.check(60);
+}
+
+/// R1: where keys are elsewhere, nobody knows whose bits can go: they stay, until nobody is elsewhere.
+#[test]
+fn r1_bits_stay_while_a_key_is_elsewhere() {
+    let mut world = World::new(4, alike());
+    for number in 0..=SLOTS as u32 {
+        world.put(number, 1);
+    }
+    let home = world.table.places(key(0)).home;
+    let word = |world: &World| world.blooms()[home as usize];
+    let bits = word(&world);
+    world.remove(2);
+    assert_eq!(word(&world), bits);
+    world.check(20);
+    world.remove(SLOTS as u32);
+    world.check(20);
+    for number in 0..SLOTS as u32 {
+        world.remove(number);
+    }
+    assert_eq!(word(&world), 0);
 }
 
 /// R3: of who reads slowly, nobody gets another entry in the slot that he looks at.
