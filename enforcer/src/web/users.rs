@@ -173,6 +173,14 @@ fn numbered(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     text.split(|&byte| byte == b'\n').enumerate().map(|(index, line)| (index + 1, line))
 }
 
+/// Whether somebody can be called so in a users file.
+///
+/// # Errors
+/// [`UsersError::Name`]
+pub fn check_name(name: &str) -> Result<(), UsersError> {
+    examine_name(name).map_err(UsersError::Name)
+}
+
 fn examine_name(name: &str) -> Result<(), String> {
     let odd = |c: char| c == ':' || c.is_control();
     let fits = (1..=MAX_NAME).contains(&name.len())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Line, Users, UsersError, examine_group, examine_name, numbered};
+use super::{Line, Users, UsersError, check_name, examine_group, numbered};
 use crate::web::safe_file::{self, FileError, Folder};
 
 /// What is to become of one user.
@@ -40,7 +40,7 @@ pub enum Done {
 /// # Errors
 /// [`UsersError`]: the name, the file's rights, a broken line. Then the file is as it was.
 pub fn change(path: &Path, name: &str, change: &Change) -> Result<Done, UsersError> {
-    examine_name(name).map_err(UsersError::Name)?;
+    check_name(name)?;
     if let Change::Password { groups: Some(groups), .. } = change {
         groups.iter().try_for_each(|group| examine_group(group)).map_err(UsersError::Name)?;
     }
