@@ -270,7 +270,10 @@ fn change(value: &mut Vec<u8>, others: &[Vec<u8>], dice: &mut Dice) {
             let part = value[at..to].to_vec();
             value.splice(at..at, part);
         }
-        6 => value.swap(at.min(value.len() - 1), dice.0 as usize % value.len()),
+        6 => {
+            let other = dice.below(value.len());
+            value.swap(at.min(other), other);
+        }
         _ if at == value.len() => value.clear(),
         7 => value[at] ^= 1 << dice.below(8),
         8 => value[at] = LETTERS[dice.below(LETTERS.len())],

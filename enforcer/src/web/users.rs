@@ -190,10 +190,16 @@ fn examine_name(name: &str) -> Result<(), String> {
     if fits {
         return Ok(());
     }
+    let name = shown(name);
     Err(format!(
         "{name:?} is no user's name: take 1 to {MAX_NAME} bytes without `:`, control characters, a `#` at the start and \
          spaces at the ends"
     ))
+}
+
+/// As much of it as a message takes.
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 fn examine_group(group: &str) -> Result<(), String> {
@@ -201,6 +207,7 @@ fn examine_group(group: &str) -> Result<(), String> {
     if (1..=MAX_NAME).contains(&group.len()) && !group.contains(odd) {
         return Ok(());
     }
+    let group = shown(group);
     Err(format!(
         "{group:?} is no group's name: take 1 to {MAX_NAME} bytes without `:`, `,`, `*`, spaces and control characters"
     ))
