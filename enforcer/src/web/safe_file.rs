@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -141,6 +142,9 @@ fn examine(path: &Path, about: &fs::Metadata, forbidden: Forbidden) -> Result<()
     Ok(())
 }
 
+/// How long somebody else may take to change a file: it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A file's folder, locked against everybody else who changes files in it this way.
 #[derive(Debug)]
 pub struct Folder {
@@ -149,7 +153,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Waits until nobody else changes a file in the folder of `path`. A link is followed: what it points to is
+    /// Waits until nobody else changes a file in the folder of `path`, for half a minute at the most. A link is followed: what it points to is
     /// replaced, and it stays.
     ///
     /// # Errors
@@ -166,15 +170,22 @@ impl Folder {
         };
         let mut open =
             File::open(folder).map_err(|error| FileError::of(folder, "open the folder", &error))?;
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            match Flock::lock(open, FlockArg::LockExclusive) {
+            let what = match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self { lock, file }),
-                Err((again, Errno::EINTR)) => open = again,
-                Err((_, error)) => {
-                    let what = format!("cannot lock the folder: {}", error.desc());
-                    return Err(FileError::Failed { path: folder.display().to_string(), what });
+                Err((again, Errno::EWOULDBLOCK)) if Instant::now() < give_up => {
+                    open = again;
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
                 }
-            }
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    "somebody holds a lock on this folder (flock, as lslocks(8) shows it): end that process"
+                        .to_owned()
+                }
+                Err((_, error)) => format!("cannot lock the folder: {}", error.desc()),
+            };
+            return Err(FileError::Failed { path: folder.display().to_string(), what });
         }
     }
 

@@ -11,6 +11,11 @@
 //! whole store and the master key opens nothing, and once the session's rows are deleted the browser's token opens
 //! nothing either.
 //!
+//! **How it is meant to be used.** At a login: [`Token::new`] for the host, [`SealingSecret::new`], [`MasterKeys::wrap`];
+//! stored are [`Token::digest`] and the [`Wrapped`] secret. For a further host a token of its own, and the secret that
+//! [`MasterKeys::unwrap`] gives with the first host's, wrapped again. At a request: [`Token::parse`] the cookie, find the
+//! session by the digest, unwrap, [`Sealer::new`]; what comes back as [`Opened::rewrapped`] is to be stored.
+//!
 //! Everything is AES-256-GCM (RFC 5116) with a random nonce of 96 bits for each use. A sealing secret may seal 2^32
 //! times before that is too often (NIST SP 800-38D 8.3); at a thousand cookies a second that takes 49 days.
 //!

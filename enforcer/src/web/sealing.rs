@@ -9,7 +9,11 @@
 //!    sent.** What cannot be sealed is an error, and the answer is not sent: nothing passes unsealed for want of a key
 //!    or of random numbers.
 //!
-//! An answer that the gateway gives itself (a login page) is owed the deletions as well: [`Deletion::field`].
+//! An answer that the gateway gives itself (a login page) is owed the deletions as well: [`Deletion::field`]. At a logout
+//! [`Learned::deletable`] says what else can be deleted.
+//!
+//! Nothing here waits: a lock on [`Learned`] is held for the call alone. The [`Sealer`] and [`Recent`] belong to the
+//! session, and may be kept in memory for as long as the session is known to go on.
 //!
 //! What a cookie is, goes by its name and value:
 //!
@@ -19,7 +23,7 @@
 //! | sealed for another group of this session (two applications below one host) | stripped; it stays in the browser |
 //! | sealed by anything else: an earlier session | stripped and deleted |
 //! | unsealed, and the allowlist names it | as it is |
-//! | unsealed, under a name that was ever sealed | stripped and deleted |
+//! | unsealed, under a name that was ever sealed | stripped, and deleted where this application has set it |
 //! | unsealed otherwise: only scripts set it | as it is, or stripped, by policy |
 //! | empty | as it is: there is nothing in it |
 //! | the gateway's own | stripped |

@@ -5,7 +5,8 @@
 //! alice:staff,admins:$argon2id$v=19$m=19456,t=2,p=1$...
 //! bob:*:!$argon2id$...                                          locked
 //! ```
-//! Names count as they are written; the realm's case rule is the caller's. Groups are names with commas between them,
+//! Names count as they are written: in a realm that does not look at the case they belong here in lower case, and the
+//! caller asks for them so. Groups are names with commas between them,
 //! `*` for none. A `!` before the hash locks the user. Empty lines and lines that begin with `#` are looked over, and
 //! stay. The file belongs to root or to the gateway's own user and has mode 0600 or 0640.
 //!

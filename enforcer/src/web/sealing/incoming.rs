@@ -13,7 +13,8 @@ pub const MAX_DELETIONS: usize = 32;
 /// What becomes of a request's cookies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// The `Cookie` fields for the application, in their order. A field of which nothing is left is not there.
+    /// The `Cookie` fields for the application, in their order. A field of which nothing is left is not there. Crumbs of
+    /// HTTP/2 are still to be put together ([`crate::web::cookie::join`]).
     pub fields: Vec<Vec<u8>>,
     /// What it does not get, in the order of the fields.
     pub stripped: Vec<Stripped>,
@@ -71,14 +72,14 @@ impl Sealing<'_> {
     /// Opens and strips what the browser has sent. `fields`: the values of the request's `Cookie` fields, in their order.
     pub fn incoming<F: AsRef<[u8]>>(&self, fields: &[F], now: Instant) -> Incoming {
         let (mut kept, mut stripped) = (Vec::with_capacity(fields.len()), Vec::new());
-        // by name, in their order: whether each is to be deleted
-        let mut names: BTreeMap<&[u8], Vec<bool>> = BTreeMap::new();
+        // by name, in their order: why each is stripped
+        let mut names: BTreeMap<&[u8], Vec<Option<Why>>> = BTreeMap::new();
         for field in fields {
             let mut fates = Vec::new();
             for pair in pairs(field.as_ref()) {
                 let decided = self.decide(&pair);
                 let why = decided.as_ref().err().copied();
-                names.entry(pair.name()).or_default().push(why.is_some_and(Why::deletes));
+                names.entry(pair.name()).or_default().push(why);
                 stripped.extend(why.map(|why| Stripped { name: pair.name().to_vec(), why }));
                 fates.push(decided.unwrap_or(Fate::Strip));
             }
@@ -90,12 +91,14 @@ impl Sealing<'_> {
             }
         }
         let mut deletions = BTreeSet::new();
-        for (name, stale) in names {
+        for (name, why) in names {
             if deletions.len() >= MAX_DELETIONS {
                 break;
             }
-            if stale.contains(&true) && !self.recent.was_sealed(&self.policy.group, name, now) {
-                let places = self.stale_places(name, &stale);
+            if why.iter().flatten().any(|why| why.deletes())
+                && !self.recent.was_sealed(&self.policy.group, name, now)
+            {
+                let places = self.stale_places(name, &why);
                 deletions.extend(places.into_iter().map(|place| Deletion { name: name.to_vec(), place }));
             }
         }
@@ -143,23 +146,18 @@ impl Sealing<'_> {
         }
     }
 
-    /// Where the stale cookies of a name are kept. `stale`: of each cookie of that name, in the order of the request.
-    fn stale_places(&self, name: &[u8], stale: &[bool]) -> Vec<Place> {
+    /// Where the cookies of a name are kept that are to be deleted. `why`: each cookie of that name is stripped, in the
+    /// order of the request.
+    fn stale_places(&self, name: &[u8], why: &[Option<Why>]) -> Vec<Place> {
+        let stale: Vec<bool> = why.iter().map(|why| why.is_some_and(Why::deletes)).collect();
         let known = self.learned.places(&self.policy.group, name);
         let mut places: Vec<Place> =
             known.iter().filter(|place| place.is_sent_to(self.host, self.path)).cloned().collect();
         if stale.iter().all(|&stale| stale) {
-            if places.is_empty() {
-                // a guess: what applications do, and what they get who say nothing
-                let host = |path: &[u8]| Place {
-                    scope: Scope::Host(self.host.to_vec()),
-                    path: path.to_vec(),
-                    partitioned: false,
-                };
-                places = vec![host(b"/")];
-                if default_path(self.path) != b"/" {
-                    places.push(host(default_path(self.path)));
-                }
+            // What is sealed is ours, wherever it is; what is not may be another application's below this host, unless
+            // it is in a place that this one has set
+            if places.is_empty() && why.contains(&Some(Why::Stale)) {
+                return self.likely_places();
             }
             return places;
         }
@@ -173,6 +171,18 @@ impl Sealing<'_> {
         if places.len() != stale.len() || !told_apart {
             return Vec::new();
         }
-        places.into_iter().zip(stale).filter(|(_, stale)| **stale).map(|(place, _)| place).collect()
+        places.into_iter().zip(stale).filter(|(_, stale)| *stale).map(|(place, _)| place).collect()
+    }
+
+    /// A guess: where applications put a cookie, and where it is if they say nothing.
+    fn likely_places(&self) -> Vec<Place> {
+        let mut paths = vec![&b"/"[..], default_path(self.path)];
+        paths.dedup();
+        let place = |path: &[u8]| Place {
+            scope: Scope::Host(self.host.to_vec()),
+            path: path.to_vec(),
+            partitioned: false,
+        };
+        paths.into_iter().map(place).collect()
     }
 }

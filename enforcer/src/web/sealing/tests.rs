@@ -179,6 +179,22 @@ fn r2_once_sealed_always_sealed() {
     assert_eq!(world.got("sid=theirs").0, "sid=theirs");
 }
 
+/// R3: an unsealed cookie may be another application's below the same host: it is not deleted where it may be, as a sealed
+/// one is, but only where this application has put one.
+#[test]
+fn r3_an_unsealed_cookie_is_deleted_only_where_this_application_has_set_it() {
+    let mut world = World::new();
+    world.set("sid=secret; Path=/elsewhere");
+    world.later();
+    for field in ["sid=theirs", "SID=theirs"] {
+        assert_eq!(world.got(field), (String::new(), vec![Why::Unsealed], NONE), "{field}");
+    }
+    world.set("sid=secret; Path=/app");
+    world.later();
+    assert_eq!(world.got("sid=planted").2, ["sid=; Path=/app"]);
+    assert_eq!(world.got("SID=theirs").2, NONE);
+}
+
 #[test]
 fn r7_in_a_full_group_nothing_unsealed_passes_and_that_is_said() {
     let mut world = World::new();
