@@ -162,7 +162,7 @@ fn every_cookie_field_of_the_corpus_comes_out_as_it_was_set() {
     let mut world = World::new();
     for field in cookies() {
         let passed = world.sealing().incoming(&[&field], Instant::now());
-        assert_eq!(passed.fields, [field.clone()], "unsealed: {}", field.escape_ascii());
+        assert_eq!(passed.fields, std::slice::from_ref(&field), "unsealed: {}", field.escape_ascii());
         assert!(passed.stripped.is_empty() && passed.deletions.is_empty());
     }
     for field in cookies() {
@@ -178,7 +178,7 @@ fn every_cookie_field_of_the_corpus_comes_out_as_it_was_set() {
         let Rewritten::Changed(sent) = sent else { continue };
         assert_ne!(sent, field);
         let opened = world.sealing().incoming(&[&sent], Instant::now());
-        assert_eq!(opened.fields, [field.clone()], "sealed: {}", field.escape_ascii());
+        assert_eq!(opened.fields, std::slice::from_ref(&field), "sealed: {}", field.escape_ascii());
         assert!(opened.stripped.is_empty(), "{}: {:?}", field.escape_ascii(), opened.stripped);
     }
 }
