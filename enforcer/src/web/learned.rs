@@ -41,9 +41,9 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
-    /// 16,384 and 262,144 sealed names (some 10 MB), 256 groups, 8,192 names of 4 places of 512 bytes (some 20 MB).
+    /// 16,384 and 65,536 sealed names (some 3 MB), 256 groups, 8,192 names of 4 places of 384 bytes (some 15 MB).
     fn default() -> Self {
-        Self { sealed_in_group: 16_384, sealed: 262_144, groups: 256, names: 8_192, places: 4, length: 512 }
+        Self { sealed_in_group: 16_384, sealed: 65_536, groups: 256, names: 8_192, places: 4, length: 384 }
     }
 }
 

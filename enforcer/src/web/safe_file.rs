@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 /// No file that is longer is read.
-pub const MAX_LENGTH: u64 = 16 * 1024 * 1024;
+pub const MAX_LENGTH: u64 = 64 * 1024 * 1024;
 
 /// Who may have rights on a file: the bits that must not be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

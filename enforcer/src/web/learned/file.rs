@@ -1,7 +1,8 @@
 //! What was learned, on the disk: a file of lines that grows at its end.
 //!
 //! One gateway writes it. A line that a crash has cut is not there; a line that cannot be read stops the gateway's
-//! start, since it may be about a sealed name.
+//! start, since it may be about a sealed name. When it has grown by [`GROWTH`] it is written anew, without what was
+//! forgotten: within [`Bounds`]'s usual values it has 56 MB at the most, and some 100 KB in ordinary life.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -19,7 +20,12 @@ pub struct LearnedFile {
     path: PathBuf,
     /// Up to where it holds whole lines that are on the disk.
     length: u64,
+    /// How long it was when it was written anew.
+    anew: u64,
 }
+
+/// How many bytes of lines are added before the file is written anew.
+pub const GROWTH: u64 = 8 * 1024 * 1024;
 
 /// Why what was learned cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -60,17 +66,13 @@ impl LearnedFile {
                 .ok_or_else(|| LearnedError::Line { path: path.display().to_string(), line: index + 1 })?;
             learned.learn(entry);
         }
-        let text: String = learned.entries().map(|entry| entry.write() + "\n").collect();
-        if text.as_bytes() != bytes || whole == 0 {
-            folder.replace(text.as_bytes())?;
+        let text = written(&learned);
+        if text != bytes || whole == 0 {
+            folder.replace(&text)?;
         }
-        let mut file = Self::lock(path)?;
-        let failed = |error| FileError::Failed {
-            path: path.display().to_string(),
-            what: format!("cannot find its end: {error}"),
-        };
-        let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        Ok((Self { file, path: path.to_owned(), length }, learned))
+        let file = Self::lock(path)?;
+        let length = text.len() as u64;
+        Ok((Self { file, path: path.to_owned(), length, anew: length }, learned))
     }
 
     fn lock(path: &Path) -> Result<Flock<File>, LearnedError> {
@@ -83,9 +85,14 @@ impl LearnedFile {
 
     /// Adds what is new, and does not come back before it is on the disk.
     ///
+    /// `news`: what [`Learned::learn`] has handed back. `learned`: with all of it.
+    ///
     /// # Errors
-    /// [`FileError::Failed`]. Then nothing of it counts as written, and it can be tried again.
-    pub fn add(&mut self, news: &[Entry]) -> Result<(), FileError> {
+    /// [`LearnedError`]. Then nothing of it counts as written, and it can be tried again.
+    pub fn add(&mut self, news: &[Entry], learned: &Learned) -> Result<(), LearnedError> {
+        if self.length >= self.anew.saturating_add(GROWTH) {
+            return self.write_anew(learned);
+        }
         let text: String = news.iter().map(|entry| entry.write() + "\n").collect();
         let length = self.length;
         // what a failed write has left behind is written over
@@ -100,12 +107,27 @@ impl LearnedFile {
                 self.length = length + text.len() as u64;
                 Ok(())
             }
-            Err(error) => Err(FileError::Failed {
+            Err(error) => Err(LearnedError::File(FileError::Failed {
                 path: self.path.display().to_string(),
                 what: format!("cannot write what was learned: {error}"),
-            }),
+            })),
         }
     }
+
+    fn write_anew(&mut self, learned: &Learned) -> Result<(), LearnedError> {
+        // held until the new file is locked as well
+        let folder = Folder::lock(&self.path)?;
+        let text = written(learned);
+        folder.replace(&text)?;
+        self.file = Self::lock(&self.path)?;
+        self.length = text.len() as u64;
+        self.anew = self.length;
+        Ok(())
+    }
+}
+
+fn written(learned: &Learned) -> Vec<u8> {
+    learned.entries().flat_map(|entry| (entry.write() + "\n").into_bytes()).collect()
 }
 
 trait Lines {
@@ -144,7 +166,7 @@ mod tests {
         let (mut file, mut learned) = open(&path);
         for name in ["sid", "other"] {
             let news = learned.learn(sealed(name)).unwrap();
-            file.add(&[news]).unwrap();
+            file.add(&[news], &learned).unwrap();
         }
         drop(file);
         let (_, learned) = open(&path);
@@ -156,8 +178,8 @@ mod tests {
     fn r5_a_line_that_a_crash_has_cut_harms_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("learned");
-        let (mut file, _) = open(&path);
-        file.add(&[sealed("one"), sealed("two")]).unwrap();
+        let (mut file, learned) = open(&path);
+        file.add(&[sealed("one"), sealed("two")], &learned).unwrap();
         drop(file);
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
@@ -165,7 +187,7 @@ mod tests {
             let (mut file, learned) = open(&path);
             let one = sealed("one").write().len() < cut;
             assert_eq!(learned.is_sealed(&group(), b"one"), one, "{cut}");
-            file.add(&[sealed("three")]).unwrap();
+            file.add(&[sealed("three")], &learned).unwrap();
             drop(file);
             let (_, learned) = open(&path);
             assert_eq!(learned.is_sealed(&group(), b"one"), one, "{cut}");
@@ -198,12 +220,36 @@ mod tests {
     fn what_is_there_twice_is_taken_out_at_a_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("learned");
-        let (mut file, _) = open(&path);
+        let (mut file, learned) = open(&path);
         for _ in 0..5 {
-            file.add(&[sealed("one")]).unwrap();
+            file.add(&[sealed("one")], &learned).unwrap();
         }
         drop(file);
         drop(open(&path));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), sealed("one").write() + "\n");
+    }
+
+    #[test]
+    fn r7_when_it_has_grown_it_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("learned");
+        let (mut file, mut learned) = open(&path);
+        learned.learn(sealed("one"));
+        // lines of what was forgotten again
+        let many = vec![sealed("gone"); 150_000];
+        file.add(&many, &learned).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() > 6_000_000);
+        file.add(&many, &learned).unwrap();
+        learned.learn(sealed("two"));
+        file.add(&[sealed("two")], &learned).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 * (sealed("one").write().len() as u64 + 1));
+        // and it goes on, under its lock
+        learned.learn(sealed("three"));
+        file.add(&[sealed("three")], &learned).unwrap();
+        assert!(matches!(LearnedFile::open(&path, Bounds::default()), Err(LearnedError::Busy { .. })));
+        drop(file);
+        let (_, learned) = open(&path);
+        assert!(["one", "two", "three"].iter().all(|name| learned.is_sealed(&group(), name.as_bytes())));
+        assert!(!learned.is_sealed(&group(), b"gone"));
     }
 }

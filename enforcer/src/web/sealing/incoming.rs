@@ -123,27 +123,25 @@ impl Sealing<'_> {
                 None => Err(Why::Stale),
             };
         }
-        if self.policy.is_readable(name) {
-            return Ok(Fate::Keep);
-        }
-        let full = self.learned.is_full(&self.policy.group);
         let was_sealed = |name: &[u8]| self.learned.is_sealed(&self.policy.group, name);
-        if was_sealed(name) || full {
+        if !self.policy.is_readable(name) {
             let length = name.len().saturating_add(sealed_len(value.len()));
-            let cannot_be_sealed = length > self.policy.longest;
-            return match self.policy.oversized {
-                Oversized::Pass if cannot_be_sealed => Ok(Fate::Keep),
-                _ if was_sealed(name) => Err(Why::Unsealed),
-                _ => Err(Why::TooManyNames),
-            };
+            let may_be_unsealed = self.policy.oversized == Oversized::Pass && length > self.policy.longest;
+            if was_sealed(name) && !may_be_unsealed {
+                return Err(Why::Unsealed);
+            }
+            if self.learned.is_full(&self.policy.group) && !may_be_unsealed {
+                return Err(Why::TooManyNames);
+            }
+            if self.policy.script_set == ScriptSet::Strip && !may_be_unsealed {
+                return Err(Why::ScriptSet);
+            }
         }
+        // whatever passes unsealed hides nothing that would not
         if smuggled(name, value, |name| was_sealed(name) || self.policy.is_own(name)) {
             return Err(Why::Smuggled);
         }
-        match self.policy.script_set {
-            ScriptSet::Pass => Ok(Fate::Keep),
-            ScriptSet::Strip => Err(Why::ScriptSet),
-        }
+        Ok(Fate::Keep)
     }
 
     /// Where the cookies of a name are kept that are to be deleted. `why`: each cookie of that name is stripped, in the

@@ -170,8 +170,9 @@ fn r2_once_sealed_always_sealed() {
     ] {
         assert_eq!(world.got(field).1, [why], "{field}");
     }
+    assert_eq!(world.got("csrftoken=x,sid=planted").1, [Why::Smuggled], "nor on the allowlist's ticket");
     // and its twins pass
-    for field in ["side=x", "a=sid=x", "sid=", "sid", "a=1,b=2", "sid ="] {
+    for field in ["side=x", "a=sid=x", "sid=", "sid", "a=1,b=2", "sid =", "csrftoken=a,b=c"] {
         assert_eq!(world.got(field), (field.to_owned(), vec![], NONE), "{field}");
     }
     // in the other group nobody has sealed it
