@@ -153,8 +153,8 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Waits until nobody else changes a file in the folder of `path`, for half a minute at the most. A link is followed: what it points to is
-    /// replaced, and it stays.
+    /// Waits until nobody else changes a file in the folder of `path`, for half a minute at the most. A link is
+    /// followed: what it points to is replaced, and it stays.
     ///
     /// # Errors
     /// [`FileError`], where the folder is missing too.

@@ -416,4 +416,21 @@ mod tests {
         assert!(why(MasterKeys::rotate(&f.file())).contains("holds 16 keys"));
         assert_eq!(f.text(), before);
     }
+
+    /// A known answer, made by another program: what is stored opens in every later version.
+    #[test]
+    fn a_secret_that_was_wrapped_elsewhere_opens() {
+        let f = Fixture::new();
+        f.put(&format!("3 {}\n", "11".repeat(32)));
+        let keys = MasterKeys::load(&f.file()).unwrap();
+        let bytes: Vec<u8> = (0..WRAPPED.len() / 2)
+            .map(|at| u8::from_str_radix(&WRAPPED[2 * at..][..2], 16).unwrap())
+            .collect();
+        let token = Token::parse("A".repeat(43).as_bytes()).unwrap();
+        let opened = keys.unwrap(&Wrapped::read(&bytes).unwrap(), &token, &SESSION, "app.example");
+        assert_eq!(opened.unwrap_or_else(|why| panic!("{why}")).secret.bytes(), &[7; LENGTH]);
+    }
+
+    const WRAPPED: &str = "0100000003000102030405060708090a0bc40058d915cfab15ea0d1d431b070586e5b26b0bb8d929\
+        6a0c6ffea0ffd11113cfa1c32ef537438f9983cf1059e00db4";
 }

@@ -418,6 +418,12 @@ fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(byte, 0..most)
 }
 
+/// As a browser sends it.
+fn beside_a_neighbour(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let equals: &[u8] = if name.is_empty() { b"" } else { b"=" };
+    [b"a-neighbour-that-stays=1; ", name, equals, value].concat()
+}
+
 proptest! {
     /// Whatever an application sets, the browser sends back, and the application gets the bytes that it has set.
     #[test]
@@ -433,12 +439,9 @@ proptest! {
             prop_assert_eq!(&sealed.fields[0], &field);
             return Ok(());
         }
-        // as a browser sends it
-        let cookie = if kept.name().is_empty() { kept.value().to_vec() } else { [kept.name(), b"=", kept.value()].concat() };
-        let sent = [b"z=1; ", &*cookie].concat();
+        let sent = beside_a_neighbour(kept.name(), kept.value());
         let got = world.sealing().incoming(&[&sent], world.steady);
-        let want = if kept.name().is_empty() { original.value().to_vec() } else { [original.name(), b"=", original.value()].concat() };
-        prop_assert_eq!(got.fields, vec![[b"z=1; ", &*want].concat()]);
+        prop_assert_eq!(got.fields, vec![beside_a_neighbour(original.name(), original.value())]);
         let _ = world.sealing().incoming(&[before.as_bytes()], world.steady);
     }
 
