@@ -4,6 +4,7 @@ mod bulk;
 mod listing;
 mod occtl;
 mod output;
+mod passwd;
 mod run;
 mod words;
 
@@ -136,6 +137,14 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// The users of the web gateway: a new one, or a new password
+    #[command(
+        after_help = "On a terminal it asks for the password twice, without echo; otherwise it reads the first line of \
+                      standard input. Sessions that run go on: `enforcer disconnect user -i NAME` ends them.\n\n\
+                      Examples:\n  enforcer passwd alice\n  enforcer passwd --lock alice\n  enforcer passwd --group \
+                      staff bob < FILE"
+    )]
+    Passwd(passwd::Passwd),
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }

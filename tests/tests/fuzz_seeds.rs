@@ -32,6 +32,7 @@ targets! {
     config 4_000
     conntrack 20_000
     control 20_000
+    cookies 20_000
     occtl 20_000
     ocserv_conf 4_000
     orders 300

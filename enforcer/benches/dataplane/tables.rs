@@ -23,8 +23,8 @@ const PLAIN: &str = "hash map of the kernel";
 
 pub fn rows(lab: &Lab, rounds: usize) -> Vec<Row> {
     // of these, a round takes ten seconds
-    let [bulk, memory] = filled(lab, rounds.min(5));
-    let mut rows = vec![bulk, memory];
+    let [bulk, again, memory] = filled(lab, rounds.min(5));
+    let mut rows = vec![bulk, again, memory];
     rows.extend(single(lab, rounds));
     rows
 }
@@ -54,7 +54,7 @@ fn key(lab: &Lab, number: u32) -> Raw<AddressKey> {
 }
 
 /// A million addresses into empty tables, each by itself; and what these take then.
-fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
+fn filled(lab: &Lab, rounds: usize) -> [Row; 3] {
     let entries: Vec<Entry> = (0..MILLION).map(|number| address(lab.netns(), number)).collect();
     let (nft, ipset) = (
         peers::nft("ip", "type filter hook prerouting priority raw", MILLION, MILLION),
@@ -63,12 +63,19 @@ fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
     let lane = Lane::new();
     let mut series: [Vec<f64>; 4] = Default::default();
     let mut bytes: [Vec<f64>; 2] = Default::default();
+    let mut again: [Vec<f64>; 2] = Default::default();
     for _ in 0..rounds {
         let mut dataplane = Dataplane::open(settings(lab, MILLION)).unwrap();
         let before = cpu::thread();
         insert_all(&mut dataplane, &entries);
         series[0].push(seconds(cpu::thread() - before));
         bytes[0].push(of_addresses(&lab.pin_path()) / f64::from(MILLION));
+        for entry in &entries {
+            assert!(dataplane.remove(entry).unwrap());
+        }
+        let before = cpu::thread();
+        insert_all(&mut dataplane, &entries);
+        again[0].push(seconds(cpu::thread() - before));
         drop(dataplane);
         Dataplane::unload(&lab.pin_path()).unwrap();
 
@@ -82,6 +89,16 @@ fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
         series[1].push(seconds(cpu::thread() - before));
         let Some(aya::maps::Map::HashMap(map)) = plain.map(layout::ADDRESSES) else { panic!("a hash map") };
         bytes[1].push(memlock(map.fd().as_fd()) / f64::from(MILLION));
+        let mut map: HashMap<_, Raw<AddressKey>, Raw<Standing>> =
+            plain.map_mut(layout::ADDRESSES).unwrap().try_into().unwrap();
+        for number in 0..MILLION {
+            map.remove(&key(lab, number)).unwrap();
+        }
+        let before = cpu::thread();
+        for number in 0..MILLION {
+            map.insert(key(lab, number), Raw(STANDING), 0).unwrap();
+        }
+        again[1].push(seconds(cpu::thread() - before));
         drop(plain);
 
         for (at, program, words, input) in
@@ -96,6 +113,7 @@ fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
     }
     let [ours, plain, nft, ipset] = series;
     let [our_bytes, plain_bytes] = bytes;
+    let [ours_again, plain_again] = again;
     [
         Row {
             case: "1,000,000 addresses into the kernel".to_owned(),
@@ -106,6 +124,14 @@ fn filled(lab: &Lab, rounds: usize) -> [Row; 2] {
                 ("nft -f".to_owned(), nft),
                 ("ipset restore".to_owned(), ipset),
             ],
+            limits: Vec::new(),
+            against: PLAIN,
+        },
+        Row {
+            case: "the same once more, into tables that have had as many".to_owned(),
+            unit: "CPU s",
+            ours: ours_again,
+            peers: vec![(PLAIN.to_owned(), plain_again)],
             limits: Vec::new(),
             against: PLAIN,
         },

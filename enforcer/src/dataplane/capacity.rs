@@ -104,8 +104,8 @@ mod tests {
         let costs = Capacities::default().costs();
         let of = |name: &str| *costs.iter().find(|cost| cost.name == name).unwrap();
         let mib = 1 << 20;
-        assert_eq!(of("flows"), Cost { name: "flows", empty: 1_403_096, each: 86, full: 85_383_208 });
-        assert_eq!((of("addresses").empty, of("addresses").each), (773_816, 47));
+        assert_eq!(of("flows"), Cost { name: "flows", empty: 1_396_712, each: 85, full: 84_957_608 });
+        assert_eq!((of("addresses").empty, of("addresses").each), (770_312, 47));
         assert_eq!((of("safe_ids").empty, of("safe_ids").each), (4 * mib, 128));
         assert_eq!((of("devices").empty, of("devices").each), (mib, 96));
         assert_eq!((of("gate_hits").empty, of("gate_hits").each), (8 * mib, 96));

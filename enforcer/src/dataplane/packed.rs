@@ -17,10 +17,10 @@ pub(super) use memory::{Blooms, Memory, Spot};
 use super::shared::Grace;
 use super::table::Bits;
 
-/// How many buckets a table of `capacity` entries has: on average twelve and a half of a bucket's fifteen slots are
-/// taken when it is full, so that few entries find no room in their home.
+/// How many buckets a table of `capacity` entries has: on average 12.56 of a bucket's fifteen slots are taken when it is
+/// full, so that few entries find no room in their home, and an address takes less than 48 bytes.
 pub(super) fn buckets(capacity: u32) -> u32 {
-    u32::try_from(u64::from(capacity) * 2 / 25 + 1).unwrap_or(u32::MAX)
+    u32::try_from(u64::from(capacity) * 199 / 2_500 + 1).unwrap_or(u32::MAX)
 }
 
 /// How many entries the plain map that goes with it has room for: one in sixty-four, several times as many as find no

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod conntrack;
 pub mod control;
+pub mod cookies;
 pub mod occtl;
 pub mod ocserv_conf;
 pub mod orders;
