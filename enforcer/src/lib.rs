@@ -19,3 +19,4 @@ pub mod registry;
 pub mod session;
 pub mod sockets;
 pub mod store;
+pub mod web;

@@ -1,0 +1,118 @@
+//! One request on its way, or the tunnel that it became.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Context;
+
+use futures::task::AtomicWaker;
+
+use super::super::lock;
+use super::super::socket::Wire;
+use super::connection::{Connection, Protocol};
+
+tokio::task_local! {
+    /// The flight of the HTTP/2 stream whose task this is.
+    pub(in super::super) static STREAM: Arc<Flight>;
+}
+
+/// What went wrong with a request's body, which only the body's reader knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(in super::super) enum Fault {
+    None,
+    TooLong,
+    TooSlow,
+    Broken,
+}
+
+/// See the [module](super).
+#[derive(Debug, Default)]
+pub struct Flight {
+    ended: AtomicBool,
+    /// The head of the answer is with the client: what is wrong from now on can only be said by a reset.
+    answering: AtomicBool,
+    /// The request's body was read to its end.
+    sent: AtomicBool,
+    fault: AtomicU8,
+    /// The socket to the origin, while this request has it.
+    upstream: Mutex<Option<Arc<Wire>>>,
+    connection: OnceLock<Arc<Connection>>,
+    /// The task of an HTTP/2 stream or of a tunnel; a request of HTTP/1 lives in its connection's task.
+    task: AtomicWaker,
+}
+
+impl Flight {
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is over; if not, that task is woken when it will be.
+    pub(in super::super) fn poll_ended(&self, cx: &Context<'_>) -> bool {
+        self.task.register(cx.waker());
+        self.is_ended()
+    }
+
+    /// Ends it, and its socket to the origin. Returns whether it had one.
+    pub(super) fn end(&self) -> bool {
+        self.ended.store(true, Ordering::SeqCst);
+        // after the mark: whoever takes the lock later sees it
+        let upstream = lock(&self.upstream).take();
+        let had = upstream.is_some_and(|wire| wire.abort());
+        if let Some(connection) = self.connection.get() {
+            if connection.protocol() == Protocol::Http1 && self.answering.load(Ordering::SeqCst) {
+                // its answer is on the wire and carries nobody else's
+                connection.abort();
+            } else {
+                connection.wake();
+            }
+        }
+        self.task.wake();
+        had
+    }
+
+    /// From now on that socket is this request's. False: the request is over, and the socket must not be used.
+    pub(in super::super) fn attach(&self, wire: &Arc<Wire>) -> bool {
+        let mut upstream = lock(&self.upstream);
+        if self.is_ended() {
+            return false;
+        }
+        *upstream = Some(Arc::clone(wire));
+        true
+    }
+
+    /// From now on it has no socket. False: the request was ended and the socket with it; it must not be used again.
+    pub(in super::super) fn detach(&self) -> bool {
+        let mut upstream = lock(&self.upstream);
+        upstream.take().is_some() && !self.is_ended()
+    }
+
+    pub(super) fn belongs_to(&self, connection: &Arc<Connection>) {
+        // a flight is registered once
+        let _ = self.connection.set(Arc::clone(connection));
+    }
+
+    pub(in super::super) fn answering(&self) {
+        self.answering.store(true, Ordering::SeqCst);
+    }
+
+    pub(in super::super) fn body_is_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    pub(in super::super) fn is_body_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(in super::super) fn fail(&self, fault: Fault) {
+        self.fault.store(fault as u8, Ordering::Relaxed);
+    }
+
+    pub(in super::super) fn fault(&self) -> Fault {
+        match self.fault.load(Ordering::Relaxed) {
+            1 => Fault::TooLong,
+            2 => Fault::TooSlow,
+            3 => Fault::Broken,
+            _ => Fault::None,
+        }
+    }
+}
