@@ -94,6 +94,16 @@ impl<G> Clone for Proxy<G> {
     }
 }
 
+/// How far the end of the proxy has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    /// Nothing new begins.
+    Draining,
+    /// Whatever is left is left behind.
+    Over,
+}
+
 /// What all threads share.
 struct Gate<G> {
     guard: G,
@@ -107,7 +117,7 @@ struct Gate<G> {
     certificates: Option<Arc<Certificates>>,
     /// One of the threads does what is done once.
     swept: AtomicBool,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
 }
 
 impl<G: Guard> Proxy<G> {
@@ -118,7 +128,8 @@ impl<G: Guard> Proxy<G> {
         let mut sockets = Vec::new();
         let mut take = |addresses: &[SocketAddr], speech: &Speech| {
             for address in addresses {
-                let listener = bind(*address).map_err(|error| ProxyError::Listen { address: *address, error })?;
+                let listener =
+                    bind(*address).map_err(|error| ProxyError::Listen { address: *address, error })?;
                 sockets.push((listener, speech.clone()));
             }
             Ok::<_, ProxyError>(())
@@ -144,7 +155,7 @@ impl<G: Guard> Proxy<G> {
                 sockets,
                 certificates,
                 swept: AtomicBool::new(false),
-                stop: watch::Sender::new(false),
+                stop: watch::Sender::new(Stop::No),
             }),
         })
     }
@@ -188,9 +199,12 @@ impl<G: Guard> Proxy<G> {
         tasks.spawn(Arc::clone(gate).keep_house(pools));
         let mut stop = gate.stop.subscribe();
         // the sender is in the gate: it cannot be gone
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(|stop| *stop != Stop::No).await;
         // what is on its way needs this runtime, and its sweep
-        gate.register.no_connections().await;
+        tokio::select! {
+            () = gate.register.no_connections() => {}
+            _ = stop.wait_for(|stop| *stop == Stop::Over) => {}
+        }
         tasks.shutdown().await;
         Ok(())
     }
@@ -211,7 +225,7 @@ impl<G: Guard> Proxy<G> {
     /// many connections that were.
     pub async fn drain(&self, time: Duration) -> usize {
         let register = &self.gate.register;
-        self.gate.stop.send_replace(true);
+        self.gate.stop.send_replace(Stop::Draining);
         for connection in register.connections() {
             connection.close();
         }
@@ -223,6 +237,7 @@ impl<G: Guard> Proxy<G> {
             connection.abort();
         }
         let _ = timeout(AFTER_ABORT, register.no_connections()).await;
+        self.gate.stop.send_replace(Stop::Over);
         left.len()
     }
 }
@@ -250,9 +265,8 @@ impl<G: Guard> Gate<G> {
 
     async fn look_at_certificates(&self) {
         let Some(certificates) = self.certificates.clone() else { return };
-        let looked = tokio::task::spawn_blocking(move || {
-            certificates.are_stale().then(|| certificates.reload())
-        });
+        let looked =
+            tokio::task::spawn_blocking(move || certificates.are_stale().then(|| certificates.reload()));
         match looked.await {
             Ok(Some(Ok(()))) => info!("the certificates were read again"),
             Ok(Some(Err(error))) => {

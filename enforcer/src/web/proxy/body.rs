@@ -219,7 +219,8 @@ impl Body for ResponseBody {
 /// Trailers that may pass: never what frames or routes a message.
 pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
     super::head::strip(trailers);
-    for name in [hyper::header::CONTENT_LENGTH, hyper::header::HOST, hyper::header::SET_COOKIE, hyper::header::COOKIE]
+    for name in
+        [hyper::header::CONTENT_LENGTH, hyper::header::HOST, hyper::header::SET_COOKIE, hyper::header::COOKIE]
     {
         trailers.remove(name);
     }

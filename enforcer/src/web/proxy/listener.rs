@@ -24,7 +24,7 @@ use super::service::{Held, Visit};
 use super::socket::Io;
 use super::strict::Strict;
 use super::upstream::Pools;
-use super::{Gate, redirect};
+use super::{Gate, Stop, redirect};
 
 /// How long and how much is still read of a client who was answered in the middle of what he sends: otherwise the
 /// reset for what nobody read would overtake the answer.
@@ -52,7 +52,7 @@ pub(super) async fn accept<G: Guard>(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop != Stop::No) => return,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -99,7 +99,7 @@ async fn welcome<G: Guard>(
             let mut stop = gate.stop.subscribe();
             let stream = tokio::select! {
                 shaken = timeout(gate.times.handshake, acceptor.accept(io)) => shaken??,
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
             };
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 let (present, client) = visit(Protocol::Http2, true);
@@ -132,12 +132,11 @@ where
     let held = Arc::clone(&visit.held);
     let connection = Arc::clone(held.connection());
     let limits = visit.gate.limits;
-    let stop_now = *visit.gate.stop.borrow();
+    let stop_now = *visit.gate.stop.borrow() != Stop::No;
     let service = service_fn(move |request| Arc::clone(&visit).serve(request));
     let stream = TokioIo::new(Strict::new(stream, Arc::clone(&connection)));
-    let mut speaking = builder(limits.head_bytes, limits.head_fields)
-        .serve_connection(stream, service)
-        .with_upgrades();
+    let mut speaking =
+        builder(limits.head_bytes, limits.head_fields).serve_connection(stream, service).with_upgrades();
     if stop_now {
         connection.close();
     }
@@ -198,7 +197,7 @@ where
     let held = Arc::clone(&visit.held);
     let connection = Arc::clone(held.connection());
     let limits = visit.gate.limits;
-    let stop_now = *visit.gate.stop.borrow();
+    let stop_now = *visit.gate.stop.borrow() != Stop::No;
     let service = service_fn(move |request| Arc::clone(&visit).serve(request));
     let mut builder = http2::Builder::new(Streams);
     builder

@@ -92,8 +92,7 @@ impl Origin {
     }
 
     fn new(index: usize, settings: &settings::Origin) -> Result<Self, OriginError> {
-        let invalid =
-            |text: String| OriginError::Invalid { origin: settings.name.clone(), text };
+        let invalid = |text: String| OriginError::Invalid { origin: settings.name.clone(), text };
         let host = settings.host.to_ascii_lowercase();
         let host = match host.strip_prefix('*') {
             Some(below) if below.starts_with('.') && is_host(&below[1..]) => Host::Below(below.to_owned()),
@@ -105,7 +104,8 @@ impl Origin {
                 )));
             }
         };
-        if !settings.path.starts_with('/') || !is_plain(&settings.path) || settings.path.contains(['?', '#']) {
+        if !settings.path.starts_with('/') || !is_plain(&settings.path) || settings.path.contains(['?', '#'])
+        {
             return Err(invalid(format!("path {:?} is none: write / or /app", settings.path)));
         }
         let address: Uri = settings

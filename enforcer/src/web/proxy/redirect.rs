@@ -58,7 +58,8 @@ fn answer(request: Request<Incoming>, port: u16) -> Result<Response<Bytes>, Refu
     let target = target(&mut parts)?;
     let host = target.host();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let address = if port == 443 { format!("https://{host}{path}") } else { format!("https://{host}:{port}{path}") };
+    let address =
+        if port == 443 { format!("https://{host}{path}") } else { format!("https://{host}:{port}{path}") };
     let malformed = |_| Refusal(StatusCode::BAD_REQUEST, "The address is malformed.");
     let location = HeaderValue::from_bytes(address.as_bytes()).map_err(malformed)?;
     // 308: the method stays; browsers remember it, as they should

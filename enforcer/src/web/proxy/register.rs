@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 use super::lock;
 use super::settings::{Limits, Network};
 
+use connection::Farewell;
 pub use connection::{Connection, Present};
 pub(super) use connection::{Own, Place, Protocol};
 pub use flight::Flight;
@@ -170,22 +171,30 @@ impl Register {
     /// it can be registered any more. Ending a session again is allowed and finds nothing.
     pub async fn end(&self, session: SessionKey, wait: Duration) -> Ended {
         let number = self.ends.fetch_add(1, Ordering::SeqCst) + 1;
+        // first everything is marked and counted, so that nothing escapes the count by ending in between
         let (first, flights, connections, empty) = {
             let mut shard = lock(self.shard(session));
             let entry = shard.entry(session).or_default();
             let first = !std::mem::replace(&mut entry.ended, true);
-            let flights: Vec<Arc<Flight>> = entry.flights.values().cloned().collect();
             let connections = std::mem::take(&mut entry.connections);
+            let connections: Vec<_> = connections
+                .values()
+                .filter_map(Weak::upgrade)
+                .map(|connection| (connection.forget(session), connection))
+                .filter(|(farewell, _)| *farewell != Farewell::Stays)
+                .collect();
+            let flights: Vec<_> =
+                entry.flights.values().map(|flight| (flight.mark(), Arc::clone(flight))).collect();
             (first, flights, connections, Arc::clone(&entry.empty))
         };
-        let mut done = Ended { requests: flights.len(), ..Ended::default() };
-        for flight in &flights {
-            done.upstream += usize::from(flight.end());
+        let mut done = Ended { requests: flights.len(), downstream: connections.len(), ..Ended::default() };
+        for (upstream, flight) in flights {
+            done.upstream += usize::from(upstream.is_some());
+            flight.cut(upstream);
         }
-        for connection in connections.values().filter_map(Weak::upgrade) {
-            done.downstream += usize::from(connection.forget(session));
+        for (farewell, connection) in connections {
+            connection.part(farewell);
         }
-        drop(flights);
         if first {
             self.remember(session, number);
         }

@@ -102,7 +102,10 @@ impl<G: Guard> Visit<G> {
         let extended = extensions.remove::<hyper::ext::Protocol>();
         let mut body = RequestBody::new(incoming, Arc::clone(flight), gate.times.body);
         if parts.headers.len() > gate.limits.head_fields {
-            return Err(page(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "There are too many header fields."));
+            return Err(page(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "There are too many header fields.",
+            ));
         }
         if extended.is_some() {
             // RFC 8441: to an origin of HTTP/1.1 it is a GET with an upgrade
@@ -214,7 +217,10 @@ impl<G: Guard> Visit<G> {
         let times = &self.gate.times;
         let repeatable = body.is_empty()
             && errand.upgrade.is_none()
-            && matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+            && matches!(
+                parts.method,
+                Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+            );
         let mut request = Request::from_parts(parts, body);
         if let Some(mut line) = self.pools.take(origin.index()).await {
             if !flight.attach(line.wire()) {
@@ -262,7 +268,10 @@ impl<G: Guard> Visit<G> {
         }
         let pools = Arc::clone(&self.pools);
         let time = self.gate.times.answer_body;
-        ResponseBody::relay(Relay::new(incoming, line, pools, origin, Arc::clone(flight), registered, time), own)
+        ResponseBody::relay(
+            Relay::new(incoming, line, pools, origin, Arc::clone(flight), registered, time),
+            own,
+        )
     }
 }
 
@@ -302,7 +311,15 @@ impl Errand<'_> {
         let own = own.take().unwrap_or_else(|| connection.own());
         let held = Arc::clone(&visit.held);
         let flight = Arc::clone(self.flight);
-        tunnel::start(Tunnel { client, origin, early, flight, registered, held, time: visit.gate.times.tunnel });
+        tunnel::start(Tunnel {
+            client,
+            origin,
+            early,
+            flight,
+            registered,
+            held,
+            time: visit.gate.times.tunnel,
+        });
         Ok(ResponseBody::nothing(own))
     }
 }
@@ -341,7 +358,9 @@ fn excuse(origin: &Origin, flight: &Flight, failure: Failure) -> Response<Bytes>
     }
     match flight.fault() {
         Fault::TooLong => return too_long(),
-        Fault::TooSlow => return page(StatusCode::REQUEST_TIMEOUT, "The body of the request came too slowly."),
+        Fault::TooSlow => {
+            return page(StatusCode::REQUEST_TIMEOUT, "The body of the request came too slowly.");
+        }
         Fault::Broken => return page(StatusCode::BAD_REQUEST, "The body of the request is malformed."),
         Fault::None => {}
     }

@@ -242,7 +242,9 @@ mod tests {
     fn an_unknown_key_is_refused() {
         let error = toml::from_str::<Settings>("lisen = []").unwrap_err().to_string();
         assert!(error.contains("lisen"), "{error}");
-        for bad in ["[times]\nhead = \"soon\"", "[times]\nhead = \"0s\"", "trusted-proxies = [\"10.0.0.0/33\"]"] {
+        for bad in
+            ["[times]\nhead = \"soon\"", "[times]\nhead = \"0s\"", "trusted-proxies = [\"10.0.0.0/33\"]"]
+        {
             assert!(toml::from_str::<Settings>(bad).is_err(), "{bad}");
         }
     }

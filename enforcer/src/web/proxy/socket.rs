@@ -39,10 +39,7 @@ impl Wire {
         let Some(fd) = *fd else { return false };
         // connect(2) to AF_UNSPEC is tcp_disconnect: it needs no privilege and does not wait for the peer, while
         // shutdown(2) would still deliver what is queued
-        let nowhere = libc::sockaddr {
-            sa_family: libc::AF_UNSPEC as libc::sa_family_t,
-            sa_data: [0; 14],
-        };
+        let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
         // SAFETY: the address lives on the stack for the call, with its true length; the descriptor is open, since its
         // owner takes the lock to remove it from here before it closes it
         let done = unsafe { libc::connect(fd, &nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) };
@@ -211,7 +208,8 @@ mod tests {
         let (mut ours, mut theirs) = pair().await;
         // until the peer's window and our buffer are full
         let mut written = 0;
-        while let Ok(wrote) = tokio::time::timeout(Duration::from_millis(200), ours.write(&[7; 65_536])).await {
+        while let Ok(wrote) = tokio::time::timeout(Duration::from_millis(200), ours.write(&[7; 65_536])).await
+        {
             written += wrote.unwrap();
         }
         assert!(ours.wire().blocked_for(clock::now() + 1) > 0);

@@ -117,9 +117,8 @@ impl Set {
                 .valid_dns_names()
                 .map(str::to_ascii_lowercase)
                 .collect();
-            let certified = CertifiedKey::from_der(ders, key_der, &provider).map_err(|error| {
-                TlsError::Pair { chain: chain.clone(), key: key.clone(), error }
-            })?;
+            let certified = CertifiedKey::from_der(ders, key_der, &provider)
+                .map_err(|error| TlsError::Pair { chain: chain.clone(), key: key.clone(), error })?;
             let certified = Arc::new(certified);
             for name in names {
                 // the first one that is for a name has it

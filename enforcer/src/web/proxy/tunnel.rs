@@ -31,6 +31,9 @@ pub(super) struct Tunnel {
     pub(super) time: Duration,
 }
 
+/// How long the other side may be silent when one has nothing more to say.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// Starts a task that lives as long as the tunnel.
 pub(super) fn start(tunnel: Tunnel) {
     tokio::spawn(async move {
@@ -40,15 +43,25 @@ pub(super) fn start(tunnel: Tunnel) {
         if registered.is_some() {
             own.claimed();
         }
-        let moved = Arc::new(AtomicBool::new(false));
+        let connection = held.connection();
+        let notes = Arc::new(Notes::default());
         {
-            let mut passing = pin!(pass(client, Noting { inner: origin, moved: Arc::clone(&moved) }, early));
+            let mut passing = pin!(pass(client, Noting { inner: origin, notes: Arc::clone(&notes) }, early));
             let mut idle = Idle::new(time);
+            let mut closing = false;
             poll_fn(|cx| {
                 if flight.poll_ended(cx) || passing.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
-                if moved.swap(false, Ordering::Relaxed) {
+                // the task that cared for its connection has ended with the switch; one of HTTP/2 goes on
+                if connection.is_switched() && connection.poll_orders(cx).is_none() {
+                    return Poll::Ready(());
+                }
+                if !closing && notes.half_closed.load(Ordering::Relaxed) {
+                    closing = true;
+                    idle = Idle::new(time.min(CLOSING));
+                }
+                if notes.moved.swap(false, Ordering::Relaxed) {
                     idle.moved();
                 }
                 if idle.poll(cx) { Poll::Ready(()) } else { Poll::Pending }
@@ -70,18 +83,25 @@ async fn pass(client: OnUpgrade, mut origin: Noting<Stream>, early: Bytes) -> io
     Ok(())
 }
 
-/// A stream that says whether anything moves on it.
+/// What is noted of a stream: whether anything moves on it, and whether one direction has ended.
+#[derive(Default)]
+struct Notes {
+    moved: AtomicBool,
+    half_closed: AtomicBool,
+}
+
 struct Noting<S> {
     inner: S,
-    moved: Arc<AtomicBool>,
+    notes: Arc<Notes>,
 }
 
 impl<S> Noting<S> {
-    fn note<T>(&self, poll: Poll<T>) -> Poll<T> {
-        if poll.is_ready() {
-            self.moved.store(true, Ordering::Relaxed);
-        }
-        poll
+    fn moves(&self) {
+        self.notes.moved.store(true, Ordering::Relaxed);
+    }
+
+    fn half_closes(&self) {
+        self.notes.half_closed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -91,15 +111,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noting<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.note(poll)
+        if buf.filled().len() > before {
+            self.moves();
+        } else if poll.is_ready() {
+            self.half_closes();
+        }
+        poll
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Noting<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.note(poll)
+        if poll.is_ready() {
+            self.moves();
+        }
+        poll
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -107,6 +136,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noting<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // the client has said everything
+        self.half_closes();
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

@@ -47,7 +47,8 @@ impl Client {
 
     /// From where a request with that head came.
     pub(in super::super) fn peer(&self, headers: &HeaderMap, trusted: &[Network]) -> Peer {
-        let own = Peer { socket: self.socket, client: self.socket.ip(), trusted: self.trusted, https: self.https };
+        let own =
+            Peer { socket: self.socket, client: self.socket.ip(), trusted: self.trusted, https: self.https };
         if !self.trusted {
             return own;
         }

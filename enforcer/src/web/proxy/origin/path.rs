@@ -53,14 +53,38 @@ mod tests {
     #[test]
     fn dots_that_lead_elsewhere_are_found_however_they_are_written() {
         for bad in [
-            "/..", "/.", "/../", "/a/../b", "/a/./b", "/%2e%2e/b", "/%2E./b", "/.%2e", "/a%2f..%2fb", "/a/..%5cb",
-            "/..\\b", "/..;/b", "/.;x/b", "..",
+            "/..",
+            "/.",
+            "/../",
+            "/a/../b",
+            "/a/./b",
+            "/%2e%2e/b",
+            "/%2E./b",
+            "/.%2e",
+            "/a%2f..%2fb",
+            "/a/..%5cb",
+            "/..\\b",
+            "/..;/b",
+            "/.;x/b",
+            "..",
         ] {
             assert!(!is_plain(bad), "{bad}");
         }
         for good in [
-            "/", "/a", "/a.b", "/.well-known/x", "/..a", "/...", "/a..", "/%2e%2e%2e", "/a%2Fb", "/%", "/%zz", "/%2",
-            "/a;..", "/é.",
+            "/",
+            "/a",
+            "/a.b",
+            "/.well-known/x",
+            "/..a",
+            "/...",
+            "/a..",
+            "/%2e%2e%2e",
+            "/a%2Fb",
+            "/%",
+            "/%zz",
+            "/%2",
+            "/a;..",
+            "/é.",
         ] {
             assert!(is_plain(good), "{good}");
         }

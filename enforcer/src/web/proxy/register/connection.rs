@@ -21,6 +21,16 @@ pub(in super::super) enum Protocol {
     Http2,
 }
 
+/// What becomes of a connection when a session that was seen on it is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// Somebody else is on it, or it is a proxy's.
+    Stays,
+    /// As soon as what is on its way over it has passed.
+    Closed,
+    Reset,
+}
+
 #[derive(Debug)]
 pub struct Connection {
     number: u64,
@@ -130,24 +140,25 @@ impl Connection {
         Some(true)
     }
 
-    /// That session is over. Closes the connection if nobody else was seen on it; returns whether.
-    pub(super) fn forget(&self, session: SessionKey) -> bool {
-        let own = {
-            let mut seen = lock(&self.seen);
-            seen.sessions.retain(|other| *other != session);
-            if self.trusted || seen.crowded || seen.closing || !seen.sessions.is_empty() {
-                return false;
-            }
-            seen.closing = true;
-            seen.own
-        };
-        if own == 0 {
-            self.abort();
-        } else {
-            // the answer to the logout itself, or somebody's login: it may reach its reader
-            self.close();
+    /// That session is over. What has to become of the connection; nothing can be registered on it any more unless it
+    /// stays.
+    pub(super) fn forget(&self, session: SessionKey) -> Farewell {
+        let mut seen = lock(&self.seen);
+        seen.sessions.retain(|other| *other != session);
+        if self.trusted || seen.crowded || seen.closing || !seen.sessions.is_empty() {
+            return Farewell::Stays;
         }
-        true
+        seen.closing = true;
+        // the answer to the logout itself, or somebody's login, may reach its reader
+        if seen.own == 0 { Farewell::Reset } else { Farewell::Closed }
+    }
+
+    pub(super) fn part(&self, farewell: Farewell) {
+        match farewell {
+            Farewell::Stays => {}
+            Farewell::Closed => self.close(),
+            Farewell::Reset => self.abort(),
+        }
     }
 
     /// A request came in, which belongs to nobody yet.

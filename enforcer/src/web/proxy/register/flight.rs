@@ -52,12 +52,18 @@ impl Flight {
         self.is_ended()
     }
 
-    /// Ends it, and its socket to the origin. Returns whether it had one.
-    pub(super) fn end(&self) -> bool {
+    /// It is over from now on. Returns its socket to the origin, if it has one.
+    pub(super) fn mark(&self) -> Option<Arc<Wire>> {
         self.ended.store(true, Ordering::SeqCst);
         // after the mark: whoever takes the lock later sees it
-        let upstream = lock(&self.upstream).take();
-        let had = upstream.is_some_and(|wire| wire.abort());
+        lock(&self.upstream).take()
+    }
+
+    /// Resets that socket, and lets whoever cares for the request know.
+    pub(super) fn cut(&self, upstream: Option<Arc<Wire>>) {
+        if let Some(wire) = upstream {
+            wire.abort();
+        }
         if let Some(connection) = self.connection.get() {
             if connection.protocol() == Protocol::Http1 && self.answering.load(Ordering::SeqCst) {
                 // its answer is on the wire and carries nobody else's
@@ -67,7 +73,6 @@ impl Flight {
             }
         }
         self.task.wake();
-        had
     }
 
     /// From now on that socket is this request's. False: the request is over, and the socket must not be used.

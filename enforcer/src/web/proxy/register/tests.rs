@@ -38,7 +38,8 @@ impl Client {
     async fn is_open(&self) -> bool {
         let mut buf = [0];
         let read = tokio::time::timeout(SOON, self.other.readable()).await;
-        read.is_err() || matches!(self.other.try_read(&mut buf), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        read.is_err()
+            || matches!(self.other.try_read(&mut buf), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
     }
 }
 
