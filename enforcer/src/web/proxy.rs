@@ -37,6 +37,7 @@ mod settings;
 mod socket;
 mod strict;
 mod sweep;
+pub mod table;
 mod tls;
 mod tunnel;
 mod upstream;
@@ -57,6 +58,7 @@ use tracing::{info, warn};
 
 use self::listener::Speech;
 use self::origin::Origins;
+use self::table::{Table, TableError};
 use self::tls::Certificates;
 use self::upstream::Pools;
 
@@ -79,6 +81,8 @@ pub enum ProxyError {
     Certificates(#[from] TlsError),
     #[error(transparent)]
     Origin(#[from] OriginError),
+    #[error(transparent)]
+    Table(#[from] TableError),
     #[error("{0}")]
     Settings(String),
 }
@@ -142,7 +146,9 @@ impl<G: Guard> Proxy<G> {
         }
         take(&settings.plain, &Speech::Plain)?;
         take(&settings.redirect, &Speech::Redirect)?;
-        let register = Register::new(settings.limits, settings.trusted_proxies.clone());
+        let slots = settings.limits.table_slots;
+        let table = settings.socket_table.as_deref().map(|path| Table::create(path, slots)).transpose()?;
+        let register = Register::new(settings.limits, settings.trusted_proxies.clone(), table);
         Ok(Self {
             gate: Arc::new(Gate {
                 guard,
@@ -305,6 +311,9 @@ fn check(settings: &Settings) -> Result<(), ProxyError> {
     }
     if limits.ended_sessions == 0 || limits.sessions_of_connection == 0 {
         return wrong("limits: ended-sessions and sessions-of-connection must be at least 1");
+    }
+    if !(1..=1 << 22).contains(&limits.table_slots) {
+        return wrong("limits: table-slots must be between 1 and 4194304");
     }
     Ok(())
 }

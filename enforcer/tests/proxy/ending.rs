@@ -88,7 +88,8 @@ async fn r1_a_request_that_waits_for_its_answer_ends() {
         .await;
     let ended = gateway.end(1).await;
     assert_eq!(ended, Ended { requests: 3, upstream: 3, downstream: 1, left: 0 });
-    assert!(alone.rest().await.is_empty());
+    // at most that it has ended
+    assert!(!alone.rest().await.starts_with(b"HTTP/1.1 200"));
     // where another session was seen, the request is answered and the connection stays
     assert_eq!(shared.answer().await.unwrap().status, 403);
     assert_eq!(shared.ask(get("/", 2)).await.unwrap().status, 200);
@@ -128,6 +129,48 @@ async fn r2_a_request_that_was_let_in_a_moment_ago_comes_to_nothing() {
     soon("the request", held.arrived.acquire()).await.unwrap().forget();
     held.go_on.add_permits(1);
     assert_eq!(shared.answer().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn r2_r3_an_end_in_the_middle_of_many_beginnings_leaves_none() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::new(&[("a.example", origin.address)]);
+    let mut stranger = gateway.http2().await;
+    let mut theirs = stranger.get("/events", 250).await.unwrap();
+    for round in 0..30 {
+        let mut http2 = gateway.http2().await;
+        assert_eq!(http2.text("/", 251).await, "hello");
+        let many: Vec<_> = (0..16)
+            .map(|number| {
+                let (mut http2, address) = (http2.clone(), gateway.plain());
+                tokio::spawn(async move {
+                    if number % 2 == 0 {
+                        let _kept = http2.get("/events", round).await;
+                        std::future::pending::<()>().await;
+                    }
+                    let mut raw = Raw::connect(address).await;
+                    raw.send(get("/events", round)).await;
+                    raw.rest().await;
+                })
+            })
+            .collect();
+        for _ in 0..usize::from(round) * 4 {
+            tokio::task::yield_now().await;
+        }
+        // the stranger's, those that wait for their next request, and those of this session
+        let ended = gateway.end(round).await;
+        assert_eq!(ended.left, 0, "round {round}: {ended:?}");
+        let key = enforcer::web::proxy::SessionKey([round; 16]);
+        assert_eq!(gateway.proxy.register().flights_of(key), 0);
+        goes_on(&mut theirs).await;
+        for one in many {
+            one.abort();
+        }
+    }
+    let events = || origin.seen().iter().filter(|seen| seen.target == "/events").count();
+    let before = events();
+    assert_eq!(stranger.text("/", 250).await, "hello");
+    assert_eq!(events(), before, "nothing begins after its end");
 }
 
 #[tokio::test]
@@ -172,6 +215,41 @@ async fn r4_a_new_session_on_a_new_connection_works_at_once() {
     assert!(old.rest().await.is_empty());
     let mut new = Raw::connect(gateway.plain()).await;
     assert_eq!(new.ask(get("/", 2)).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn the_table_tells_who_has_which_socket() {
+    use enforcer::web::proxy::SessionKey;
+    use enforcer::web::proxy::table::{self, Side};
+
+    let origin = Origin::new().await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("sockets");
+    let gateway = Gateway::with(&[("a.example", origin.address)], |settings| {
+        settings.socket_table = Some(path.clone());
+    });
+    let all = || {
+        let mut all = table::read(&path).unwrap().entries;
+        all.sort_by_key(|entry| (entry.session.0, entry.side != Side::Origin));
+        all
+    };
+    assert_eq!(all(), []);
+    let mut http2 = gateway.http2().await;
+    let mut events = http2.get("/events", 1).await.unwrap();
+    goes_on(&mut events).await;
+    assert_eq!(http2.text("/", 2).await, "hello");
+    until("the second one's end", || all().len() == 3).await;
+    let [upstream, mine, theirs] = all()[..] else { panic!("{:?}", all()) };
+    assert_eq!((upstream.session, upstream.side), (SessionKey([1; 16]), Side::Origin));
+    assert_eq!(upstream.theirs, origin.address);
+    assert_eq!((mine.session, mine.side), (SessionKey([1; 16]), Side::Client { trusted: false }));
+    assert_eq!((mine.ours, theirs.session), (gateway.tls(), SessionKey([2; 16])));
+    assert_eq!((mine.cookie, mine.theirs), (theirs.cookie, theirs.theirs), "one connection, two sessions");
+    assert_ne!(upstream.cookie, mine.cookie);
+    gateway.end(1).await;
+    assert_eq!(all(), [theirs]);
+    gateway.end(2).await;
+    assert_eq!(all(), []);
 }
 
 #[tokio::test]

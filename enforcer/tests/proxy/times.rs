@@ -95,6 +95,25 @@ async fn r7_a_client_that_takes_nothing_is_reset() {
 }
 
 #[tokio::test]
+async fn r7_a_stream_of_which_nothing_is_taken_is_reset_and_its_neighbour_goes_on() {
+    use http_body_util::BodyExt;
+
+    let (origin, gateway) = with(|times| times.write = SHORT).await;
+    let mut http2 = gateway.http2().await;
+    let _stalled = http2.get("/download", 1).await.unwrap();
+    let mut events = http2.get("/events", 1).await.unwrap();
+    until("both", || origin.open() == 2).await;
+    soon("the end of the one that stalls", async {
+        while origin.open() == 2 {
+            events.body_mut().frame().await.unwrap().unwrap();
+        }
+    })
+    .await;
+    events.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(http2.text("/", 1).await, "hello");
+}
+
+#[tokio::test]
 async fn a_connection_to_an_origin_does_not_wait_for_ever() {
     let (origin, gateway) = with(|times| times.idle_upstream = SHORT).await;
     assert_eq!(gateway.raw().await.ask(get("/", 1)).await.unwrap().status, 200);

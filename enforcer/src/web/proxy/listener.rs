@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::body::Idle;
 use super::guard::Guard;
 use super::head::Client;
 use super::register::{Flight, Place, Protocol, STREAM};
@@ -30,6 +31,8 @@ use super::{Gate, Stop, redirect};
 /// reset for what nobody read would overtake the answer.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
+/// How many header fields hyper takes without being told: what it is told it has to make room for with each request.
+const HYPERS_FIELDS: usize = 100;
 /// After an accept that failed for want of something.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -166,8 +169,10 @@ where
 /// hyper's reader of HTTP/1.1 with our bounds; the times are the sweep's.
 pub(super) fn builder(head_bytes: usize, head_fields: usize) -> http1::Builder {
     let mut builder = http1::Builder::new();
+    if head_fields != HYPERS_FIELDS {
+        builder.max_headers(head_fields);
+    }
     builder
-        .max_headers(head_fields)
         .max_header_size(head_bytes)
         .max_buf_size(head_bytes.max(8_192))
         .header_read_timeout(None)
@@ -197,9 +202,10 @@ where
     let held = Arc::clone(&visit.held);
     let connection = Arc::clone(held.connection());
     let limits = visit.gate.limits;
+    let write = visit.gate.times.write;
     let stop_now = *visit.gate.stop.borrow() != Stop::No;
     let service = service_fn(move |request| Arc::clone(&visit).serve(request));
-    let mut builder = http2::Builder::new(Streams);
+    let mut builder = http2::Builder::new(Streams { write });
     builder
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
@@ -228,9 +234,12 @@ where
 }
 
 /// Runs each stream as a task that the end of its session can drop, whatever it is waiting for: the client sees its
-/// stream reset, and no other.
+/// stream reset, and no other. So does one whose client takes nothing of it for the time of a write: the connection as a
+/// whole may go on moving.
 #[derive(Clone, Copy, Debug)]
-struct Streams;
+struct Streams {
+    write: Duration,
+}
 
 impl<F> hyper::rt::Executor<F> for Streams
 where
@@ -238,13 +247,23 @@ where
 {
     fn execute(&self, stream: F) {
         let flight = Arc::<Flight>::default();
+        let mut idle = Idle::new(self.write);
+        let mut before = None;
         tokio::spawn(STREAM.scope(Arc::clone(&flight), async move {
             let mut stream = pin!(stream);
             poll_fn(|cx| {
                 if flight.poll_ended(cx) {
                     return Poll::Ready(());
                 }
-                stream.as_mut().poll(cx).map(|_| ())
+                let polled = stream.as_mut().poll(cx).map(|_| ());
+                if polled.is_ready() {
+                    return polled;
+                }
+                let waits = flight.waits_for_client();
+                if waits != std::mem::replace(&mut before, waits) {
+                    idle.moved();
+                }
+                if waits.is_some() && idle.poll(cx) { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
         }));

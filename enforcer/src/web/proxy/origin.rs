@@ -22,7 +22,7 @@ pub enum OriginError {
     #[error("origin {origin}: {text}")]
     Invalid { origin: String, text: String },
     #[error("origin {origin}: {error}")]
-    Tls { origin: String, error: TlsError },
+    Tls { origin: String, error: Box<TlsError> },
 }
 
 /// One application.
@@ -139,8 +139,10 @@ impl Origin {
             let name = settings.server_name.clone().unwrap_or(name);
             let name = ServerName::try_from(name)
                 .map_err(|error| invalid(format!("its certificate cannot be for that name: {error}")))?;
-            let connector = tls::connector(settings.ca.as_deref())
-                .map_err(|error| OriginError::Tls { origin: settings.name.clone(), error })?;
+            let connector = tls::connector(settings.ca.as_deref()).map_err(|error| OriginError::Tls {
+                origin: settings.name.clone(),
+                error: Box::new(error),
+            })?;
             Some((connector, name))
         } else {
             None

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 
 use super::lock;
 use super::settings::{Limits, Network};
+use super::table::Table;
 
 use connection::Farewell;
 pub use connection::{Connection, Present};
@@ -93,6 +94,7 @@ const SHARDS: usize = 16;
 pub struct Register {
     limits: Limits,
     trusted: Vec<Network>,
+    table: Option<Arc<Table>>,
     shards: [Shard; SHARDS],
     /// Ended sessions, the oldest first, each with the number of its end.
     ended: Mutex<VecDeque<(SessionKey, u64)>>,
@@ -113,10 +115,11 @@ struct Connections {
 }
 
 impl Register {
-    pub(super) fn new(limits: Limits, trusted: Vec<Network>) -> Self {
+    pub(super) fn new(limits: Limits, trusted: Vec<Network>, table: Option<Arc<Table>>) -> Self {
         Self {
             limits,
             trusted,
+            table,
             shards: std::array::from_fn(|_| Shard::default()),
             ended: Mutex::default(),
             ends: AtomicU64::new(0),
@@ -150,7 +153,7 @@ impl Register {
         if entry.ended {
             return Err(Refused::Ended);
         }
-        match connection.admit(session, self.limits.sessions_of_connection) {
+        match connection.admit(session, self.limits.sessions_of_connection, self.table.as_ref()) {
             Some(true) => {
                 entry.connections.insert(connection.number(), Arc::downgrade(connection));
             }
@@ -163,7 +166,7 @@ impl Register {
             }
         }
         entry.flights.insert(number, Arc::clone(flight));
-        flight.belongs_to(connection);
+        flight.belongs_to(session, connection, self.table.as_ref());
         Ok(Registered { register: Arc::clone(self), session, number, flight: Arc::clone(flight) })
     }
 
@@ -188,12 +191,12 @@ impl Register {
             (first, flights, connections, Arc::clone(&entry.empty))
         };
         let mut done = Ended { requests: flights.len(), downstream: connections.len(), ..Ended::default() };
+        for (farewell, connection) in connections {
+            connection.part(farewell);
+        }
         for (upstream, flight) in flights {
             done.upstream += usize::from(upstream.is_some());
             flight.cut(upstream);
-        }
-        for (farewell, connection) in connections {
-            connection.part(farewell);
         }
         if first {
             self.remember(session, number);

@@ -29,6 +29,9 @@ pub struct Settings {
     /// Peers whose `Forwarded` and `X-Forwarded-*` are believed and passed on, and whose connections are never closed
     /// for one session's sake: `192.0.2.7`, `10.0.0.0/8`, `2001:db8::/32`.
     pub trusted_proxies: Vec<Network>,
+    /// Where it is written down who has which socket, for the daemon to read when the gateway does not answer: a file in
+    /// a folder in memory that nobody else can write to, like `/run/enforcer-web/sockets`. Unset: nowhere.
+    pub socket_table: Option<PathBuf>,
     pub origins: Vec<Origin>,
     pub limits: Limits,
     pub times: Times,
@@ -43,6 +46,7 @@ impl Default for Settings {
             public_port: 443,
             certificates: Vec::new(),
             trusted_proxies: Vec::new(),
+            socket_table: None,
             origins: Vec::new(),
             limits: Limits::default(),
             times: Times::default(),
@@ -125,6 +129,8 @@ pub struct Limits {
     pub ended_sessions: usize,
     /// Sessions that are told apart on one connection; with more of them it is not closed for any.
     pub sessions_of_connection: usize,
+    /// Sockets that have room in the table of sockets, 80 bytes each.
+    pub table_slots: u32,
 }
 
 impl Default for Limits {
@@ -139,6 +145,7 @@ impl Default for Limits {
             idle_upstream: 128,
             ended_sessions: 65_536,
             sessions_of_connection: 32,
+            table_slots: 65_536,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +21,8 @@ pub struct Wire {
     /// `None` once the owner is about to close it: the number may be another file's a moment later.
     fd: Mutex<Option<RawFd>>,
     cookie: u64,
+    /// Our end and the other one.
+    ends: (SocketAddr, SocketAddr),
     /// Since when the peer takes nothing, in milliseconds of [`clock::now`]; 0: it takes what it is given.
     blocked: AtomicU64,
     /// Whether something came since it was last forgotten.
@@ -30,6 +33,11 @@ impl Wire {
     /// SO_COOKIE: no other socket of this host since boot has it. 0 where the kernel does not tell.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Our end's address and the other one's.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        self.ends
     }
 
     /// Ends the connection now: what waits to be sent is thrown away and the peer gets a reset. The owner hears of it
@@ -85,9 +93,11 @@ impl Io {
         stream.set_nodelay(true)?;
         let fd = stream.as_raw_fd();
         let cookie = cookie_of(fd).unwrap_or(0);
+        let ends = (stream.local_addr()?, stream.peer_addr()?);
         let wire = Arc::new(Wire {
             fd: Mutex::new(Some(fd)),
             cookie,
+            ends,
             blocked: AtomicU64::new(0),
             heard: AtomicBool::new(false),
         });

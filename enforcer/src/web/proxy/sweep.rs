@@ -6,7 +6,7 @@ use super::register::{Connection, Protocol, Register};
 use super::settings::Times;
 
 /// How long a connection that is closing for a session's end may take over what is still on its way.
-const CLOSING: u64 = 5_000;
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Goes through all connections once.
 pub(super) fn sweep(register: &Register, times: &Times, now: u64) {
@@ -29,7 +29,13 @@ fn look(connection: &Connection, times: &Times, now: u64) {
     } else if connection.head_for(now).is_none() && over(connection.idle_for(now), times.keep_alive) {
         connection.close();
     }
-    if connection.must_close() && over(connection.closing_for(now), Duration::from_millis(CLOSING)) {
+    let closing = if connection.must_close() {
+        Some(CLOSING)
+    } else {
+        // it is closed to save room, and somebody does not take what was ready for him; a drain has its own bound
+        (!connection.is_busy()).then_some(times.write)
+    };
+    if closing.is_some_and(|time| over(connection.closing_for(now), time)) {
         connection.abort();
     }
 }

@@ -56,7 +56,7 @@ pub(super) struct Line {
 #[derive(Debug)]
 enum Driver {
     /// Whoever waits for the answer.
-    Inline(Connection),
+    Inline(Box<Connection>),
     /// A task: the answer is there, and the request's body is still on its way.
     Task(#[allow(dead_code, reason = "it ends the task when it is dropped")] Apart),
     Gone,

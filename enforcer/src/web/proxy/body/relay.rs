@@ -52,6 +52,7 @@ impl Relay {
             self.line = None;
             return Poll::Ready(Some(Err(BodyError::Ended)));
         }
+        self.flight.asked_for_more();
         let mut poll = Pin::new(&mut self.incoming).poll_frame(cx);
         if poll.is_pending()
             && let Some(line) = &mut self.line
@@ -62,6 +63,7 @@ impl Relay {
         match poll {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.idle.moved();
+                self.flight.gave();
                 if let Some(trailers) = frame.trailers_mut() {
                     clean_trailers(trailers);
                     self.finish(cx);

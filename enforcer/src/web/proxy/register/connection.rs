@@ -10,6 +10,7 @@ use futures::task::AtomicWaker;
 use super::super::clock;
 use super::super::lock;
 use super::super::socket::Wire;
+use super::super::table::{Side, Slot, Table};
 use super::{Register, SessionKey};
 
 /// Within what time the abandoned requests of a connection are counted, in milliseconds.
@@ -58,8 +59,8 @@ pub struct Connection {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Sessions that live and were seen.
-    sessions: Vec<SessionKey>,
+    /// Sessions that live and were seen, each with its line in the table.
+    sessions: Vec<(SessionKey, Option<Slot>)>,
     /// There were more than are told apart.
     crowded: bool,
     /// Nothing more may be registered.
@@ -124,19 +125,21 @@ impl Connection {
     }
 
     /// That session is here. `None`: nobody may come any more. Otherwise whether it is new here.
-    pub(super) fn admit(&self, session: SessionKey, most: usize) -> Option<bool> {
+    pub(super) fn admit(&self, session: SessionKey, most: usize, table: Option<&Arc<Table>>) -> Option<bool> {
         let mut seen = lock(&self.seen);
         if seen.closing {
             return None;
         }
-        if seen.sessions.contains(&session) {
+        if seen.sessions.iter().any(|(other, _)| *other == session) {
             return Some(false);
         }
         if seen.sessions.len() >= most {
             seen.crowded = true;
             return Some(false);
         }
-        seen.sessions.push(session);
+        let side = Side::Client { trusted: self.trusted };
+        let slot = table.and_then(|table| table.put(session, self.wire.cookie(), self.wire.ends(), side));
+        seen.sessions.push((session, slot));
         Some(true)
     }
 
@@ -144,7 +147,7 @@ impl Connection {
     /// stays.
     pub(super) fn forget(&self, session: SessionKey) -> Farewell {
         let mut seen = lock(&self.seen);
-        seen.sessions.retain(|other| *other != session);
+        seen.sessions.retain(|(other, _)| *other != session);
         if self.trusted || seen.crowded || seen.closing || !seen.sessions.is_empty() {
             return Farewell::Stays;
         }
@@ -386,7 +389,7 @@ impl Register {
             seen.closing = true;
             std::mem::take(&mut seen.sessions)
         };
-        for session in sessions {
+        for (session, _) in sessions {
             let mut shard = lock(self.shard(session));
             if let Some(entry) = shard.get_mut(&session) {
                 entry.connections.remove(&connection.number);

@@ -1,6 +1,6 @@
 //! One request on its way, or the tunnel that it became.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Context;
 
@@ -8,6 +8,8 @@ use futures::task::AtomicWaker;
 
 use super::super::lock;
 use super::super::socket::Wire;
+use super::super::table::{Side, Slot, Table};
+use super::SessionKey;
 use super::connection::{Connection, Protocol};
 
 tokio::task_local! {
@@ -25,6 +27,21 @@ pub(in super::super) enum Fault {
     Broken,
 }
 
+/// A socket to an origin, and its line in the table.
+#[derive(Debug)]
+struct Upstream {
+    wire: Arc<Wire>,
+    _slot: Option<Slot>,
+}
+
+/// Whose it is.
+#[derive(Debug)]
+struct Belongs {
+    session: SessionKey,
+    connection: Arc<Connection>,
+    table: Option<Arc<Table>>,
+}
+
 /// See the [module](super).
 #[derive(Debug, Default)]
 pub struct Flight {
@@ -34,9 +51,12 @@ pub struct Flight {
     /// The request's body was read to its end.
     sent: AtomicBool,
     fault: AtomicU8,
+    /// How many pieces of the answer's body the client's side has taken, and whether it has not asked for the next one.
+    pieces: AtomicU32,
+    clients_turn: AtomicBool,
     /// The socket to the origin, while this request has it.
-    upstream: Mutex<Option<Arc<Wire>>>,
-    connection: OnceLock<Arc<Connection>>,
+    upstream: Mutex<Option<Upstream>>,
+    belongs: OnceLock<Belongs>,
     /// The task of an HTTP/2 stream or of a tunnel; a request of HTTP/1 lives in its connection's task.
     task: AtomicWaker,
 }
@@ -56,7 +76,7 @@ impl Flight {
     pub(super) fn mark(&self) -> Option<Arc<Wire>> {
         self.ended.store(true, Ordering::SeqCst);
         // after the mark: whoever takes the lock later sees it
-        lock(&self.upstream).take()
+        lock(&self.upstream).take().map(|upstream| upstream.wire)
     }
 
     /// Resets that socket, and lets whoever cares for the request know.
@@ -64,7 +84,7 @@ impl Flight {
         if let Some(wire) = upstream {
             wire.abort();
         }
-        if let Some(connection) = self.connection.get() {
+        if let Some(Belongs { connection, .. }) = self.belongs.get() {
             if connection.protocol() == Protocol::Http1 && self.answering.load(Ordering::SeqCst) {
                 // its answer is on the wire and carries nobody else's
                 connection.abort();
@@ -81,7 +101,10 @@ impl Flight {
         if self.is_ended() {
             return false;
         }
-        *upstream = Some(Arc::clone(wire));
+        let slot = self.belongs.get().and_then(|Belongs { session, table, .. }| {
+            table.as_ref()?.put(*session, wire.cookie(), wire.ends(), Side::Origin)
+        });
+        *upstream = Some(Upstream { wire: Arc::clone(wire), _slot: slot });
         true
     }
 
@@ -91,9 +114,15 @@ impl Flight {
         upstream.take().is_some() && !self.is_ended()
     }
 
-    pub(super) fn belongs_to(&self, connection: &Arc<Connection>) {
+    pub(super) fn belongs_to(
+        &self,
+        session: SessionKey,
+        connection: &Arc<Connection>,
+        table: Option<&Arc<Table>>,
+    ) {
+        let belongs = Belongs { session, connection: Arc::clone(connection), table: table.cloned() };
         // a flight is registered once
-        let _ = self.connection.set(Arc::clone(connection));
+        let _ = self.belongs.set(belongs);
     }
 
     pub(in super::super) fn answering(&self) {
@@ -106,6 +135,22 @@ impl Flight {
 
     pub(in super::super) fn is_body_sent(&self) -> bool {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// The next piece of the answer's body is asked for.
+    pub(in super::super) fn asked_for_more(&self) {
+        self.clients_turn.store(false, Ordering::Relaxed);
+    }
+
+    /// A piece was given; the next step is the client's.
+    pub(in super::super) fn gave(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.clients_turn.store(true, Ordering::Relaxed);
+    }
+
+    /// After how many pieces it is the client's turn; `None`: it is not.
+    pub(in super::super) fn waits_for_client(&self) -> Option<u32> {
+        self.clients_turn.load(Ordering::Relaxed).then(|| self.pieces.load(Ordering::Relaxed))
     }
 
     pub(in super::super) fn fail(&self, fault: Fault) {

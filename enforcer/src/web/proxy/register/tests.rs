@@ -7,7 +7,7 @@ const WAIT: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_millis(50);
 
 fn register(limits: Limits) -> Arc<Register> {
-    Arc::new(Register::new(limits, vec!["127.0.0.2".parse().unwrap()]))
+    Arc::new(Register::new(limits, vec!["127.0.0.2".parse().unwrap()], None))
 }
 
 fn key(number: u8) -> SessionKey {

@@ -55,6 +55,6 @@ async fn open(origin: &Origin, flight: &Flight, limits: &Limits) -> Result<Line,
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| broken("HTTP with it fails", &error))?;
-    let driver = Driver::Inline(connection);
+    let driver = Driver::Inline(Box::new(connection));
     Ok(Line { sender, driver, wire, idle: Instant::now(), used: false })
 }
