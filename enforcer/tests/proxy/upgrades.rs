@@ -137,6 +137,28 @@ async fn an_origin_that_declines_is_heard() {
 }
 
 #[tokio::test]
+async fn over_http2_what_is_no_consent_is_not_taken_for_one() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::new(&[("a.example", origin.address)]);
+    let mut http2 = gateway.http2().await;
+    assert_eq!(http2.text("/", 1).await, "hello");
+    // the origin declines with a page; the gateway answers by itself; the protocol is not allowed
+    for (path, protocol, status) in
+        [("/", "websocket", 502), ("/gateway/form", "websocket", 403), ("/", "connect-udp", 501)]
+    {
+        let request = Request::connect(format!("https://a.example{path}"))
+            .extension(Protocol::from_static(protocol))
+            .body(Full::default())
+            .unwrap();
+        let answer = soon("an answer", http2.sender.send_request(request)).await.unwrap();
+        assert_eq!(answer.status(), status, "{path} {protocol}");
+    }
+    let plain = Request::connect("a.example:443").body(Full::default()).unwrap();
+    assert_eq!(soon("an answer", http2.sender.send_request(plain)).await.unwrap().status(), 405);
+    assert_eq!(http2.text("/", 1).await, "hello");
+}
+
+#[tokio::test]
 async fn bytes_that_are_no_http_pass_after_a_switch() {
     let sockets = WebSockets::new().await;
     let gateway = Gateway::new(&[("ws.example", sockets.address)]);

@@ -136,6 +136,10 @@ impl<G: Guard> Visit<G> {
             body: &mut body,
         };
         let (session, mut context) = match gate.guard.admit(asked).await {
+            // a success would be the consent to speak another protocol
+            Admission::Answer(answer) if extended.is_some() && answer.status().is_success() => {
+                return Err(page(StatusCode::FORBIDDEN, "This is not open to you."));
+            }
             Admission::Answer(answer) => return Err(answer),
             Admission::Forward { session, context } => (session, context),
         };

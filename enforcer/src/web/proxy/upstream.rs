@@ -111,8 +111,7 @@ impl Line {
                 self.driver = Driver::Gone;
                 return answer.as_mut().poll(cx).map(Ok);
             }
-            let now = clock::now();
-            if !flight.is_body_sent() && self.wire.blocked_for(now) < millis(time) {
+            if !flight.is_body_sent() && self.wire.blocked_for(clock::now()) < millis(time) {
                 // it is the client's turn, who has a time of his own
                 idle.moved();
             }

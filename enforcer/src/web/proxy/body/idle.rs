@@ -38,7 +38,9 @@ impl Idle {
             if !std::mem::take(&mut self.moved) {
                 return true;
             }
-            timer.as_mut().reset(Instant::now() + self.time);
+            // a time that no clock can hold never runs out
+            let Some(deadline) = Instant::now().checked_add(self.time) else { return false };
+            timer.as_mut().reset(deadline);
         }
         false
     }
