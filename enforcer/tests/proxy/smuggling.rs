@@ -1,6 +1,10 @@
 //! What can be understood in two ways: the origin never sees two requests where we saw one.
 
+use std::time::Duration;
+
 use crate::world::{Gateway, Origin, get};
+
+const SHORT: Duration = Duration::from_millis(300);
 
 /// A second request that must never arrive.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -121,4 +125,78 @@ async fn requests_that_are_sent_together_are_answered_in_their_order() {
     assert_eq!(raw.answer().await.unwrap().field("x-path"), Some("/4"));
     assert_eq!(raw.answer().await.unwrap().status, 400);
     assert!(raw.rest().await.is_empty());
+}
+
+/// The pieces of which requests are made, good and bad.
+const PIECES: [&str; 24] = [
+    "GET /a HTTP/1.1\r\nHost: a.example\r\n",
+    "POST /b HTTP/1.1\r\nHost: a.example\r\n",
+    "GET /c HTTP/1.0\r\nHost: a.example\r\n",
+    "Host: a.example\r\n",
+    "Content-Length: 5\r\n",
+    "Content-Length: 0\r\n",
+    "Content-Length:5\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "Transfer-Encoding : chunked\r\n",
+    "Transfer-Encoding: identity\r\n",
+    "X: y\r\n",
+    "X: y\n",
+    " folded\r\n",
+    "Connection: keep-alive, Content-Length\r\n",
+    "Connection: Transfer-Encoding\r\n",
+    "\r\n",
+    "\n",
+    "\r",
+    "5\r\n",
+    "abcde",
+    "abcde\r\n",
+    "0\r\n",
+    "5;x=\"\r\n",
+    "GET /d HTTP/1.1\r\nHost: a.example\r\n\r\n",
+];
+
+#[tokio::test]
+async fn whatever_is_sent_the_origin_sees_as_many_requests_as_were_answered() {
+    let origin = Origin::new().await;
+    // what is incomplete has to end
+    let gateway = Gateway::with(&[("a.example", origin.address)], |settings| {
+        let times = &mut settings.times;
+        (times.head, times.body, times.keep_alive) = (SHORT, SHORT, SHORT);
+    });
+    let seed = std::env::var("ENFORCER_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(5u64);
+    let mut state = seed;
+    let mut next = |below: usize| {
+        // Knuth's MMIX generator: the same pieces for the same seed
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let texts: Vec<String> = (0..900)
+        .map(|number| {
+            let mut text = PIECES[next(3)].to_owned();
+            for _ in 0..next(9) {
+                // mostly what could come next
+                let piece =
+                    if next(3) == 0 { next(PIECES.len()) } else { [4, 5, 7, 10, 15, 18, 20, 21][next(8)] };
+                text.push_str(PIECES[piece]);
+            }
+            // so that the origin can tell them apart
+            text.replace(" /", &format!(" /{number}/"))
+        })
+        .collect();
+    let gateway = &gateway;
+    let asked = texts.iter().map(|text| async move {
+        let mut raw = gateway.raw().await;
+        raw.send(text).await;
+        String::from_utf8(raw.rest().await).unwrap()
+    });
+    let said = futures::future::join_all(asked).await;
+    let mut good = 0;
+    for (number, (text, said)) in texts.iter().zip(said).enumerate() {
+        let answered = said.matches(" 200 OK\r\n").count();
+        let mine = format!("/{number}/");
+        let seen = origin.seen().iter().filter(|seen| seen.target.starts_with(&mine)).count();
+        assert_eq!(seen, answered, "seed {seed}: {text:?}: {said:?}");
+        good += answered;
+    }
+    assert!(good > 50, "seed {seed}: only {good} requests were good: the pieces are badly chosen");
 }

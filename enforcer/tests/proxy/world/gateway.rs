@@ -10,6 +10,7 @@ use enforcer::web::proxy::{
 };
 use hyper::body::Bytes;
 use hyper::http::{Response, response};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 
 use super::{Http2, Papers, Raw};
@@ -81,6 +82,9 @@ impl Gateway {
     }
 
     pub fn with(origins: &[(&str, SocketAddr)], change: impl FnOnce(&mut Settings)) -> Self {
+        // both ends of all connections are in this process
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
         let papers = Papers::new();
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let mut settings = Settings {

@@ -98,7 +98,7 @@ fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
 
 fn is_torn(slot: &[u8]) -> bool {
     let words = words::<SLOT_WORDS>(slot);
-    words[0] != words[SLOT_WORDS - 1] || words[0] % 2 != 0
+    words[0] != words[SLOT_WORDS - 1] || !words[0].is_multiple_of(2)
 }
 
 /// What a slot says; `None`: it is free, or says nothing that could be.
