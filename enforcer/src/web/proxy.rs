@@ -185,9 +185,14 @@ impl<G: Guard> Proxy<G> {
         let mut started = Threads(Vec::new());
         for number in 0..threads.max(1) {
             let proxy = self.clone();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let thread = std::thread::Builder::new().name(format!("web-{number}"));
-            started.0.push(thread.spawn(move || runtime.block_on(proxy.serve()))?);
+            let thread = runtime.and_then(|runtime| thread.spawn(move || runtime.block_on(proxy.serve())));
+            if thread.is_err() {
+                // the others must not go on unknown
+                self.gate.stop.send_replace(Stop::Over);
+            }
+            started.0.push(thread?);
         }
         Ok(started)
     }

@@ -33,6 +33,24 @@ async fn r7_a_head_that_comes_slowly_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_head_that_was_sent_ahead_waits_for_its_turn() {
+    let (_origin, gateway) = with(|times| times.head = SHORT).await;
+    let mut raw = gateway.raw().await;
+    raw.send(format!("{}GET / HTTP/1.1\r\nHost: a", get("/events", 1))).await;
+    let mut other = gateway.raw().await;
+    other.send("GET").await;
+    // this one's time is over, and so would the other's be
+    assert_eq!(other.answer().await.unwrap().status, 408);
+    raw.head().await.unwrap();
+    raw.left.clear();
+    for _ in 0..100 {
+        let end = raw.read_to(b"data: x\n\n").await.unwrap();
+        let piece: Vec<u8> = raw.left.drain(..end).collect();
+        assert!(!piece.windows(3).any(|bytes| bytes == b"408"), "{}", String::from_utf8_lossy(&piece));
+    }
+}
+
+#[tokio::test]
 async fn r7_a_connection_that_nobody_uses_is_closed() {
     let (_origin, gateway) = with(|times| times.keep_alive = SHORT).await;
     let mut raw = gateway.raw().await;

@@ -52,6 +52,11 @@ impl<S> Strict<S> {
         self.inner
     }
 
+    /// The head may have come to its end since the sweep found it slow; and an answer must not be interrupted.
+    fn is_too_slow(&self) -> bool {
+        self.connection.is_slow() && self.framing.is_in_head() && !self.connection.is_busy()
+    }
+
     /// Looks at what was read, from that place of the buffer on.
     fn check(&mut self, buf: &mut ReadBuf<'_>, from: usize) {
         let before = self.framing.is_in_head();
@@ -107,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
                 this.state = State::Switched;
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             }
-            State::Reading if this.connection.is_slow() => return this.excuse(cx, 0),
+            State::Reading if this.is_too_slow() => return this.excuse(cx, 0),
             State::Reading => {}
         }
         let from = buf.filled().len();

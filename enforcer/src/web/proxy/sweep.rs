@@ -19,9 +19,10 @@ fn look(connection: &Connection, times: &Times, now: u64) {
     let over = |passed: Option<u64>, time: Duration| {
         passed.is_some_and(|passed| u128::from(passed) > time.as_millis())
     };
-    if over(Some(connection.wire().blocked_for(now)), times.write) {
+    let blocked = connection.wire().blocked_for(now);
+    if over(Some(blocked), times.write) {
         connection.abort();
-    } else if over(connection.head_for(now), times.head) {
+    } else if blocked == 0 && over(connection.head_for(now), times.head) {
         match connection.protocol() {
             Protocol::Http1 => connection.too_slow(),
             Protocol::Http2 => connection.abort(),
