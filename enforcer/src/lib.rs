@@ -1,6 +1,6 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`, `web`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
 pub mod cli;
