@@ -1,7 +1,7 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`) <- `daemon` <- `main`.
-//! The adapters know neither each other nor the registry. `web` is another process: of the daemon it knows the API (`control`).
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`, `web`) <- `daemon` <- `main`.
+//! The adapters know neither each other nor the registry.
 
 pub mod cli;
 pub mod config;

@@ -1,0 +1,72 @@
+//! Who is let in: the one question that the proxy asks, and the one place where answers of origins can be changed.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hyper::body::Bytes;
+use hyper::http::{Response, request, response};
+
+use super::body::{BodyError, RequestBody};
+use super::origin::Origin;
+use super::register::SessionKey;
+
+/// Decides about each request. The proxy knows nothing of cookies and sessions but what this says.
+///
+/// It must know of a session's end before [`Proxy::end`](super::Proxy::end) is called for it.
+pub trait Guard: Send + Sync + 'static {
+    /// What `outgoing` needs to know of an admission.
+    type Context: Send + 'static;
+
+    /// Answers a request, or lets it through to an origin. It may change the head: what it leaves there is what the
+    /// origin sees. Hop-by-hop fields are gone from it already, `Forwarded` and `X-Forwarded-*` come after it.
+    fn admit(&self, asked: Asked<'_>) -> impl Future<Output = Admission<Self::Context>> + Send;
+
+    /// Changes the head of an origin's answer before the client sees it. Hop-by-hop fields are gone from it.
+    fn outgoing(&self, context: &mut Self::Context, origin: &Origin, head: &mut response::Parts);
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Admission<C> {
+    /// The gateway answers by itself.
+    Answer(Response<Bytes>),
+    /// It goes to [`Asked::origin`], on behalf of that session; without one it is nobody's, and nothing ends it. Where
+    /// there is no origin the answer is 404.
+    Forward { session: Option<SessionKey>, context: C },
+}
+
+/// From where a request came.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The other end of the connection.
+    pub socket: SocketAddr,
+    /// The client's address: that of the socket, or what a trusted proxy says.
+    pub client: IpAddr,
+    /// Whether the socket is a trusted proxy's.
+    pub trusted: bool,
+    /// Whether it came by TLS, to us or to the trusted proxy.
+    pub https: bool,
+}
+
+/// A request before its admission.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    pub head: &'a mut request::Parts,
+    /// The host that was asked for, in lower case and without a port.
+    pub host: &'a str,
+    /// The same as the client wrote it, with a port if it did.
+    pub authority: &'a str,
+    pub peer: Peer,
+    /// Whom it is for.
+    pub origin: Option<&'a Arc<Origin>>,
+    pub(super) body: &'a mut RequestBody,
+}
+
+impl Asked<'_> {
+    /// The whole body, for the gateway's own pages: a form, a notification. A request whose body was read here cannot
+    /// be forwarded any more. More than `most` bytes is an error.
+    pub async fn body(&mut self, most: u64) -> Result<Bytes, BodyError> {
+        self.body.collect(most).await
+    }
+}

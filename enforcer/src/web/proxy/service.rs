@@ -1,0 +1,383 @@
+//! One request: who is it for, may it, what does the origin say.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use hyper::http::{Extensions, Method, Request, Response, StatusCode, request};
+use hyper::upgrade::OnUpgrade;
+use tracing::warn;
+
+use super::body::{Relay, RequestBody, ResponseBody};
+use super::guard::{Admission, Asked, Guard};
+use super::head::{self, Client, Target};
+use super::origin::Origin;
+use super::page::page;
+use super::register::{Connection, Fault, Flight, Own, Place, Present, Refused, Registered, STREAM};
+use super::tunnel::{self, Tunnel};
+use super::upstream::{Failure, Line, Pools, connect};
+use super::{Gate, websocket};
+
+/// A client's connection as its requests see it.
+pub(super) struct Visit<G> {
+    pub(super) gate: Arc<Gate<G>>,
+    pub(super) pools: Arc<Pools>,
+    pub(super) held: Arc<Held>,
+    pub(super) client: Client,
+}
+
+/// What is taken as long as a connection, or a tunnel that came out of it, is there.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) present: Present,
+    /// After `present`: who waits for a free place finds the register in order.
+    pub(super) _place: Place,
+}
+
+impl Held {
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        self.present.connection()
+    }
+}
+
+/// A request that its client gives up is counted against its connection.
+struct Watch<'a> {
+    connection: &'a Connection,
+    flight: Arc<Flight>,
+    most: u32,
+    answered: bool,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if !self.answered && !self.flight.is_ended() && !self.connection.abandoned(self.most) {
+            warn!(peer = %self.connection.peer(), "too many requests were given up; the connection is closed");
+            self.connection.abort();
+        }
+    }
+}
+
+/// What is asked of an origin.
+struct Errand<'a> {
+    origin: &'a Arc<Origin>,
+    flight: &'a Arc<Flight>,
+    /// What the connection is to become.
+    upgrade: Option<HeaderValue>,
+    on_upgrade: Option<OnUpgrade>,
+}
+
+impl<G: Guard> Visit<G> {
+    /// Answers a request, whatever comes of it.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Infallible> {
+        let connection = self.held.connection();
+        let mut own = Some(connection.own());
+        let flight = STREAM.try_with(Arc::clone).unwrap_or_default();
+        let most = self.gate.limits.abandoned;
+        let mut watch = Watch { connection, flight: Arc::clone(&flight), most, answered: false };
+        let answer = self.answer(request, &flight, &mut own).await;
+        watch.answered = true;
+        Ok(answer.unwrap_or_else(|page| {
+            let own = own.take().unwrap_or_else(|| connection.own());
+            page.map(|page| ResponseBody::page(page, own))
+        }))
+    }
+
+    /// The answer of an origin; an error is one of our own.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        flight: &Arc<Flight>,
+        own: &mut Option<Own>,
+    ) -> Result<Response<ResponseBody>, Response<Bytes>> {
+        let gate = &*self.gate;
+        let (mut parts, incoming) = request.into_parts();
+        let mut extensions = std::mem::replace(&mut parts.extensions, Extensions::new());
+        let on_upgrade = extensions.remove::<OnUpgrade>();
+        let extended = extensions.remove::<hyper::ext::Protocol>();
+        let mut body = RequestBody::new(incoming, Arc::clone(flight), gate.times.body);
+        if parts.headers.len() > gate.limits.head_fields {
+            return Err(page(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "There are too many header fields.",
+            ));
+        }
+        if extended.is_some() {
+            // RFC 8441: to an origin of HTTP/1.1 it is a GET with an upgrade
+            parts.method = Method::GET;
+        }
+        let mut wanted = head::incoming(&mut parts)?;
+        let target = head::target(&mut parts)?;
+        let origin = gate.origins.find(target.host(), parts.uri.path());
+        if let Some(protocol) = &extended {
+            wanted.upgrade = HeaderValue::from_str(protocol.as_str()).ok();
+        }
+        let upgrade = wanted.upgrade.take().filter(|protocol| {
+            let protocol = protocol.to_str().unwrap_or_default();
+            body.is_empty() && origin.is_some_and(|origin| origin.upgrades_to(protocol))
+        });
+        if let Some(protocol) = &upgrade {
+            websocket::complete(&mut parts.headers, protocol, extended.is_some());
+        } else if extended.is_some() {
+            return Err(page(StatusCode::NOT_IMPLEMENTED, "That protocol is not spoken here."));
+        }
+        let ticket = gate.register.ticket();
+        let asked = Asked {
+            peer: self.client.peer(&parts.headers, &gate.trusted),
+            head: &mut parts,
+            host: target.host(),
+            authority: target.authority(),
+            origin,
+            body: &mut body,
+        };
+        let (session, mut context) = match gate.guard.admit(asked).await {
+            // a success would be the consent to speak another protocol
+            Admission::Answer(answer) if extended.is_some() && answer.status().is_success() => {
+                return Err(page(StatusCode::FORBIDDEN, "This is not open to you."));
+            }
+            Admission::Answer(answer) => return Err(answer),
+            Admission::Forward { session, context } => (session, context),
+        };
+        let Some(origin) = origin else {
+            return Err(page(StatusCode::NOT_FOUND, "There is no application here."));
+        };
+        if body.was_read() {
+            warn!(origin = origin.name(), "a request whose body was read by the guard cannot be forwarded");
+            return Err(page(StatusCode::INTERNAL_SERVER_ERROR, "The request cannot be forwarded any more."));
+        }
+        if !body.limit(origin.max_body()) {
+            return Err(too_long());
+        }
+        let connection = self.held.connection();
+        let registered = match session {
+            Some(session) => match gate.register.register(ticket, session, connection, flight) {
+                Ok(registered) => Some(registered),
+                Err(refused) => return Err(refused.into()),
+            },
+            None => None,
+        };
+        if registered.is_some()
+            && let Some(own) = own
+        {
+            own.claimed();
+        }
+        self.dress(&mut parts, &body, origin, &target, upgrade.clone(), wanted.trailers);
+        let errand = Errand { origin, flight, upgrade, on_upgrade };
+        let (line, answer) = match self.ask(&errand, parts, body).await {
+            Ok(answered) => answered,
+            Err(failure) => return Err(excuse(origin, flight, failure)),
+        };
+        let (mut head, incoming) = answer.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let switched = errand.switch(self, line, registered, own, extended.is_some(), &mut head).await?;
+            gate.guard.outgoing(&mut context, origin, &mut head);
+            return Ok(Response::from_parts(head, switched));
+        }
+        if extended.is_some() && head.status.is_success() {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
+        }
+        head::answered(&mut head);
+        gate.guard.outgoing(&mut context, origin, &mut head);
+        let own = own.take().unwrap_or_else(|| connection.own());
+        let body = self.relay(incoming, line, registered, &errand, own).await;
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Gives a request's head its last shape.
+    fn dress(
+        &self,
+        parts: &mut request::Parts,
+        body: &RequestBody,
+        origin: &Origin,
+        target: &Target,
+        upgrade: Option<HeaderValue>,
+        trailers: bool,
+    ) {
+        head::forward(&mut parts.headers, &self.client, target.authority());
+        if let Some(host) = origin.host_header() {
+            parts.headers.insert(HOST, host.clone());
+        }
+        if body.is_empty() && parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        head::outgoing(&mut parts.headers, upgrade, trailers);
+    }
+
+    /// Asks the origin: over a connection that waits, or over a fresh one. A connection that waits may have been closed
+    /// a moment ago: then the request is sent once more, if it surely had no effect (not a byte was sent) or may be
+    /// repeated (RFC 9110, 9.2.2, and no body), and nothing was answered.
+    async fn ask(
+        &self,
+        errand: &Errand<'_>,
+        parts: request::Parts,
+        body: RequestBody,
+    ) -> Result<(Line, Response<Incoming>), Failure> {
+        let Errand { origin, flight, .. } = *errand;
+        let times = &self.gate.times;
+        let repeatable = body.is_empty()
+            && errand.upgrade.is_none()
+            && matches!(
+                parts.method,
+                Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+            );
+        let mut request = Request::from_parts(parts, body);
+        if let Some(mut line) = self.pools.take(origin.index()).await {
+            if !flight.attach(line.wire()) {
+                return Err(Failure::Ended);
+            }
+            let again = repeatable.then(|| copy(&request, flight));
+            match line.ask(request, flight, times.answer).await {
+                Ok(answer) => return Ok((line, answer)),
+                Err(Failure::Stale(unsent)) => match unsent.map(|unsent| *unsent).or(again) {
+                    Some(again) => request = again,
+                    None => return Err(Failure::Broken("it hung up".into())),
+                },
+                Err(failure) => return Err(failure),
+            }
+        }
+        let mut line = connect(origin, flight, &self.gate.limits, times.connect).await?;
+        let answer = line.ask(request, flight, times.answer).await?;
+        Ok((line, answer))
+    }
+
+    /// Lets the body of an answer through.
+    async fn relay(
+        &self,
+        incoming: Incoming,
+        mut line: Line,
+        registered: Option<Registered>,
+        errand: &Errand<'_>,
+        own: Own,
+    ) -> ResponseBody {
+        let (flight, origin) = (errand.flight, errand.origin.index());
+        if incoming.is_end_stream() {
+            let mut line = Some(line);
+            poll_fn(|cx| {
+                if let Some(line) = line.take() {
+                    self.pools.put_back(origin, line, flight, cx);
+                }
+                Poll::Ready(())
+            })
+            .await;
+            return ResponseBody::nothing(own);
+        }
+        flight.answering();
+        if !flight.is_body_sent() {
+            line.drive_apart();
+        }
+        let pools = Arc::clone(&self.pools);
+        let time = self.gate.times.answer_body;
+        ResponseBody::relay(
+            Relay::new(incoming, line, pools, origin, Arc::clone(flight), registered, time),
+            own,
+        )
+    }
+}
+
+impl Errand<'_> {
+    /// Joins the client's connection and the origin's, both of which speak something else from now on.
+    async fn switch<G: Guard>(
+        self,
+        visit: &Visit<G>,
+        line: Line,
+        registered: Option<Registered>,
+        own: &mut Option<Own>,
+        extended: bool,
+        head: &mut hyper::http::response::Parts,
+    ) -> Result<ResponseBody, Response<Bytes>> {
+        let connection = visit.held.connection();
+        let protocol = head.headers.get(hyper::header::UPGRADE).cloned();
+        head::answered(head);
+        let (Some(asked), Some(protocol), Some(client)) = (self.upgrade, protocol, self.on_upgrade) else {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application answers what nobody asked."));
+        };
+        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application speaks another protocol."));
+        }
+        let Some((origin, early)) = line.switched().await else {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application hung up."));
+        };
+        if extended {
+            head.status = StatusCode::OK;
+            websocket::forget(&mut head.headers);
+        } else {
+            head::outgoing(&mut head.headers, Some(protocol), false);
+        }
+        self.flight.answering();
+        if !extended {
+            connection.switches();
+        }
+        let own = own.take().unwrap_or_else(|| connection.own());
+        let held = Arc::clone(&visit.held);
+        let flight = Arc::clone(self.flight);
+        tunnel::start(Tunnel {
+            client,
+            origin,
+            early,
+            flight,
+            registered,
+            held,
+            time: visit.gate.times.tunnel,
+        });
+        Ok(ResponseBody::nothing(own))
+    }
+}
+
+fn copy(request: &Request<RequestBody>, flight: &Arc<Flight>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::empty(Arc::clone(flight)));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+fn too_long() -> Response<Bytes> {
+    page(StatusCode::PAYLOAD_TOO_LARGE, "The body of the request is longer than allowed.")
+}
+
+impl From<Refused> for Response<Bytes> {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Ended => ended(),
+            Refused::TooOld | Refused::Closing => {
+                page(StatusCode::SERVICE_UNAVAILABLE, "The request could not be served: try again.")
+            }
+        }
+    }
+}
+
+fn ended() -> Response<Bytes> {
+    page(StatusCode::FORBIDDEN, "This session has ended.")
+}
+
+/// What a client is told when an origin gives no answer.
+fn excuse(origin: &Origin, flight: &Flight, failure: Failure) -> Response<Bytes> {
+    if flight.is_ended() {
+        return ended();
+    }
+    match flight.fault() {
+        Fault::TooLong => return too_long(),
+        Fault::TooSlow => {
+            return page(StatusCode::REQUEST_TIMEOUT, "The body of the request came too slowly.");
+        }
+        Fault::Broken => return page(StatusCode::BAD_REQUEST, "The body of the request is malformed."),
+        Fault::None => {}
+    }
+    match failure {
+        Failure::Ended => ended(),
+        Failure::TimedOut => {
+            warn!(origin = origin.name(), "the origin does not answer in time");
+            page(StatusCode::GATEWAY_TIMEOUT, "The application does not answer in time.")
+        }
+        Failure::Broken(text) => {
+            warn!(origin = origin.name(), "the origin does not answer: {text}");
+            page(StatusCode::BAD_GATEWAY, "The application does not answer.")
+        }
+        Failure::Stale(_) => page(StatusCode::BAD_GATEWAY, "The application does not answer."),
+    }
+}
