@@ -160,7 +160,7 @@ fn r6_r3_first_drop_of_a_session() {
 /// the daemon attaches it anew.
 #[test]
 fn r6_check_proves() {
-    let mut scene = Scene::new("check-proves", Era::Bookworm);
+    let scene = Scene::new("check-proves", Era::Bookworm);
     let (_, _alice) = scene.session(&scene.alice, "alice");
     let before = scene.enforcer.status()["counters"].clone();
     let said = scene.enforcer.cli(&["check"]).code(DONE).stdout;
