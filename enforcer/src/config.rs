@@ -368,7 +368,10 @@ impl Config {
                 return Err(format!("[web] max-sessions = {most}: it is 1 to {MAX_WEB_SESSIONS}"));
             }
             if web.realms.is_empty() {
-                return Err("[web] realms = []: at least one is needed (leave the key out for the default one)".into());
+                return Err(
+                    "[web] realms = []: at least one is needed (leave the key out for the default one)"
+                        .into(),
+                );
             }
             if !is_name(&web.user) {
                 return Err(format!("[web] user = {:?}: it is the name of a system user", web.user));
@@ -448,10 +451,13 @@ impl Config {
                 return Err(format!("{key} = {path:?}: it is an absolute path"));
             }
         }
-        let sockets = [Some(&self.control.socket), Some(&self.gate.socket), self.web.as_ref().map(|web| &web.socket)];
+        let sockets =
+            [Some(&self.control.socket), Some(&self.gate.socket), self.web.as_ref().map(|web| &web.socket)];
         let sockets: Vec<&PathBuf> = sockets.into_iter().flatten().collect();
         if sockets.iter().collect::<BTreeSet<_>>().len() < sockets.len() {
-            return Err("[control], [gate] and [web] need a socket each: two of them name the same one".into());
+            return Err(
+                "[control], [gate] and [web] need a socket each: two of them name the same one".into()
+            );
         }
         Ok(())
     }
@@ -563,8 +569,14 @@ mod tests {
         let web = Config::parse("[web]").unwrap().web.unwrap();
         assert_eq!((web.max_sessions, web.realms), (100_000, vec![DEFAULT_REALM.to_owned()]));
         Config::parse("[web]\nrealms = ['staff']\n[realms.staff]\ncase = 'fold'").unwrap();
-        for bad in ["socket = 'a'", "user = ''", "max-sessions = 0", "max-sessions = 1000001", "realms = []", "usr = 'x'"]
-        {
+        for bad in [
+            "socket = 'a'",
+            "user = ''",
+            "max-sessions = 0",
+            "max-sessions = 1000001",
+            "realms = []",
+            "usr = 'x'",
+        ] {
             let told = Config::parse(&format!("[web]\n{bad}")).unwrap_err();
             assert!(told.contains("web") || told.contains("did you mean"), "{bad}: {told}");
         }

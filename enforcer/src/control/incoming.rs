@@ -116,7 +116,10 @@ pub fn incoming(
                     let caller = Caller { uid: peer.uid(), pid: peer.pid().filter(|pid| *pid > 0) };
                     return Some((Ok(Checked { stream, caller, _place: place }), (listener, places)));
                 }
-                Ok(peer) => tracing::warn!(uid = peer.uid(), "turned away: only root, or whom this socket is for, may speak here"),
+                Ok(peer) => tracing::warn!(
+                    uid = peer.uid(),
+                    "turned away: only root, or whom this socket is for, may speak here"
+                ),
                 Err(error) => tracing::warn!(%error, "turned away: its credentials cannot be read"),
             }
         }

@@ -370,7 +370,8 @@ fn web(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
     let sockets = revocation.web.values().map(|ending| ending.sockets).sum();
     if guarded > 0 {
         notes.push(
-            "no web gateway is connected: one that comes learns what has ended before it serves anybody".into(),
+            "no web gateway is connected: one that comes learns what has ended before it serves anybody"
+                .into(),
         );
     }
     if failed > 0 {

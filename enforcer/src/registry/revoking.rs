@@ -204,11 +204,9 @@ impl Registry {
             Target::Session(id) => {
                 self.sessions.with_safe_id(*id).filter(|s| here(&s.server)).map(|s| s.key).collect()
             }
-            Target::Web(_)
-            | Target::Address(_)
-            | Target::Flow(_)
-            | Target::Token(_)
-            | Target::Adopted => Vec::new(),
+            Target::Web(_) | Target::Address(_) | Target::Flow(_) | Target::Token(_) | Target::Adopted => {
+                Vec::new()
+            }
         }
     }
 

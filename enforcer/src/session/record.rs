@@ -5,9 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::{
-    CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token, WebKey, WebRecord,
-};
+use super::{CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token, WebKey, WebRecord};
 
 /// Whom or what a revocation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
