@@ -421,6 +421,9 @@ impl Daemon {
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
         tracing::debug!(?event);
+        if let Event::WebWatchGone { watch } = &event {
+            self.web_break(*watch);
+        }
         let mut effects = self.registry.handle(event, now()).into_iter();
         loop {
             let some: Vec<Effect> = effects.by_ref().take(AT_ONCE).collect();

@@ -78,10 +78,15 @@ impl State {
 impl Daemon {
     /// What the registry wants on the disk goes to the writer. It never waits.
     pub(super) fn save(&mut self) {
+        let mut refused = Vec::new();
         for (ticket, write) in self.registry.take_writes(now()) {
             if let Err(error) = self.state.writer.write(ticket, write) {
-                self.handle(Event::Stored { tickets: ticket..=ticket, outcome: Err(error.to_string()) });
+                refused.push((ticket, error.to_string()));
             }
+        }
+        // only now: what the rules want written on hearing it has later tickets, and the writer tells of tickets in a row
+        for (ticket, error) in refused {
+            self.handle(Event::Stored { tickets: ticket..=ticket, outcome: Err(error) });
         }
     }
 

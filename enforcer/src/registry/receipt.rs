@@ -367,7 +367,7 @@ fn conntrack(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
 fn web(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
     let of = |told: Told| revocation.web.values().filter(|ending| ending.told == told).count() as u64;
     let (done, guarded, failed) = (of(Told::Done), of(Told::Alone), of(Told::Late) + of(Told::Waiting));
-    let sockets = revocation.web.values().map(|ending| ending.sockets).sum();
+    let sockets = revocation.web.values().fold(0_u64, |sum, ending| sum.saturating_add(ending.sockets));
     if guarded > 0 {
         notes.push(
             "no web gateway is connected: one that comes learns what has ended before it serves anybody"

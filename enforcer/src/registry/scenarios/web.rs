@@ -271,6 +271,95 @@ fn r6_a_gateway_that_hangs_is_let_go_of_and_the_receipt_says_so() {
     assert_eq!(web.world.registry.web_watches(), (1, 0));
 }
 
+/// R6: a gateway that was let go of may serve still: nobody is called absent before one has begun anew.
+#[test]
+fn r6_after_a_gateway_that_hangs_nothing_is_called_closed() {
+    let mut web = Web::new();
+    web.watch(7);
+    for (user, byte) in [("alice", 1), ("bob", 2), ("carol", 3), ("dave", 4)] {
+        web.login(user, byte);
+    }
+    let revoke = |web: &mut Web, name: &str| {
+        let request = web.world.revoke(user(name));
+        web.ocserv_tells();
+        request
+    };
+    let first = revoke(&mut web, "alice");
+    web.world.pass(3_600);
+    assert_eq!(web.web_layer(first).failed, 1);
+    let second = revoke(&mut web, "bob");
+    let told = web.web_layer(second);
+    assert_eq!((told.done, told.guarded, told.failed), (0, 0, 1), "{told:?}");
+    // it begins anew, and is believed again
+    web.watch(8);
+    let third = revoke(&mut web, "carol");
+    web.close(8, 3, 1);
+    let told = web.web_layer(third);
+    assert_eq!((told.done, told.failed), (1, 0), "{told:?}");
+    // and one that has gone for good serves nobody
+    web.world.give(Event::WebWatchGone { watch: 8 });
+    web.world.pass(3_100);
+    let fourth = revoke(&mut web, "dave");
+    assert_eq!(web.web_layer(fourth).guarded, 1);
+}
+
+/// R6: a gateway that is connected and does not get through its list has not closed what ended meanwhile.
+#[test]
+fn r6_a_gateway_that_does_not_finish_its_list_is_not_absent() {
+    let mut web = Web::new();
+    web.watch(7);
+    web.login("alice", 1);
+    web.world.give(Event::WebWatchGone { watch: 7 });
+    let request = web.world.revoke(user("alice"));
+    web.ocserv_tells();
+    web.world.give(Event::WebWatch { watch: 8 });
+    web.world.pass(3_100);
+    let told = web.web_layer(request);
+    assert_eq!((told.done, told.guarded, told.failed), (0, 0, 1), "{told:?}");
+}
+
+/// R7: a gateway may say any number.
+#[test]
+fn r7_numbers_of_closed_sockets_do_not_overflow() {
+    let mut web = Web::new();
+    web.watch(7);
+    web.watch(8);
+    web.login("alice", 1);
+    web.login("alice", 2);
+    let request = web.world.revoke(user("alice"));
+    web.ocserv_tells();
+    for (watch, byte) in [(7, 1), (8, 1), (7, 2), (8, 2)] {
+        web.close(watch, byte, u64::MAX);
+    }
+    assert!(web.web_layer(request).text.contains(&u64::MAX.to_string()));
+}
+
+/// R5: a token of a session that is over may be another one's: the disk hears of the end first.
+#[test]
+fn r5_ends_are_written_before_what_takes_their_place() {
+    let mut web = Web::new();
+    web.login("alice", 9);
+    let now = web.world.now;
+    let registry = &mut web.world.registry;
+    let _ = registry.take_writes(now);
+    registry.handle(Event::WebEnd { request: 1, which: Ok(key(9)), cause: WebCause::Logout }, now);
+    let new = NewWebSession {
+        key: key(1),
+        realm: DEFAULT_REALM.into(),
+        user: "alice".into(),
+        peer: "192.0.2.1".into(),
+        agent: "browser".into(),
+        idle: Duration::from_secs(IDLE),
+        lasts: Duration::from_secs(LASTS),
+        token: token(9),
+    };
+    registry.handle(Event::WebCreate { request: 2, new: Box::new(new) }, now);
+    let writes: Vec<Write> = registry.take_writes(now).into_iter().map(|(_, write)| write).collect();
+    let gone = writes.iter().position(|write| matches!(write, Write::WebGone(whose) if *whose == key(9)));
+    let kept = writes.iter().position(|write| matches!(write, Write::KeepWeb { .. }));
+    assert!(gone.is_some() && gone < kept, "{writes:?}");
+}
+
 /// R6: a gateway that has just gone is waited for, and learns from its list.
 #[test]
 fn r6_a_gateway_that_comes_again_is_waited_for() {

@@ -97,6 +97,8 @@ pub(in crate::registry) struct Watches {
     expected_until: Option<Duration>,
     /// The ends that are told to whoever comes.
     expected: BTreeSet<WebKey>,
+    /// One was let go of, and none has begun anew since: it may be serving still.
+    let_go: bool,
 }
 
 impl Gone {
@@ -142,7 +144,7 @@ impl Registry {
             numbers: BTreeSet::new(),
             requests: Vec::new(),
             waits,
-            late: false,
+            late: self.web.watches.let_go,
             done: false,
         };
         gone.look();
@@ -293,13 +295,15 @@ impl Registry {
             // of one that is over since before it came it was told by its list
             let was_told = open.remove(&gone.end).is_some();
             if was_told || gone.waits.contains(&NEXT) {
-                gone.ending.sockets += sockets;
+                // a gateway may say anything
+                gone.ending.sockets = gone.ending.sockets.saturating_add(sockets);
                 gone.done = true;
                 gone.waits.remove(&watch);
                 changed.insert(key);
             }
         }
         if listed {
+            self.web.watches.let_go = false;
             self.web.watches.expected_until = None;
             for key in std::mem::take(&mut self.web.watches.expected) {
                 if let Some(gone) = self.web.gone.get_mut(&key) {
@@ -335,6 +339,7 @@ impl Registry {
             let text = "a web gateway has not said in time that it closed what was to be closed: it has to begin anew";
             out.push(Effect::Note { kind: "web", text: text.into() });
             out.push(Effect::WebBreak { watch });
+            self.web.watches.let_go = true;
             for (key, _) in self.web.watches.all.remove(&watch).unwrap_or_default().into_values() {
                 if let Some(gone) = self.web.gone.get_mut(&key) {
                     gone.waits.remove(&watch);
@@ -345,9 +350,13 @@ impl Registry {
         }
         if self.web.watches.expected_until.is_some_and(|until| until <= now.mono) {
             self.web.watches.expected_until = None;
+            // somebody is there, and has not gone through its list
+            let is_slow = !self.web.watches.all.is_empty();
+            self.web.watches.let_go |= is_slow;
             for key in std::mem::take(&mut self.web.watches.expected) {
                 if let Some(gone) = self.web.gone.get_mut(&key) {
                     gone.waits.remove(&NEXT);
+                    gone.late |= is_slow;
                     changed.insert(key);
                 }
             }

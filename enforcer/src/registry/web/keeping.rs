@@ -146,14 +146,16 @@ impl Registry {
 
     /// What has to be written of web sessions as they stand now.
     pub(in crate::registry) fn take_web_writes(&mut self, now: Now) -> Vec<(Of, Write)> {
-        let mut writes = Vec::new();
-        for (key, lazy) in std::mem::take(&mut self.web.keeping.touched) {
-            writes.push(match self.web.sessions.get(&key) {
-                Some(session) => {
-                    (Of::Web(key), Write::KeepWeb { record: Box::new(session.record(now)), lazy })
-                }
-                None => (Of::WebGone(key), Write::WebGone(key)),
-            });
+        let touched = std::mem::take(&mut self.web.keeping.touched);
+        let is_gone = |key: &WebKey| !self.web.sessions.contains_key(key);
+        // first, since a session that is there may have a token that one of these had
+        let gone =
+            touched.keys().filter(|key| is_gone(key)).map(|key| (Of::WebGone(*key), Write::WebGone(*key)));
+        let mut writes: Vec<(Of, Write)> = gone.collect();
+        for (key, lazy) in touched {
+            if let Some(session) = self.web.sessions.get(&key) {
+                writes.push((Of::Web(key), Write::KeepWeb { record: Box::new(session.record(now)), lazy }));
+            }
         }
         for (request, key) in std::mem::take(&mut self.web.keeping.learning) {
             let Some(value) = self.web.keeping.learned.get(&key).cloned() else { continue };
