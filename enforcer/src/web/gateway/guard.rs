@@ -1,6 +1,6 @@
 //! The guard: each request is let in for a session, its cookies are opened, and the answer's are sealed.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use hyper::Method;
@@ -253,11 +253,36 @@ pub(super) fn agent(head: &request::Parts) -> String {
         .unwrap_or_default()
 }
 
-impl Guard for Gateway {
+/// What the proxy has for a guard before there is one: it takes its ports while it is privileged, and the gateway's own
+/// files are opened when it is not any more. Nothing is accepted in between.
+#[derive(Default)]
+pub struct Door(OnceLock<Gateway>);
+
+impl Door {
+    /// The guard, from now on.
+    pub(super) fn open(&self, gateway: Gateway) {
+        // it is opened once
+        self.0.get_or_init(|| gateway);
+    }
+
+    pub(super) fn gateway(&self) -> Option<&Gateway> {
+        self.0.get()
+    }
+}
+
+impl Guard for Door {
     type Context = Context;
 
     async fn admit(&self, asked: Asked<'_>) -> Admission<Context> {
-        self.decide(asked).await.unwrap_or_else(|instead| Admission::Answer(*instead))
+        match self.0.get() {
+            Some(gateway) => {
+                gateway.decide(asked).await.unwrap_or_else(|instead| Admission::Answer(*instead))
+            }
+            None => {
+                let text = "The gateway is starting.";
+                Admission::Answer(page::plain(StatusCode::SERVICE_UNAVAILABLE, text))
+            }
+        }
     }
 
     async fn outgoing(
@@ -266,9 +291,11 @@ impl Guard for Gateway {
         origin: &Origin,
         head: &mut response::Parts,
     ) -> Result<(), Response<Bytes>> {
-        match &mut context.0 {
-            Some(sealed) => self.seal(sealed, origin, head).await.map_err(|instead| *instead),
-            None => Ok(()),
+        match (&mut context.0, self.0.get()) {
+            (Some(sealed), Some(gateway)) => {
+                gateway.seal(sealed, origin, head).await.map_err(|instead| *instead)
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -35,20 +35,6 @@ impl Become {
         Ok(Self(Some(user)))
     }
 
-    /// Does something as that user, before anybody else runs in this process: whatever belongs to the gateway alone.
-    pub(super) fn while_it<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let Some(user) = &self.0 else { return work() };
-        self.groups(user)?;
-        setegid(user.gid)
-            .and_then(|()| seteuid(user.uid))
-            .with_context(|| format!("cannot become {}", user.name))?;
-        let done = work();
-        seteuid(Uid::from_raw(0))
-            .and_then(|()| setegid(Gid::from_raw(0)))
-            .context("cannot become root again")?;
-        done
-    }
-
     fn groups(&self, user: &User) -> anyhow::Result<()> {
         let name = std::ffi::CString::new(user.name.as_str()).context("the user's name")?;
         initgroups(&name, user.gid).with_context(|| format!("cannot take the groups of {}", user.name))

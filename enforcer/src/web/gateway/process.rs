@@ -1,7 +1,7 @@
 //! The process: from the configuration to a gateway that serves, and to its end.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,7 +17,7 @@ use crate::web::seal::MasterKeys;
 
 use super::codes::Codes;
 use super::files;
-use super::guard::Gateway;
+use super::guard::{Door, Gateway};
 use super::held::Secrets;
 use super::keep::Keep;
 use super::passwords::Passwords;
@@ -42,25 +42,24 @@ pub fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     let user = Become::new(&web.user)?;
     user.folder(&gateway.state)?;
     more_files();
-    // not a thread more until the user is changed: this one runs when it is entered
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let proxy = Arc::new(OnceLock::new());
-    let guard = user.while_it(|| guard(&config, &gateway, &web, &runtime, Arc::clone(&proxy)))?;
-    let bound = Proxy::bind(rules::settings(&gateway), guard)?;
+    // ports and keys first, while they can be had; not a thread is started before the user is changed
+    let proxy = Proxy::bind(rules::settings(&gateway), Door::default())?;
     if let Some(table) = &gateway.socket_table {
         user.give(table)?;
     }
     user.for_good()?;
-    let bound = proxy.get_or_init(|| bound).clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let guard = guard(&config, &gateway, &web, &runtime, &proxy)?;
+    proxy.guard().open(guard);
     let threads = gateway.threads.or_else(|| Some(std::thread::available_parallelism().ok()?.get()));
-    let threads = bound.start(threads.unwrap_or(1)).context("cannot start the threads that serve")?;
-    let addresses = bound.addresses().unwrap_or_default();
+    let threads = proxy.start(threads.unwrap_or(1)).context("cannot start the threads that serve")?;
+    let addresses = proxy.addresses().unwrap_or_default();
     let shown: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     tracing::info!("the gateway serves on {}", shown.join(", "));
-    let running = Running { proxy: bound, gateway, path };
+    let running = Running { proxy, gateway, path };
     runtime.block_on(running.serve())?;
     threads.join().context("a thread that served")
 }
@@ -80,7 +79,7 @@ fn guard(
     gateway: &config::Gateway,
     web: &config::Web,
     runtime: &Runtime,
-    proxy: Arc<OnceLock<Proxy<Gateway>>>,
+    proxy: &Proxy<Door>,
 ) -> anyhow::Result<Gateway> {
     let rules = Rules::new(config, gateway)?;
     let keys = MasterKeys::load_or_create(&files::keys(&gateway.state)).context("the master keys")?;
@@ -93,7 +92,7 @@ fn guard(
         let _entered = runtime.enter();
         let settings =
             Settings { grace: gateway.grace.unwrap_or_default(), ..Settings::new(web.socket.clone()) };
-        Link::start(settings, on_end(Arc::clone(&secrets), proxy))
+        Link::start(settings, on_end(Arc::clone(&secrets), proxy.clone()))
     };
     Ok(Gateway {
         rules: RwLock::new(Arc::new(rules)),
@@ -107,12 +106,11 @@ fn guard(
 }
 
 /// What becomes of a session here when it is over. The link has forgotten it before.
-fn on_end(secrets: Arc<Secrets>, proxy: Arc<OnceLock<Proxy<Gateway>>>) -> OnEnd {
+fn on_end(secrets: Arc<Secrets>, proxy: Proxy<Door>) -> OnEnd {
     Arc::new(move |key: WebKey, cause| {
         secrets.forget(&key);
-        let proxy = proxy.get().cloned();
+        let proxy = proxy.clone();
         Box::pin(async move {
-            let Some(proxy) = proxy else { return 0 };
             let ended = proxy.end(SessionKey(*key.as_bytes())).await;
             if ended.requests + ended.downstream > 0 {
                 tracing::info!(
@@ -130,7 +128,7 @@ fn on_end(secrets: Arc<Secrets>, proxy: Arc<OnceLock<Proxy<Gateway>>>) -> OnEnd 
 
 /// A gateway that serves.
 struct Running {
-    proxy: Proxy<Gateway>,
+    proxy: Proxy<Door>,
     /// As it was started: what of it counts until the next start.
     gateway: config::Gateway,
     path: Option<PathBuf>,
@@ -164,7 +162,7 @@ impl Running {
             Ok(()) => tracing::info!("the certificates were read again"),
             Err(error) => tracing::error!("the certificates cannot be used, the old ones stay: {error}"),
         }
-        let guard = self.proxy.guard();
+        let Some(guard) = self.proxy.guard().gateway() else { return };
         match MasterKeys::load(&files::keys(&self.gateway.state)) {
             Ok(keys) => {
                 tracing::info!("the master keys were read again: number {} wraps", keys.newest());
