@@ -97,7 +97,8 @@ fn systemd_takes_the_web_gateways_unit_and_it_stays_hardened() {
     let said = output(verify, "");
     let ours: Vec<_> = said.stderr.lines().filter(|line| line.contains("enforcer")).collect();
     assert_eq!((said.code, ours), (0, vec![]), "{}", said.stderr);
-    let mut security = command("systemd-analyze", ["security", "--offline=true", "--no-pager", "--threshold=17"]);
+    let mut security =
+        command("systemd-analyze", ["security", "--offline=true", "--no-pager", "--threshold=17"]);
     security.arg(&path);
     let said = output(security, "");
     assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
