@@ -9,6 +9,8 @@ use ring::signature::{
     RSA_PSS_SHA256, RsaKeyPair,
 };
 use serde_json::{Value, json};
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::jws::Algorithm;
 use super::keys::Keys;
@@ -87,12 +89,13 @@ pub(super) fn keys(jwks: &[Value]) -> Keys {
 }
 
 /// An RSA key of so many bits, which ring does not make itself.
-pub(super) fn rsa(bits: usize) -> RsaKeyPair {
+fn rsa(bits: usize) -> RsaKeyPair {
     let output = std::process::Command::new("openssl")
-        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-outform", "DER", "-pkeyopt"])
+        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt"])
         .arg(format!("rsa_keygen_bits:{bits}"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    RsaKeyPair::from_pkcs8(&output.stdout).unwrap()
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&output.stdout).unwrap();
+    RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap()
 }

@@ -276,7 +276,7 @@ mod tests {
         let path = folder.path().join("sessions");
         let (mut file, mut table) = open(&path);
         assert!(!file.has_grown());
-        file.add(std::iter::repeat_n(begun(1), 12_000)).unwrap();
+        file.add(std::iter::repeat_n(begun(1), 13_000)).unwrap();
         assert!(file.has_grown());
         let Line::Begun(key, entry) = begun(2) else { panic!() };
         table.insert(key, entry);
