@@ -43,7 +43,8 @@ struct Key {
 
 pub(super) fn run(what: Keys, config: &Config, json: bool) -> anyhow::Result<Code> {
     let gateway = config.gateway.as_ref();
-    let gateway = gateway.context("there is no [gateway] in the configuration: --config names another file")?;
+    let gateway =
+        gateway.context("there is no [gateway] in the configuration: --config names another file")?;
     let path: PathBuf = files::keys(&gateway.state);
     let now = SystemTime::now();
     let (done, numbers) = match what {
@@ -67,7 +68,8 @@ fn text(shown: &Shown, now: SystemTime) -> String {
     let mut text = match (shown.done, shown.numbers.as_slice()) {
         ("made", numbers) => format!("Key {} was made, and wraps from now on.\n", words(numbers)),
         ("retired", []) => {
-            "No key was taken out: of each a session may still be there ([gateway] absolute-timeout).\n".to_owned()
+            "No key was taken out: of each a session may still be there ([gateway] absolute-timeout).\n"
+                .to_owned()
         }
         ("retired", numbers) => format!("Taken out: {}\n", words(numbers)),
         _ => String::new(),
