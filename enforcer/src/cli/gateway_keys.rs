@@ -47,12 +47,12 @@ pub(super) fn run(what: Keys, config: &Config, json: bool) -> anyhow::Result<Cod
         gateway.context("there is no [gateway] in the configuration: --config names another file")?;
     // the file is the gateway's own, and nobody else's word counts for it
     gateway::become_its_user(config)?;
-    let path: PathBuf = files::keys(&settings.state);
+    let path: PathBuf = files::keys(&gateway.state);
     let now = SystemTime::now();
     let (done, numbers) = match what {
         Keys::List => ("listed", Vec::new()),
         Keys::Rotate => ("made", vec![MasterKeys::rotate(&path, now)?]),
-        Keys::Retire => ("retired", MasterKeys::retire(&path, settings.absolute_timeout, now)?),
+        Keys::Retire => ("retired", MasterKeys::retire(&path, gateway.absolute_timeout, now)?),
     };
     let keys = MasterKeys::load(&path)?.list().map(key).collect();
     let nothing = matches!(what, Keys::Retire) && numbers.is_empty();
