@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use enforcer_ebpf::layout::{
     AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TOKEN_OPENVPN, TokenKey, UDP,
 };
-use enforcer_ebpf::verdict::World;
+use enforcer_ebpf::packet::Framing;
+use enforcer_ebpf::verdict::{self, Verdict, World};
 
 /// A packet to be built.
 #[derive(Clone, Debug)]
@@ -235,6 +236,10 @@ impl World for Memory {
         self.flows.get(key).copied()
     }
 
+    fn has_no_flow(&self, key: &FlowKey) -> bool {
+        !self.flows.contains_key(key)
+    }
+
     fn token(&self, key: &TokenKey) -> Option<Standing> {
         self.tokens.get(key).copied()
     }
@@ -286,6 +291,18 @@ impl World for Memory {
     fn is_openvpn(&self, port: u16) -> bool {
         self.openvpn.contains(&u16::from_be(port))
     }
+}
+
+/// What XDP does with a frame: the first look, and then, as the programs do only where that has not passed it, the
+/// whole one, which must have nothing to say and nothing to do otherwise.
+#[track_caller]
+pub fn outer(world: &Memory, frame: &[u8], framing: Framing) -> Verdict {
+    let state =
+        || (world.hits.borrow().len(), world.fragments.borrow().clone(), world.learned.borrow().clone());
+    let (nobodys, before) = (verdict::is_nobodys(world, frame, framing), state());
+    let said = verdict::outer(world, frame, framing);
+    assert!(!nobodys || (said == Verdict::Pass && state() == before), "{said:?} of {frame:02x?}");
+    said
 }
 
 pub fn token(id: &[u8]) -> TokenKey {
