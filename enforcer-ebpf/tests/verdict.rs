@@ -5,7 +5,7 @@ mod packets;
 use enforcer_ebpf::counters::Reason;
 use enforcer_ebpf::layout::{Address, DeviceKey, FRAGMENT_NS, LEASE_NS, LEASED, Standing};
 use enforcer_ebpf::packet::{self, Framing, Outer, Unread, addresses};
-use enforcer_ebpf::verdict::{self, Verdict};
+use enforcer_ebpf::verdict::{self, Look, Verdict};
 use packets::{Memory, Packet, address, client_hello, forever, token};
 use proptest::prelude::*;
 
@@ -143,9 +143,10 @@ proptest! {
         prop_assume!(packet.payload.first() != Some(&22), "it may show a token");
         let headers = packet.from.is_ipv4() || packet.extensions.is_empty();
         let plain = headers && packet.fragment.is_none();
-        let nobodys = |world: &Memory| verdict::is_nobodys(world, packet.bytes().as_slice(), frame_of(&packet));
-        prop_assert_eq!(nobodys(&Memory { netns: NETNS, ..Memory::default() }), plain);
-        prop_assert!(!nobodys(&revoked(&packet)));
+        let look = |world: &Memory| verdict::look(world, packet.bytes().as_slice(), frame_of(&packet));
+        let (nobodys, somebodys) = if plain { (Look::Nobodys, Look::Plain) } else { (Look::Other, Look::Other) };
+        prop_assert_eq!(look(&Memory { netns: NETNS, ..Memory::default() }), nobodys);
+        prop_assert_eq!(look(&revoked(&packet)), somebodys);
     }
 
     #[test]

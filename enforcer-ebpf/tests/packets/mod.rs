@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use enforcer_ebpf::layout::{
     AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TOKEN_OPENVPN, TokenKey, UDP,
 };
-use enforcer_ebpf::packet::Framing;
-use enforcer_ebpf::verdict::{self, Verdict, World};
+use enforcer_ebpf::packet::{self, First, Framing, Outer};
+use enforcer_ebpf::verdict::{self, Look, Verdict, World};
 
 /// A packet to be built.
 #[derive(Clone, Debug)]
@@ -293,16 +293,27 @@ impl World for Memory {
     }
 }
 
-/// What XDP does with a frame: the first look, and then, as the programs do only where that has not passed it, the
-/// whole one, which must have nothing to say and nothing to do otherwise.
+/// What XDP does with a frame, in its steps; and that each of them says what [`verdict::other`], which knows all frames,
+/// would say.
 #[track_caller]
 pub fn outer(world: &Memory, frame: &[u8], framing: Framing) -> Verdict {
     let state =
         || (world.hits.borrow().len(), world.fragments.borrow().clone(), world.learned.borrow().clone());
-    let (nobodys, before) = (verdict::is_nobodys(world, frame, framing), state());
-    let said = verdict::outer(world, frame, framing);
-    assert!(!nobodys || (said == Verdict::Pass && state() == before), "{said:?} of {frame:02x?}");
-    said
+    let before = state();
+    match verdict::look(world, frame, framing) {
+        Look::Nobodys => assert_eq!(verdict::other(world, frame, framing), Verdict::Pass, "{frame:02x?}"),
+        Look::Plain => {
+            let read = packet::network(frame, framing).ok();
+            let read = read.and_then(|network| packet::plain(frame, network, |segment| *segment));
+            match (packet::outer(frame, framing), read) {
+                (Ok(Outer::Segment(whole, First { is: false, .. })), Some(plain)) => assert_eq!(whole, plain),
+                other => panic!("{other:?} of {frame:02x?}"),
+            }
+        }
+        Look::Other => {}
+    }
+    assert!(state() == before, "{frame:02x?}");
+    verdict::outer(world, frame, framing)
 }
 
 pub fn token(id: &[u8]) -> TokenKey {
