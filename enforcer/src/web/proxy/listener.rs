@@ -257,11 +257,11 @@ async fn watched(stream: impl Future, flight: Arc<Flight>, write: Duration) {
     let mut stream = pin!(stream);
     poll_fn(|cx| {
         let ended = flight.poll_ended(cx);
-        if ended && !flight.has_given() {
+        if ended && !flight.is_answering() {
             return Poll::Ready(());
         }
-        // of an answer that has begun, pieces may wait for the client's window, and dropping the stream would leave them
-        // there: its body tells hyper to throw them away
+        // an answer that has begun is in the connection's queue, and may wait there for the client's window; dropping the
+        // stream would leave it there, while its body tells hyper to throw it away
         if stream.as_mut().poll(cx).is_ready() || ended {
             return Poll::Ready(());
         }

@@ -104,7 +104,7 @@ impl Flight {
         }
         if let Some(Belongs { connection, .. }) = self.belongs.get() {
             // what is ready to be written and not blocked is written by now; what is blocked must not be any more
-            let answering = self.answering.load(Ordering::SeqCst)
+            let answering = self.is_answering()
                 && (!self.answered.load(Ordering::SeqCst) || connection.wire().is_blocked());
             if connection.protocol() == Protocol::Http1 && answering {
                 // its answer is on the wire and carries nobody else's
@@ -150,6 +150,10 @@ impl Flight {
         self.answering.store(true, Ordering::SeqCst);
     }
 
+    pub(in super::super) fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::SeqCst)
+    }
+
     /// The last of the answer was given to the client's side.
     pub(in super::super) fn answered(&self) {
         self.answered.store(true, Ordering::SeqCst);
@@ -184,10 +188,6 @@ impl Flight {
     pub(in super::super) fn wrote(&self) {
         self.unwritten.fetch_sub(1, Ordering::SeqCst);
         self.task.wake();
-    }
-
-    pub(in super::super) fn has_given(&self) -> bool {
-        self.pieces.load(Ordering::Relaxed) != 0
     }
 
     pub(in super::super) fn has_unwritten(&self) -> bool {
