@@ -386,3 +386,21 @@ fn now() -> Result<u64, OidcError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map(|now| now.as_secs()).map_err(|_| OidcError::System("the clock is before 1970".into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A gateway's requests move between threads: what does not is found here, not there.
+    #[test]
+    fn what_waits_for_the_provider_can_move_to_another_thread() {
+        fn can_move<T: Send>(_: T) {}
+        let _asks = |oidc: &Oidc, login: &Login| {
+            can_move(oidc.begin("", ""));
+            can_move(oidc.finish("", None));
+            can_move(oidc.register(WebKey::from_bytes([0; 16]), login, 0));
+            can_move(oidc.backchannel(b""));
+            can_move(oidc.end_session(None));
+        };
+    }
+}
