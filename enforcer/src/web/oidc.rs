@@ -209,17 +209,18 @@ impl Oidc {
     /// # Errors
     /// [`OidcError`]: nobody has logged in.
     pub async fn finish(&self, query: &str, cookie: Option<&[u8]>) -> Result<Login, OidcError> {
-        let Ok(_place) = self.logins.try_acquire() else {
-            return Err(OidcError::Busy(format!(
-                "{LOGINS} logins are being finished at once: one more has to wait"
-            )));
-        };
         let cookie = cookie.ok_or_else(|| OidcError::Again("the browser has no cookie of it".into()))?;
         let pending = self.keeper.open(cookie, now()?)?;
         let back = Back::read(query)?;
         if !pending.is_state(&back.state) {
             return Err(OidcError::Again("another login of this browser was begun after it (state)".into()));
         }
+        // from here on the provider is asked
+        let Ok(_place) = self.logins.try_acquire() else {
+            return Err(OidcError::Busy(format!(
+                "{LOGINS} logins are being finished at once: one more has to wait"
+            )));
+        };
         let known = self.known().await?;
         let code = back.code(&self.settings.issuer, known.metadata.names_itself)?;
         let secret = self.secret.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -370,8 +371,9 @@ impl Oidc {
     async fn user(&self, known: &Known, tokens: &Tokens, token: &IdToken) -> Result<String, OidcError> {
         let configured = self.settings.user_claim.as_deref();
         let mut claims = token.claims.clone();
+        claims.retain(|_, value| !value.is_null());
         claims.insert("sub".into(), Value::String(token.sub.clone()));
-        let is_there = claims.get(user::claim(configured)).is_some_and(|value| !value.is_null());
+        let is_there = claims.contains_key(user::claim(configured));
         if let (false, Some(url)) = (is_there, &known.metadata.userinfo) {
             for (name, value) in exchange::more(&self.fetch, url, tokens, &token.sub).await? {
                 claims.entry(name).or_insert(value);
