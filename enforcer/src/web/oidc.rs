@@ -172,8 +172,8 @@ impl Oidc {
     /// Begins a login.
     ///
     /// `redirect`: where the provider sends the browser back to, as the provider knows it: an https URL on the host that the
-    /// browser asked, since the cookie is of that host. `target`: what was asked for, up to [`MAX_TARGET`] visible
-    /// characters of ASCII; it comes back in [`Login::target`] unchanged.
+    /// browser asked, since the cookie is of that host. `target`: what was asked for, up to [`MAX_TARGET`] characters
+    /// as they stand in a URL; it comes back in [`Login::target`] unchanged.
     ///
     /// # Errors
     /// [`OidcError::Begin`], [`OidcError::Provider`], [`OidcError::System`]
