@@ -27,8 +27,9 @@ use crate::scene::Scene;
 pub use app::App;
 pub use browser::{Browser, Page};
 
-/// Where the gateway listens, beside ocserv's address.
+/// Where the gateway listens. Browsers are told 443, which is ocserv's here.
 pub const WEB_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 80);
+pub const PORT: u16 = 8443;
 /// The hosts behind it.
 pub const ONE: &str = "one.example.com";
 pub const TWO: &str = "two.example.net";
@@ -69,8 +70,8 @@ impl Portal {
         let config = Config::new(&[&ocserv])
             .set("web", "socket", &file("web"))
             .set("web", "user", &quoted(USER))
-            .set("gateway", "listen", &format!("[\"{WEB_V4}:443\"]"))
-            .set("gateway", "redirect", &format!("[\"{WEB_V4}:80\"]"))
+            .set("gateway", "listen", &format!("[\"{WEB_V4}:{PORT}\"]"))
+            .set("gateway", "public-port", "443")
             .set("gateway", "certificates", &certificate)
             .set("gateway", "state", &file("gateway"))
             .set("gateway", "users-file", &file("web-users"))

@@ -77,7 +77,7 @@ impl Gateway {
 
     async fn decide(&self, mut asked: Asked<'_>) -> Result<Admission<Context>, Instead> {
         let rules = self.rules();
-        let named = rules.take_named(&mut asked.head.headers, asked.peer.socket.ip());
+        let named = rules.named(asked.reserved, asked.peer.socket.ip());
         if !rules.has(asked.host) {
             // nobody's host: the proxy says that there is nothing
             return Ok(Admission::Forward { session: None, context: Context(None) });

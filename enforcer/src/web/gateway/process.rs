@@ -256,6 +256,7 @@ fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> 
         ("plain", same(&ours.plain, &theirs.plain)),
         ("public-port", ours.public_port() == theirs.public_port()),
         ("certificates", ours.certificates == theirs.certificates),
+        ("never-from-clients", never(ours) == never(theirs)),
         ("trusted-proxies", same(&ours.trusted_proxies, &theirs.trusted_proxies)),
         ("state", ours.state == theirs.state),
         ("oidc", same(&ours.oidc, &theirs.oidc)),
