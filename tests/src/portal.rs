@@ -27,9 +27,8 @@ use crate::scene::Scene;
 pub use app::App;
 pub use browser::{Browser, Page};
 
-/// Where the gateway listens. Browsers are told 443, which is ocserv's here.
+/// Where the gateway listens.
 pub const WEB_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 80);
-pub const PORT: u16 = 8443;
 /// The hosts behind it.
 pub const ONE: &str = "one.example.com";
 pub const TWO: &str = "two.example.net";
@@ -66,12 +65,13 @@ impl Portal {
              \"http://127.0.0.1:{}\" }}]",
             one.port, two.port
         );
-        let ocserv = Ocserv::new(&lab, Era::Bookworm, 0);
+        // it listens on every address, and 443 is the gateway's
+        let ocserv = Ocserv::new(&lab, Era::Bookworm, 0).port(4443);
         let config = Config::new(&[&ocserv])
             .set("web", "socket", &file("web"))
             .set("web", "user", &quoted(USER))
-            .set("gateway", "listen", &format!("[\"{WEB_V4}:{PORT}\"]"))
-            .set("gateway", "public-port", "443")
+            .set("gateway", "listen", &format!("[\"{WEB_V4}:443\"]"))
+            .set("gateway", "redirect", &format!("[\"{WEB_V4}:80\"]"))
             .set("gateway", "certificates", &certificate)
             .set("gateway", "state", &file("gateway"))
             .set("gateway", "users-file", &file("web-users"))

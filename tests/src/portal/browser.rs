@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use crate::namespace::Namespace;
 use crate::process::{Process, output};
 
-use super::{PORT, WEB_V4};
+use super::WEB_V4;
 
 /// By host and name: values.
 type Jar = BTreeMap<(String, String), String>;
@@ -136,7 +136,7 @@ impl Browser {
 
     fn curl(&self, url: &str) -> Command {
         let mut curl = self.namespace.command("curl");
-        curl.args(["-sS", "-k", "-m", "60", "--connect-to", &format!("::{WEB_V4}:{PORT}")]);
+        curl.args(["-sS", "-k", "-m", "60", "--connect-to", &format!("::{WEB_V4}:443")]);
         let cookies = self.cookies_of(host(url));
         if !cookies.is_empty() {
             curl.args(["-H", &format!("Cookie: {cookies}")]);
