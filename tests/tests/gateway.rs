@@ -49,7 +49,8 @@ fn r1_r2_r3_r4_a_revocation_ends_the_session_and_its_cookies() {
     eventually("his goes on", BOUND, || (bob.downloaded() > had).then_some(()));
     for browser in [&alice, &stolen] {
         assert!(browser.get(&one("/")).is_login());
-        let refused = browser.ask(&["-H", "Accept: application/json", &one("/")]).expect(401);
+        let script = browser.copy(&portal.scene.alice.namespace, "script").only("Accept: application/json");
+        let refused = script.once(&one("/")).expect(401);
         assert!(refused.field("www-authenticate").is_some());
     }
     assert!(!portal.one.seen().iter().any(|seen| seen.contains(TOKEN)), "no application sees a token");
@@ -269,7 +270,8 @@ fn r2_r6_without_the_daemon_nobody_gets_in() {
     eventually("nobody gets in", BOUND, || (alice.get(&one("/")).status == 503).then_some(()));
     let page = alice.get(&one("/.enforcer/login")).expect(503);
     assert!(page.field("retry-after").is_some() && page.body.contains("Try again"), "{page:?}");
-    alice.ask(&["-H", "Accept: application/json", &one("/")]).expect(503);
+    let script = alice.copy(&portal.scene.alice.namespace, "script").only("Accept: application/json");
+    assert!(!script.once(&one("/")).expect(503).body.contains("<html"), "a line for who is no person");
     let page = alice.get(&one("/AGLogout")).expect(503);
     assert!(page.body.contains("Not logged out everywhere"), "{}", page.body);
     assert_eq!(alice.cookie(ONE, TOKEN), None, "but forgotten here");
