@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use hyper::http::{Extensions, Method, Request, Response, StatusCode, request};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
+use hyper::http::{Extensions, Method, Request, Response, StatusCode, request, response};
 use hyper::upgrade::OnUpgrade;
 use tracing::warn;
 
@@ -18,8 +18,10 @@ use super::origin::Origin;
 use super::page::page;
 use super::register::{Connection, Fault, Flight, Own, Place, Present, Refused, Registered, STREAM};
 use super::tunnel::{self, Tunnel};
-use super::upstream::{Failure, Line, Pools, connect};
+use super::upstream::{Failure, Line, Pools, connect, unless_ended};
 use super::{Gate, websocket};
+
+const UNASKED: &str = "The application answers what nobody asked.";
 
 /// A client's connection as its requests see it.
 pub(super) struct Visit<G> {
@@ -78,13 +80,24 @@ impl<G: Guard> Visit<G> {
         let connection = self.held.connection();
         let mut own = Some(connection.own());
         let flight = STREAM.try_with(Arc::clone).unwrap_or_default();
+        let is_head = request.method() == Method::HEAD;
         let most = self.gate.limits.abandoned;
         let mut watch = Watch { connection, flight: Arc::clone(&flight), most, answered: false };
-        let answer = self.answer(request, &flight, &mut own).await;
+        let answer = if own.as_mut().is_some_and(|own| own.enter(&self.gate.register)) {
+            self.answer(request, &flight, &mut own).await
+        } else {
+            Err(too_many())
+        };
         watch.answered = true;
-        Ok(answer.unwrap_or_else(|page| {
+        Ok(answer.unwrap_or_else(|mut page| {
             let own = own.take().unwrap_or_else(|| connection.own());
-            page.map(|page| ResponseBody::page(page, own))
+            if is_head {
+                // over HTTP/2 hyper would send a body too
+                let length = page.body().len();
+                page.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+                return page.map(|_| ResponseBody::nothing(flight, own));
+            }
+            page.map(|page| ResponseBody::page(page, flight, own))
         }))
     }
 
@@ -126,21 +139,19 @@ impl<G: Guard> Visit<G> {
         } else if extended.is_some() {
             return Err(page(StatusCode::NOT_IMPLEMENTED, "That protocol is not spoken here."));
         }
+        let reserved = gate.reserved.take(&mut parts.headers);
         let ticket = gate.register.ticket();
         let asked = Asked {
             peer: self.client.peer(&parts.headers, &gate.trusted),
             head: &mut parts,
+            reserved: &reserved,
             host: target.host(),
             authority: target.authority(),
             origin,
             body: &mut body,
         };
         let (session, mut context) = match gate.guard.admit(asked).await {
-            // a success would be the consent to speak another protocol
-            Admission::Answer(answer) if extended.is_some() && answer.status().is_success() => {
-                return Err(page(StatusCode::FORBIDDEN, "This is not open to you."));
-            }
-            Admission::Answer(answer) => return Err(answer),
+            Admission::Answer(answer) => return Err(instead(answer, extended.is_some())),
             Admission::Forward { session, context } => (session, context),
         };
         let Some(origin) = origin else {
@@ -173,16 +184,25 @@ impl<G: Guard> Visit<G> {
             Err(failure) => return Err(excuse(origin, flight, failure)),
         };
         let (mut head, incoming) = answer.into_parts();
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let switched = errand.switch(self, line, registered, own, extended.is_some(), &mut head).await?;
-            gate.guard.outgoing(&mut context, origin, &mut head);
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if switches {
+            let agreed = errand.agree(&mut head, extended.is_some());
+            agreed.map_err(|text| page(StatusCode::BAD_GATEWAY, text))?;
+        } else if extended.is_some() && head.status.is_success() {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
+        } else {
+            head::answered(&mut head);
+        }
+        // on every way out of here without them, the socket to the origin and what it may still say are dropped
+        match unless_ended(flight, gate.guard.outgoing(&mut context, origin, &mut head)).await {
+            Some(Ok(())) => {}
+            Some(Err(answer)) => return Err(instead(answer, extended.is_some())),
+            None => return Err(ended()),
+        }
+        if switches {
+            let switched = errand.switch(self, line, registered, own, extended.is_some()).await?;
             return Ok(Response::from_parts(head, switched));
         }
-        if extended.is_some() && head.status.is_success() {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
-        }
-        head::answered(&mut head);
-        gate.guard.outgoing(&mut context, origin, &mut head);
         let own = own.take().unwrap_or_else(|| connection.own());
         let body = self.relay(incoming, line, registered, &errand, own).await;
         Ok(Response::from_parts(head, body))
@@ -204,6 +224,10 @@ impl<G: Guard> Visit<G> {
         }
         if body.is_empty() && parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
             parts.headers.remove(CONTENT_LENGTH);
+        }
+        if !body.is_empty() && !parts.headers.contains_key(CONTENT_LENGTH) {
+            // hyper by itself takes it that a GET has no body, whatever comes after its head
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         head::outgoing(&mut parts.headers, upgrade, trailers);
     }
@@ -264,7 +288,7 @@ impl<G: Guard> Visit<G> {
                 Poll::Ready(())
             })
             .await;
-            return ResponseBody::nothing(own);
+            return ResponseBody::nothing(Arc::clone(flight), own);
         }
         flight.answering();
         if !flight.is_body_sent() {
@@ -274,12 +298,32 @@ impl<G: Guard> Visit<G> {
         let time = self.gate.times.answer_body;
         ResponseBody::relay(
             Relay::new(incoming, line, pools, origin, Arc::clone(flight), registered, time),
+            Arc::clone(flight),
             own,
         )
     }
 }
 
 impl Errand<'_> {
+    /// Gives the origin's consent to another protocol the shape in which the client gets it, if it is to what was asked.
+    fn agree(&self, head: &mut response::Parts, extended: bool) -> Result<(), &'static str> {
+        let protocol = head.headers.get(UPGRADE).cloned();
+        head::answered(head);
+        let (Some(asked), Some(protocol)) = (&self.upgrade, protocol) else {
+            return Err(UNASKED);
+        };
+        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
+            return Err("The application speaks another protocol.");
+        }
+        if extended {
+            head.status = StatusCode::OK;
+            websocket::forget(&mut head.headers);
+        } else {
+            head::outgoing(&mut head.headers, Some(protocol), false);
+        }
+        Ok(())
+    }
+
     /// Joins the client's connection and the origin's, both of which speak something else from now on.
     async fn switch<G: Guard>(
         self,
@@ -288,43 +332,32 @@ impl Errand<'_> {
         registered: Option<Registered>,
         own: &mut Option<Own>,
         extended: bool,
-        head: &mut hyper::http::response::Parts,
     ) -> Result<ResponseBody, Response<Bytes>> {
         let connection = visit.held.connection();
-        let protocol = head.headers.get(hyper::header::UPGRADE).cloned();
-        head::answered(head);
-        let (Some(asked), Some(protocol), Some(client)) = (self.upgrade, protocol, self.on_upgrade) else {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application answers what nobody asked."));
-        };
-        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application speaks another protocol."));
-        }
+        let client = self.on_upgrade.ok_or_else(|| page(StatusCode::BAD_GATEWAY, UNASKED))?;
         let Some((origin, early)) = line.switched().await else {
             return Err(page(StatusCode::BAD_GATEWAY, "The application hung up."));
         };
-        if extended {
-            head.status = StatusCode::OK;
-            websocket::forget(&mut head.headers);
-        } else {
-            head::outgoing(&mut head.headers, Some(protocol), false);
-        }
         self.flight.answering();
         if !extended {
             connection.switches();
         }
-        let own = own.take().unwrap_or_else(|| connection.own());
+        let mut own = own.take().unwrap_or_else(|| connection.own());
+        let room = own.leave();
         let held = Arc::clone(&visit.held);
         let flight = Arc::clone(self.flight);
+        let body = ResponseBody::nothing(Arc::clone(&flight), own);
         tunnel::start(Tunnel {
             client,
             origin,
             early,
             flight,
             registered,
+            room,
             held,
             time: visit.gate.times.tunnel,
         });
-        Ok(ResponseBody::nothing(own))
+        Ok(body)
     }
 }
 
@@ -334,6 +367,15 @@ fn copy(request: &Request<RequestBody>, flight: &Arc<Flight>) -> Request<Request
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
     copy
+}
+
+/// What the guard gives in place of an origin's answer. Where another protocol was asked for, a success would be the
+/// consent to speak it.
+fn instead(answer: Response<Bytes>, extended: bool) -> Response<Bytes> {
+    if extended && answer.status().is_success() {
+        return page(StatusCode::FORBIDDEN, "This is not open to you.");
+    }
+    answer
 }
 
 fn too_long() -> Response<Bytes> {
@@ -349,6 +391,13 @@ impl From<Refused> for Response<Bytes> {
             }
         }
     }
+}
+
+/// Requests take memory, and origins have their own bounds: who comes when all room is taken comes again.
+fn too_many() -> Response<Bytes> {
+    let mut answer = page(StatusCode::SERVICE_UNAVAILABLE, "There are too many requests at once: try again.");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+    answer
 }
 
 fn ended() -> Response<Bytes> {

@@ -9,7 +9,7 @@ use enforcer::web::proxy::{
     Admission, Asked, Guard, Origin, OriginSettings, Peer, Proxy, SessionKey, Settings, Threads,
 };
 use hyper::body::Bytes;
-use hyper::http::{Response, response};
+use hyper::http::{HeaderMap, Response, response};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 
@@ -20,9 +20,14 @@ use super::{Http2, Papers, Raw};
 pub struct Watchman {
     /// Who is not let in any more.
     pub over: Mutex<HashSet<u8>>,
-    /// What `/hold` waits for after it was decided.
+    /// What `/hold` waits for after it was decided, and the answers of what is below `/late/`. Those below `/refused/`
+    /// are refused.
     pub held: Arc<Held>,
     pub peers: Mutex<Vec<Peer>>,
+    /// What clients sent under names that are the gateway's, and how many of these fields the guard saw in the head.
+    pub reserved: Mutex<Vec<(HeaderMap, usize)>>,
+    /// Paths, and the status of their answers when the guard was asked about them.
+    pub seen: Mutex<Vec<(String, u16)>>,
 }
 
 pub struct Held {
@@ -41,6 +46,11 @@ impl Guard for Watchman {
 
     async fn admit(&self, mut asked: Asked<'_>) -> Admission<String> {
         self.peers.lock().unwrap().push(asked.peer);
+        let left = asked.reserved.keys().filter(|name| asked.head.headers.contains_key(*name)).count();
+        self.reserved.lock().unwrap().push((asked.reserved.clone(), left));
+        if asked.head.headers.contains_key("x-named") {
+            asked.head.headers.insert("x-remote-user", "alice".parse().unwrap());
+        }
         let answer = |status: u16, text: String| {
             Admission::Answer(Response::builder().status(status).body(Bytes::from(text)).unwrap())
         };
@@ -63,9 +73,23 @@ impl Guard for Watchman {
         Admission::Forward { session: session.map(|session| SessionKey([session; 16])), context: path }
     }
 
-    fn outgoing(&self, context: &mut String, origin: &Origin, head: &mut response::Parts) {
+    async fn outgoing(
+        &self,
+        context: &mut String,
+        origin: &Origin,
+        head: &mut response::Parts,
+    ) -> Result<(), Response<Bytes>> {
+        self.seen.lock().unwrap().push((context.clone(), head.status.as_u16()));
+        if context.starts_with("/late/") {
+            self.held.arrived.add_permits(1);
+            self.held.go_on.acquire().await.unwrap().forget();
+        }
+        if context.starts_with("/refused/") {
+            return Err(Response::builder().status(451).body("not this".into()).unwrap());
+        }
         let said = format!("{} {context}", origin.name());
         head.headers.insert("x-guarded", said.parse().unwrap());
+        Ok(())
     }
 }
 
@@ -82,9 +106,7 @@ impl Gateway {
     }
 
     pub fn with(origins: &[(&str, SocketAddr)], change: impl FnOnce(&mut Settings)) -> Self {
-        // both ends of all connections are in this process
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        many_files();
         let papers = Papers::new();
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let mut settings = Settings {
@@ -130,6 +152,12 @@ impl Gateway {
         self.proxy.guard().over.lock().unwrap().insert(session);
         self.proxy.end(SessionKey([session; 16])).await
     }
+}
+
+/// Both ends of all connections are in this process.
+pub fn many_files() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 pub fn origin(name: &str, host: &str, path: &str, address: SocketAddr) -> OriginSettings {
