@@ -6,7 +6,7 @@
 //! was broken into can have its own connections destroyed, and nobody else's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -236,11 +236,14 @@ fn try_destroy(
     });
     let condition = condition.map_err(|error| error.to_string())?;
     due.retain(|cookie, _| !spared.contains(cookie));
-    let (_, netns) = process::netns_of(process.pid).map_err(|error| error.to_string())?;
+    let (its, netns) = process::netns_of(process.pid).map_err(|error| error.to_string())?;
+    let (own, _) = process::own_netns().map_err(|error| error.to_string())?;
+    // where both are the same no right to move is needed
+    let netns = (its != own).then_some(netns);
     let named: Vec<Named> = (due.values())
         .map(|(entry, _)| Named { cookie: entry.cookie, ours: entry.ours, theirs: entry.theirs })
         .collect();
-    let outcomes = sockets::destroy_named(Some(netns.as_fd()), reader.owner(), &named);
+    let outcomes = sockets::destroy_named(netns.as_ref().map(OwnedFd::as_fd), reader.owner(), &named);
     let outcomes = outcomes.map_err(|error| error.to_string())?;
     let mut gone: BTreeMap<WebKey, u64> = found.keys.iter().map(|key| (*key, 0)).collect();
     let mut strangers = 0;

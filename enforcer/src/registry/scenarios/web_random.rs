@@ -493,7 +493,7 @@ impl Machine {
 
 proptest! {
     #[test]
-    fn r2_r3_r4_r5_web_sessions_in_a_random_world(ops in proptest::collection::vec(op(), 1..120)) {
+    fn r2_r3_r4_r5_r6_web_sessions_in_a_random_world(ops in proptest::collection::vec(op(), 1..120)) {
         let mut machine = Machine::new();
         for op in &ops {
             machine.step(op);

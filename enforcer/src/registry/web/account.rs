@@ -64,10 +64,11 @@ impl Counts {
 }
 
 impl Account {
-    /// Gives account of it from now on. False: there is no room, which is told.
+    /// Gives account of it from now on. False: there is no room, here or (`has_room`) for one more to be told of it, which
+    /// is counted.
     #[must_use]
-    pub(super) fn follow(&mut self, key: WebKey, ending: &WebEnding) -> bool {
-        if self.following.len() >= MAX_FOLLOWED {
+    pub(super) fn follow(&mut self, key: WebKey, ending: &WebEnding, has_room: bool) -> bool {
+        if !has_room || self.following.len() >= MAX_FOLLOWED {
             self.beyond += 1;
             return false;
         }

@@ -223,7 +223,8 @@ impl Registry {
             self.end_web(key, WebCause::Revoked, now, out);
             let Some(gone) = self.web.gone.get_mut(&key) else { continue };
             let Some(revocation) = self.revocations.get_mut(&number) else { continue };
-            if gone.numbers.len() < MAX_NUMBERS && revocation.web.follow(key, &gone.ending) {
+            let has_room = gone.numbers.len() < MAX_NUMBERS;
+            if revocation.web.follow(key, &gone.ending, has_room) {
                 gone.numbers.insert(number);
                 self.web.keeping.hurry(key);
             }

@@ -18,7 +18,7 @@ use super::{WebAnswer, WebSession, left};
 
 /// How many changes of web sessions may be on their way to the disk for a further one to be asked for; half of it is for
 /// what may wait.
-pub const MAX_ON_THEIR_WAY: usize = if cfg!(test) { 400 } else { 16_384 };
+pub const MAX_ON_THEIR_WAY: usize = if cfg!(test) { 800 } else { 16_384 };
 
 #[derive(Debug, Default)]
 pub(in crate::registry) struct Keeping {

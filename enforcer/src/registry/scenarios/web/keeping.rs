@@ -250,7 +250,7 @@ fn r5_r7_changes_of_web_sessions_do_not_keep_revocations_off_the_disk() {
     web.world.disk.late = true;
     let rewrap =
         |web: &mut Web| web.request(|request| Event::WebRewrap { request, token: Box::new(token(1)) });
-    let refused = (0..1_000).find_map(|_| rewrap(&mut web));
+    let refused = (0..2_000).find_map(|_| rewrap(&mut web));
     let Some(WebAnswer::Full(why)) = refused else { panic!("{refused:?}") };
     assert!(why.contains("wait for the disk"), "{why}");
     assert!(matches!(web.login("bob", 2), WebAnswer::Full(_)));
