@@ -407,7 +407,10 @@ fn what_cannot_be_served_is_told_and_the_vpn_part_does_its_work() {
     let there = socket(&scene).display().to_string();
     for (wrong, says) in [
         (text.replace(&quoted(USER), "\"no-such-user\""), ["no-such-user", "useradd"]),
-        (text.replace(&quoted(&there), &quoted(&open.join("web").display().to_string())), ["open", "by others"]),
+        (
+            text.replace(&quoted(&there), &quoted(&open.join("web").display().to_string())),
+            ["open", "by others"],
+        ),
     ] {
         scene.enforcer.stop();
         std::fs::write(&config, wrong).unwrap();

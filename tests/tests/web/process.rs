@@ -255,10 +255,8 @@ impl Stream {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    let still = matches!(
-                        error.kind(),
-                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                    );
+                    let still =
+                        matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
                     assert!(!still, "it is open still");
                     return;
                 }

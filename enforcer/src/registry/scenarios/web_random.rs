@@ -158,8 +158,9 @@ impl Machine {
                 Effect::WebEnded { watch, key, .. } => self.watches.get_mut(&watch).unwrap().1.push(key),
                 Effect::WebBreak { watch } => drop(self.watches.remove(&watch)),
                 Effect::WebDestroy { id, keys } => {
+                    let registry = &self.world.as_ref().unwrap().registry;
                     assert!(
-                        keys.iter().all(|key| !self.alive.contains_key(key)),
+                        !keys.iter().any(|key| registry.is_web_alive(key)),
                         "one that lives is destroyed"
                     );
                     self.destroying.push((id, keys));
