@@ -24,6 +24,8 @@ use super::super::{Daemon, Input};
 
 /// How many sockets, and sessions beside those that are meant, one look at a table may find.
 const MAX_FOUND: usize = 262_144;
+/// How many processes are held on to; a further one is as one that cannot be seen.
+const MAX_KNOWN: usize = 64;
 
 /// The gateways of this run.
 #[derive(Default)]
@@ -70,7 +72,7 @@ impl Gateways {
         let Some((process, worker)) = worker else {
             return Gateway { id: self.number(), process: None, table: false };
         };
-        if !self.known.contains_key(&process) {
+        if !self.known.contains_key(&process) && self.known.len() < MAX_KNOWN {
             let id = self.number();
             self.known.insert(process, Known { id, table: None, worker: Some(worker) });
         }
