@@ -177,10 +177,7 @@ const PART_BYTES: usize = 256 * 1_024;
 /// How much of a list is told in one message, for whoever asks for one: any client takes 4 MiB.
 const IN_ONE: usize = 3 * 1_024 * 1_024;
 
-fn chopped<T: Message>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> + Send + use<T>
-where
-    T: Send,
-{
+fn chopped<T: Message + Send>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> + Send + use<T> {
     let mut all = all.into_iter();
     std::iter::from_fn(move || {
         let (mut part, mut bytes) = (Vec::new(), 0);

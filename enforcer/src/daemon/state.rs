@@ -258,7 +258,7 @@ mod tests {
         let given = std::cell::RefCell::new(Vec::new());
         let write = |ticket: Ticket, _: Write| {
             given.borrow_mut().push(ticket);
-            if ticket % 2 == 0 { Err("full") } else { Ok(()) }
+            if ticket.is_multiple_of(2) { Err("full") } else { Ok(()) }
         };
         let mut told = Vec::new();
         let mut last = 4;

@@ -169,7 +169,10 @@ impl Daemon {
         let over: BTreeSet<WebKey> = others.filter(|key| !self.registry.is_web_alive(key)).copied().collect();
         let inputs = self.inputs.clone();
         tokio::task::spawn_blocking(move || {
-            let (gone, trouble) = destroy(&found, &over);
+            let (gone, trouble) = match destroy(&found, &over) {
+                Ok(gone) => (gone, None),
+                Err(why) => (Vec::new(), Some(why)),
+            };
             let _ = inputs.blocking_send(Input::Event(Event::WebDestroyed { id, gone, trouble }));
         });
     }
@@ -209,18 +212,9 @@ fn key_of(entry: &Entry) -> WebKey {
 }
 
 /// Destroys what may be destroyed: each socket to an origin, and each client's that nobody who lives is on. `over`: those
-/// on them that are known to be over. Returns of which sessions nothing is left, and what was in the way of more.
-fn destroy(found: &Found, over: &BTreeSet<WebKey>) -> (Vec<(WebKey, u64)>, Option<String>) {
-    match try_destroy(found, over) {
-        Ok(outcome) => outcome,
-        Err(why) => (Vec::new(), Some(why)),
-    }
-}
-
-fn try_destroy(
-    found: &Found,
-    over: &BTreeSet<WebKey>,
-) -> Result<(Vec<(WebKey, u64)>, Option<String>), String> {
+/// on them that are known to be over. Returns how many were destroyed of each session, of which nothing is left then; or what
+/// was in the way of that.
+fn destroy(found: &Found, over: &BTreeSet<WebKey>) -> Result<Vec<(WebKey, u64)>, String> {
     let Table { reader, process } = found.table.as_ref();
     // once more, now: a socket may have become another session's
     let (mut due, mut spared) = (BTreeMap::new(), BTreeSet::new());
@@ -262,7 +256,7 @@ fn try_destroy(
         return Err(format!("its table names {strangers} sockets of other users, which were let be"));
     }
     match condition {
-        Condition { missed: 0, torn: 0 } => Ok((gone.into_iter().collect(), None)),
+        Condition { missed: 0, torn: 0 } => Ok(gone.into_iter().collect()),
         Condition { missed: 0, torn } => {
             Err(format!("{torn} lines of its table of sockets were being written: they may be anybody's"))
         }

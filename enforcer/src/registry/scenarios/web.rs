@@ -139,7 +139,7 @@ impl Web {
     }
 
     /// What the daemon was asked to destroy by that gateway's table, since the last look.
-    fn to_destroy(&mut self, gateway: u64) -> Vec<Vec<WebKey>> {
+    fn asked_to_destroy(&mut self, gateway: u64) -> Vec<Vec<WebKey>> {
         let asked = self.world.effects.iter().filter_map(|effect| match effect {
             Effect::WebDestroy { id, keys } if *id == gateway => Some(keys.clone()),
             _ => None,

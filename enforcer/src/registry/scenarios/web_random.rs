@@ -320,7 +320,9 @@ impl Machine {
 
     fn closed(&mut self, id: u64, keys: impl Iterator<Item = WebKey>) {
         if let Some(serving) = self.serving.get_mut(&id) {
-            keys.for_each(|key| drop(serving.remove(&key)));
+            for key in keys {
+                serving.remove(&key);
+            }
         }
     }
 

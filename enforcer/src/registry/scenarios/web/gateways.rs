@@ -332,11 +332,11 @@ fn r1_r3_r6_sockets_are_destroyed_by_the_table_of_a_gateway_that_hangs() {
     let request = web.revoke("alice");
     web.close(1, 1, 4);
     web.world.pass(60);
-    assert_eq!(web.to_destroy(7), [] as [Vec<WebKey>; 0], "it is given a moment");
+    assert_eq!(web.asked_to_destroy(7), [] as [Vec<WebKey>; 0], "it is given a moment");
     web.world.pass(60);
-    assert_eq!(web.to_destroy(7), [vec![key(2)]], "and not what it has closed");
+    assert_eq!(web.asked_to_destroy(7), [vec![key(2)]], "and not what it has closed");
     web.world.pass(300);
-    assert_eq!(web.to_destroy(7), [] as [Vec<WebKey>; 0], "it is under way");
+    assert_eq!(web.asked_to_destroy(7), [] as [Vec<WebKey>; 0], "it is under way");
     web.world.give(Event::WebDestroyed { id: 7, gone: vec![(key(2), 3)], trouble: None });
     let told = web.web_layer(request);
     assert_eq!((told.done, told.guarded, told.failed), (2, 0, 0), "{told:?}");
@@ -345,7 +345,7 @@ fn r1_r3_r6_sockets_are_destroyed_by_the_table_of_a_gateway_that_hangs() {
     assert!(web.is_alive(3));
     // what it may have let in meanwhile is looked for again
     web.world.pass(200);
-    assert_eq!(web.to_destroy(7), [vec![key(2)]]);
+    assert_eq!(web.asked_to_destroy(7), [vec![key(2)]]);
     web.world.pass(3_500);
     assert_eq!(web.world.asked(|e| matches!(e, Effect::WebBreak { watch: 1 })), 1);
 }
@@ -360,7 +360,11 @@ fn r6_the_table_of_a_gateway_that_answers_is_let_be() {
     let request = web.revoke("alice");
     web.close(1, 1, 1);
     web.world.pass(2_000);
-    assert_eq!((web.to_destroy(7).len(), web.to_destroy(8).len()), (0, 0), "one answered, one has no table");
+    assert_eq!(
+        (web.asked_to_destroy(7).len(), web.asked_to_destroy(8).len()),
+        (0, 0),
+        "one answered, one has no table"
+    );
     web.close(2, 1, 1);
     let told = web.web_layer(request);
     assert!(!told.text.contains("destroyed"), "{told:?}");
@@ -376,15 +380,15 @@ fn r1_r6_sockets_of_a_gateway_that_is_not_connected_are_destroyed_at_once() {
     web.login("bob", 2);
     web.world.give(Event::WebWatchGone { watch: 1 });
     let request = web.revoke("alice");
-    assert_eq!(web.to_destroy(7), [vec![key(1)]]);
+    assert_eq!(web.asked_to_destroy(7), [vec![key(1)]]);
     web.world.give(Event::WebDestroyed { id: 7, gone: vec![(key(1), 1)], trouble: None });
     assert_eq!(web.web_layer(request).done, 1);
     let request = web.revoke("bob");
-    assert_eq!(web.to_destroy(7), [vec![key(2)]]);
+    assert_eq!(web.asked_to_destroy(7), [vec![key(2)]]);
     web.world.give(Event::WebDestroyed { id: 7, gone: vec![], trouble: Some("no such thing".into()) });
     assert!(!web.is_answered(request), "it may come");
     web.world.pass(600);
-    assert_eq!(web.to_destroy(7), [vec![key(2)]], "and it is tried again");
+    assert_eq!(web.asked_to_destroy(7), [vec![key(2)]], "and it is tried again");
     web.world.pass(2_500);
     assert_eq!(web.web_layer(request).failed, 1);
     let notes = &web.world.receipt(request).notes;
