@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
 mod explain;
+pub mod gateway;
 mod kernel;
 mod servers;
 mod web;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use crate::session::{self, DEFAULT_REALM, Realms};
 
+pub use gateway::Gateway;
 pub use kernel::{Capacity, Kernel, Sockets, Tc, Xdp};
 pub use servers::{Server, Servers};
 pub use web::Web;
@@ -39,6 +41,8 @@ pub struct Config {
     pub control: Control,
     /// `[web]`; without it nothing is served to a web gateway.
     pub web: Option<Web>,
+    /// `[gateway]`: the web gateway itself.
+    pub gateway: Option<Gateway>,
     /// `[realms.NAME]`: what is special of a realm. One that is not named here is as [`Realm::default`].
     pub realms: BTreeMap<String, Realm>,
 }
@@ -160,8 +164,22 @@ impl Config {
         if let Some(web) = &self.web {
             web.validate()?;
         }
+        self.validate_gateway()?;
         self.validate_realms()?;
         self.validate_paths()
+    }
+
+    fn validate_gateway(&self) -> Result<(), String> {
+        let Some(gateway) = &self.gateway else { return Ok(()) };
+        gateway.validate()?;
+        let web = self.web.as_ref().ok_or(
+            "[gateway] needs [web], which says by which socket and user it comes to the daemon: add that section, it \
+             may be empty",
+        )?;
+        if !web.realms.contains(&gateway.realm) {
+            return Err(format!("[gateway] realm = {:?}: add it to [web] realms", gateway.realm));
+        }
+        Ok(())
     }
 
     fn validate_realms(&self) -> Result<(), String> {
