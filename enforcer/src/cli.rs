@@ -145,6 +145,16 @@ pub enum Command {
                       staff bob < FILE"
     )]
     Passwd(passwd::Passwd),
+    /// The web gateway, in the foreground: it seals the cookies of the applications behind it
+    #[command(
+        after_help = "It needs [web] and [gateway] in the configuration, and the daemon (`enforcer run`). Started as root \
+                      it takes its ports, reads its certificates, and becomes the user of [web].\n\nSIGHUP reads \
+                      certificates, master keys, users and rules again; SIGTERM stops it, after what is on its way. \
+                      ENFORCER_LOG=enforcer=debug makes it tell everything that happens.\n\nExamples:\n  enforcer \
+                      gateway\n  enforcer gateway --config /etc/enforcer/gateway.toml\n  enforcer disconnect user -i \
+                      alice      ends alice's web sessions too"
+    )]
+    Gateway,
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }
