@@ -76,7 +76,7 @@ fn r2_r3_the_next_person_at_the_same_browser_is_in_nobodys_session() {
     browser.get(&one("/set/sid/of-alice")).expect(200);
     let stolen = browser.copy(&portal.scene.bob.namespace, "thief");
     let page = browser.get(&one("/AGLogout")).expect(200);
-    assert!(page.field("clear-site-data").unwrap().contains("\"cookies\""), "{}", page.head);
+    assert!(page.field("clear-site-data").unwrap().contains("\"storage\""), "{}", page.head);
     assert_eq!((portal.sessions("alice"), browser.cookie(ONE, TOKEN)), (0, None));
     assert_eq!(browser.cookie(ONE, "sid"), None, "what was learned is deleted");
     assert!(stolen.get(&one("/")).is_login());

@@ -31,9 +31,6 @@ pub struct Gateway {
     pub trusted_proxies: Vec<Network>,
     /// The gateway's own folder, mode 0700: its master keys and what sealing has learned.
     pub state: PathBuf,
-    /// Where it is written down who has which socket, for the daemon to read when the gateway does not answer. A file in
-    /// a folder in memory, the gateway's own.
-    pub socket_table: Option<PathBuf>,
     /// Whose names its users' names are.
     pub realm: String,
     /// A session ends when it was not used for so long, and in any case after the other one.
@@ -47,6 +44,8 @@ pub struct Gateway {
     pub grace: Option<Duration>,
     /// Where a session is ended, on every host. Two are always there: [`LOGOUT_PATHS`].
     pub logout_paths: Vec<String>,
+    /// What a logout asks browsers to forget beside the cookies of the host itself.
+    pub logout_clears: LogoutClears,
     /// The host on which people log in; unset: the first origin's.
     pub login_host: Option<String>,
     pub users_file: Option<PathBuf>,
@@ -76,12 +75,12 @@ impl Default for Gateway {
             certificates: Vec::new(),
             trusted_proxies: Vec::new(),
             state: PathBuf::from("/var/lib/enforcer-gateway"),
-            socket_table: None,
             realm: DEFAULT_REALM.into(),
             idle_timeout: Duration::from_secs(30 * 60),
             absolute_timeout: Duration::from_secs(12 * 3_600),
             grace: None,
             logout_paths: Vec::new(),
+            logout_clears: LogoutClears::default(),
             login_host: None,
             users_file: None,
             trusted_header: None,
@@ -159,6 +158,17 @@ fn slash() -> String {
 
 fn some_time<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     time::deserialize(from).map(Some)
+}
+
+/// `Clear-Site-Data` at a logout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogoutClears {
+    /// The host's cache, and what its scripts have kept.
+    #[default]
+    Host,
+    /// Also all cookies of all hosts below the same registrable domain, behind the gateway or not.
+    Site,
 }
 
 /// A cookie that is too long for the browser once it is sealed.
@@ -244,11 +254,7 @@ impl Gateway {
     }
 
     fn validate_paths(&self) -> Result<(), String> {
-        let files = [
-            ("state", Some(&self.state)),
-            ("users-file", self.users_file.as_ref()),
-            ("socket-table", self.socket_table.as_ref()),
-        ];
+        let files = [("state", Some(&self.state)), ("users-file", self.users_file.as_ref())];
         for (key, path) in files {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {
                 return Err(format!("[gateway] {key} = {path:?}: it is an absolute path"));

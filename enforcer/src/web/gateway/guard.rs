@@ -140,7 +140,7 @@ impl Gateway {
                 }
             };
         }
-        rules.tell_user(headers, &present.session.user);
+        rules.tell_user(headers, &present.session.name);
         let session = Some(SessionKey(*present.session.key.as_bytes()));
         let sealed = Sealed {
             held,

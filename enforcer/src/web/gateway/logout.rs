@@ -5,6 +5,7 @@ use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::http::{Response, StatusCode, request};
 
+use crate::config::gateway::LogoutClears;
 use crate::session::WebDigest;
 use crate::web::link::{Cause, LinkError};
 use crate::web::proxy::Asked;
@@ -14,9 +15,6 @@ use super::guard::{Gateway, is_for_a_person};
 use super::login::{is_foreign, not_allowed};
 use super::rules::Rules;
 use super::{cookies, page};
-
-/// What the browser is asked to forget of this host beside its cookies.
-const CLEAR: &str = "\"cache\", \"cookies\", \"storage\"";
 
 impl Gateway {
     /// A GET logs out, since old portals have these paths as links. Where the browser says that another site has led
@@ -79,7 +77,11 @@ impl Gateway {
         let deletions =
             deletions.into_iter().filter_map(|field| HeaderValue::from_maybe_shared(Bytes::from(field)).ok());
         let own = [cookies::TOKEN, cookies::NONCE].into_iter().filter_map(cookies::delete);
-        page.headers_mut().insert("clear-site-data", HeaderValue::from_static(CLEAR));
+        let clear = match rules.clears {
+            LogoutClears::Host => "\"cache\", \"storage\"",
+            LogoutClears::Site => "\"cache\", \"cookies\", \"storage\"",
+        };
+        page.headers_mut().insert("clear-site-data", HeaderValue::from_static(clear));
         page::with_cookies(page, own.chain(deletions))
     }
 }

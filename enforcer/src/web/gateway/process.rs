@@ -44,9 +44,6 @@ pub fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     more_files();
     // ports and keys first, while they can be had; not a thread is started before the user is changed
     let proxy = Proxy::bind(rules::settings(&gateway), Door::default())?;
-    if let Some(table) = &gateway.socket_table {
-        user.give(table)?;
-    }
     user.for_good()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -209,7 +206,6 @@ fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> 
         ("certificates", ours.certificates == theirs.certificates),
         ("trusted-proxies", same(&ours.trusted_proxies, &theirs.trusted_proxies)),
         ("state", ours.state == theirs.state),
-        ("socket-table", file(&ours.socket_table) == file(&theirs.socket_table)),
         ("users-file", file(&ours.users_file) == file(&theirs.users_file)),
         ("grace", ours.grace == theirs.grace),
         ("threads", ours.threads == theirs.threads),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::config::gateway::{LOGOUT_PATHS, Oversized, RESERVED, ScriptSet};
+use crate::config::gateway::{LOGOUT_PATHS, LogoutClears, Oversized, RESERVED, ScriptSet};
 use crate::config::{self, Config};
 use crate::session::Realms;
 use crate::web::proxy::{self, Certificate, Network, OriginSettings};
@@ -24,6 +24,7 @@ pub(super) struct Rules {
     pub(super) groups: Vec<Group>,
     /// The host on which people log in.
     pub(super) login_host: String,
+    pub(super) clears: LogoutClears,
     realms: Realms,
     port: u16,
     hosts: Hosts,
@@ -97,6 +98,7 @@ impl Rules {
             lasts: gateway.absolute_timeout,
             groups: groups.into_iter().collect(),
             login_host: gateway.login_host(),
+            clears: gateway.logout_clears,
             realms: config.realms(),
             port: gateway.public_port(),
             hosts,
@@ -208,7 +210,7 @@ pub(super) fn settings(gateway: &config::Gateway) -> proxy::Settings {
         public_port: gateway.public_port(),
         certificates: gateway.certificates.iter().map(certificate).collect(),
         trusted_proxies: gateway.trusted_proxies.clone(),
-        socket_table: gateway.socket_table.clone(),
+        socket_table: None,
         origins: gateway.origins.iter().map(origin).collect(),
         limits: gateway.limits,
         times: gateway.times,
