@@ -19,27 +19,24 @@ use std::path::{Path, PathBuf};
 
 use crate::era::target_folder;
 use crate::lab::{Lab, WAN};
+use crate::portal::ONE;
 
 pub use apps::{Django, Jupyter};
 pub use browser::{Browser, Person};
-pub use gateway::{Behind, Gateway};
 pub use papers::Papers;
 pub use plain::Plain;
 pub use script::{Ending, Front};
 pub use terminal::Terminal;
 
-/// Where the gateway listens for browsers, beside its own address, on which ocserv listens.
-pub const WEB_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 80);
-/// ... and where nginx does, in a lab that has both.
+/// Where nginx listens, beside the gateway.
 pub const PLAIN_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 81);
-/// The names of the applications, as browsers ask for them: behind the gateway, behind it as well, and behind nginx.
-pub const APP: &str = "app.example.com";
-pub const JUPYTER: &str = "jupyter.example.com";
+/// As browsers ask for an application: behind the gateway, and behind nginx.
+pub const APP: &str = ONE;
 pub const BEHIND_NGINX: &str = "plain.example.com";
 
-/// Gives the gateway its addresses for browsers.
-pub fn addresses(lab: &Lab) {
-    lab.gateway.ip(&format!("addr add {WEB_V4}/24 dev {WAN}\naddr add {PLAIN_V4}/24 dev {WAN}\n"));
+/// Gives nginx its address.
+pub fn plain_address(lab: &Lab) {
+    lab.gateway.ip(&format!("addr add {PLAIN_V4}/24 dev {WAN}\n"));
 }
 
 /// A program or folder that setup installs.

@@ -2,13 +2,12 @@
 //! Needs what `cargo xtask setup` installs for it.
 
 use enforcer_tests::Lab;
-use enforcer_tests::ocserv::PASSWORD;
+use enforcer_tests::portal::{Portal, WEB_V4};
 use enforcer_tests::process::{BOUND, eventually};
-use enforcer_tests::web::gateway::sign_in;
 use enforcer_tests::web::script::{SESSION, Shown, Story, shared_browser, shown};
 use enforcer_tests::web::{
-    APP, BEHIND_NGINX, Behind, Browser, Django, Ending, Gateway, JUPYTER, Jupyter, PLAIN_V4, Papers, Person,
-    Plain, Terminal, WEB_V4, addresses, terminal,
+    APP, BEHIND_NGINX, Browser, Django, Ending, Front as _, Jupyter, PLAIN_V4, Papers, Person, Plain,
+    Terminal, gateway,
 };
 
 /// Seconds without a request after which the gateways here end a session; and where none shall end so.
@@ -24,11 +23,10 @@ fn alice() -> Shown {
 #[test]
 fn the_fault_through_plain_nginx() {
     let mut lab = Lab::new("web-fault");
-    addresses(&lab);
     let desk = lab.client("desk");
-    let papers = Papers::new(lab.shared(), &[BEHIND_NGINX]);
-    let django = Django::start(&lab, &[BEHIND_NGINX]);
-    let nginx = Plain::start(&lab, &papers, &django.url, IDLE);
+    let papers = Papers::new(&lab.work(), BEHIND_NGINX);
+    let _django = Django::start(&lab, &[BEHIND_NGINX]);
+    let nginx = Plain::start(&lab, &papers, Django::URL, IDLE);
     let browser = Browser::start(&desk.namespace, lab.shared(), &[(BEHIND_NGINX, PLAIN_V4)], &papers);
     for ending in Ending::ALL {
         let story = shared_browser(&browser, &nginx, ending, None, &mut |_, _| ());
@@ -44,15 +42,11 @@ fn the_fault_through_plain_nginx() {
 /// gone from the browser, and put back into it they are worth nothing.
 #[test]
 fn r1_r2_the_cure_through_the_gateway() {
-    let mut lab = Lab::new("web-cure");
-    addresses(&lab);
-    let desk = lab.client("desk");
-    let papers = Papers::new(lab.shared(), &[APP]);
-    let django = Django::start(&lab, &[APP]);
-    let gateway = Gateway::start(&lab, &papers, &[behind(&django)], IDLE);
-    let browser = Browser::start(&desk.namespace, lab.shared(), &[(APP, WEB_V4)], &papers);
+    let portal = gateway::before("web-cure", Django::URL, &[], IDLE);
+    let _django = Django::start(&portal.scene.lab, &[APP]);
+    let browser = browser(&portal);
     for ending in Ending::ALL {
-        let story = shared_browser(&browser, &gateway, ending, None, &mut |_, _| ());
+        let story = shared_browser(&browser, &portal, ending, None, &mut |_, _| ());
         let Story { alice: hers, protocol, after, bob, stale, stolen, .. } = story;
         assert_eq!((hers, protocol.as_str(), after), (alice(), "h2", Shown::Gateway), "{ending:?}");
         assert_eq!((bob, stolen), (Shown::Form, Shown::Form), "{ending:?}: alice's session is bob's");
@@ -60,25 +54,23 @@ fn r1_r2_the_cure_through_the_gateway() {
     }
 }
 
-fn behind(django: &Django) -> Behind<'_> {
-    Behind { host: APP, to: &django.url, readable: &[] }
+/// A browser on alice's host.
+fn browser(portal: &Portal) -> Browser {
+    let scene = &portal.scene;
+    let papers = gateway::papers(portal);
+    Browser::start(&scene.alice.namespace, scene.lab.shared(), &[(APP, WEB_V4)], &papers)
 }
 
 /// R1, R3, R4: alice and bob each have a shell on a WebSocket. Once a revocation of alice is answered, nothing that she types
 /// arrives, and her socket is closed; bob's goes on. And she may log in again.
 #[test]
 fn r1_r3_r4_a_terminal_on_a_websocket() {
-    let mut lab = Lab::new("web-terminal");
-    addresses(&lab);
-    let desk = lab.client("desk");
-    let papers = Papers::new(lab.shared(), &[APP, JUPYTER]);
-    let jupyter = Jupyter::start(&lab, JUPYTER);
-    let origin = Behind { host: JUPYTER, to: &jupyter.url, readable: &["_xsrf"] };
-    let gateway = Gateway::start(&lab, &papers, &[origin], LONG);
-    let browser = Browser::start(&desk.namespace, lab.shared(), &[(JUPYTER, WEB_V4)], &papers);
+    let portal = gateway::before("web-terminal", Jupyter::URL, &["_xsrf"], LONG);
+    let jupyter = Jupyter::start(&portal.scene.lab, APP);
+    let browser = browser(&portal);
     let enter = |person: &Person<'_>, user: &str| {
-        person.goto(&terminal::address());
-        sign_in(person, user, PASSWORD);
+        person.goto(&format!("https://{APP}/"));
+        portal.sign_in(person, user);
     };
     let (alice, bob) = (browser.open("alice"), browser.open("bob"));
     enter(&alice, "alice");
@@ -93,7 +85,7 @@ fn r1_r3_r4_a_terminal_on_a_websocket() {
     let file = |name: &str| jupyter.folder.join(name).exists();
     eventually("what she types arrives", BOUND, || file("before-alice").then_some(()));
 
-    gateway.enforcer.revoke("alice");
+    portal.scene.enforcer.revoke("alice");
     hers.types("touch after-alice");
     his.types("touch after-bob; echo still-$((6*7))");
     his.shows("still-42");
@@ -114,18 +106,14 @@ fn r1_r3_r4_a_terminal_on_a_websocket() {
 /// ends; bob's goes on, and so does the connection.
 #[test]
 fn r1_r3_two_people_on_one_connection() {
-    let mut lab = Lab::new("web-shared");
-    addresses(&lab);
-    let desk = lab.client("desk");
-    let papers = Papers::new(lab.shared(), &[APP]);
-    let django = Django::start(&lab, &[APP]);
-    let gateway = Gateway::start(&lab, &papers, &[behind(&django)], LONG);
-    let browser = Browser::start(&desk.namespace, lab.shared(), &[(APP, WEB_V4)], &papers);
+    let portal = gateway::before("web-shared", Django::URL, &[], LONG);
+    let _django = Django::start(&portal.scene.lab, &[APP]);
+    let browser = browser(&portal);
     let address = format!("https://{APP}/admin/");
     let cookie = |user: &str| {
         let person = browser.open(user);
         person.goto(&address);
-        sign_in(&person, user, PASSWORD);
+        portal.sign_in(&person, user);
         assert_eq!(shown(&person), Shown::Form);
         let cookies = person.cookies(&address);
         let pairs: Vec<_> =
@@ -133,7 +121,7 @@ fn r1_r3_two_people_on_one_connection() {
         pairs.join("; ")
     };
     let (hers, his) = (cookie("alice"), cookie("bob"));
-    let connection = browser.connect(APP, WEB_V4, &papers);
+    let connection = browser.connect(APP, WEB_V4, &gateway::papers(&portal));
     for (name, cookies) in [("alice", &hers), ("bob", &his)] {
         let (status, fields) = connection.ask(name, "/ticks/", &[("cookie", cookies)]);
         assert_eq!((status, &fields["content-type"]), (200, &"text/event-stream".into()), "{fields}");
@@ -149,7 +137,7 @@ fn r1_r3_two_people_on_one_connection() {
     grows("alice");
     grows("bob");
 
-    gateway.enforcer.revoke("alice");
+    portal.scene.enforcer.revoke("alice");
     let over = eventually("alice's stream ends", BOUND, || {
         let stream = connection.stream("alice");
         stream.over.is_some().then_some(stream)

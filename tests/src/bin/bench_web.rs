@@ -9,9 +9,9 @@ use std::fs;
 use std::process::ExitCode;
 
 use enforcer_tests::lab::LAN_V4;
-use enforcer_tests::ocserv::PASSWORD;
-use enforcer_tests::process::{BOUND, Process, eventually, output, succeed};
-use enforcer_tests::web::{APP, Behind, Gateway, PLAIN_V4, Papers, WEB_V4, addresses};
+use enforcer_tests::portal::{PASSWORD, Portal, WEB_V4};
+use enforcer_tests::process::{BOUND, Process, eventually, succeed};
+use enforcer_tests::web::{APP, PLAIN_V4, Papers, gateway, plain_address};
 use enforcer_tests::{Client, Lab, Namespace};
 
 /// What wrk does: its threads, its connections, for so many seconds in each turn.
@@ -128,23 +128,18 @@ struct Contender {
 }
 
 fn measure(rounds: usize) -> Vec<Row> {
-    let mut lab = Lab::new("bench-web");
-    addresses(&lab);
-    let client = lab.client("wrk");
-    let papers = Papers::new(lab.shared(), &[APP]);
-    let (_origin, _) = nginx(&lab, &lab.lan, "origin", &origin());
-    let to = format!("http://{LAN_V4}:8000");
-    let (_plain, workers) = nginx(&lab, &lab.gateway, "plain", &plain(&papers));
-
-    let behind = [Behind { host: APP, to: &to, readable: &[] }];
-    let gateway = Gateway::start(&lab, &papers, &behind, 24 * 3_600);
+    let portal = gateway::before("bench-web", &format!("http://{LAN_V4}:8000"), &[], 24 * 3_600);
+    let (lab, client) = (&portal.scene.lab, &portal.scene.alice);
+    plain_address(lab);
+    let papers = gateway::papers(&portal);
+    let (_origin, _) = nginx(lab, &lab.lan, "origin", &origin());
+    let (_plain, workers) = nginx(lab, &lab.gateway, "plain", &plain(&papers));
     let script = lab.work().join("report.lua");
     fs::write(&script, REPORT).expect("wrk's script");
-
-    let cookies = log_in(&lab, &client, &papers);
+    let cookies = log_in(&portal);
     let ours = |path: &str, cookies: &str| Contender {
         address: format!("https://{WEB_V4}{path}"),
-        processes: vec![gateway.pid().as_raw()],
+        processes: vec![portal.pid().as_raw()],
         cookies: cookies.to_owned(),
     };
     let theirs = |path: &str, cookies: &str| Contender {
@@ -166,7 +161,7 @@ fn measure(rounds: usize) -> Vec<Row> {
                 turns.reverse();
             }
             for (contender, turns) in turns {
-                turns.push(turn(&client, &script.display().to_string(), contender));
+                turns.push(turn(client, &script.display().to_string(), contender));
             }
         }
         let row = |what: &str, unit, figure: fn(&Turn) -> f64, target: Option<(f64, bool)>| Row {
@@ -237,69 +232,14 @@ fn nginx(lab: &Lab, namespace: &Namespace, name: &str, conf: &str) -> (Process, 
 }
 
 /// Logs alice in at the gateway, and has a cookie of the application sealed; gives the Cookie line that a browser would send.
-fn log_in(lab: &Lab, client: &Client, papers: &Papers) -> String {
-    let jar = lab.work().join("jar").display().to_string();
-    let curl = |arguments: &[&str]| {
-        let mut curl = client.namespace.command("curl");
-        curl.args(["-sS", "--cacert", &papers.authority(), "--resolve", &format!("{APP}:443:{WEB_V4}")]);
-        curl.args(["-b", &jar, "-c", &jar, "-H", "Accept: text/html", "-m", "20"]).args(arguments);
-        curl
-    };
-    let page = succeed(curl(&["-L", &format!("https://{APP}/cookie")]), "");
-    let form = Form::read(&page);
-    let to = format!("https://{APP}{}", form.action);
-    let mut arguments = vec!["-L".to_owned(), to, "-H".to_owned(), format!("Origin: https://{APP}")];
-    for (name, value) in &form.fields {
-        arguments.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
-    }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let answer = output(curl(&arguments), "");
-    assert!(answer.stdout.contains(&"x".repeat(BODY)), "no login: {answer:?}");
-    let jar = fs::read_to_string(jar).expect("curl's cookies");
-    let cookies: Vec<_> = jar
-        .lines()
-        .map(|line| line.strip_prefix("#HttpOnly_").unwrap_or(line))
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| {
-            let fields: Vec<_> = line.split('\t').collect();
-            Some(format!("{}={}", fields.get(5)?, fields.get(6)?))
-        })
-        .collect();
-    let sealed = cookies.iter().any(|cookie| cookie.starts_with("sessionid=") && cookie != COOKIE);
-    assert!(sealed, "the application's cookie is not sealed: {cookies:?}");
-    cookies.join("; ")
-}
-
-/// The gateway's login form, filled in for alice.
-struct Form {
-    action: String,
-    fields: Vec<(String, String)>,
-}
-
-impl Form {
-    fn read(page: &str) -> Self {
-        let attribute = |tag: &str, name: &str| {
-            let (_, rest) = tag.split_once(&format!(" {name}=\""))?;
-            rest.split_once('"').map(|(value, _)| value.replace("&amp;", "&"))
-        };
-        let tags = |name: &str| -> Vec<&str> {
-            page.split(&format!("<{name}")).skip(1).filter_map(|rest| rest.split('>').next()).collect()
-        };
-        let action = tags("form").first().and_then(|form| attribute(form, "action"));
-        let fields = tags("input")
-            .into_iter()
-            .filter_map(|input| {
-                let name = attribute(input, "name")?;
-                let value = match attribute(input, "type").as_deref() {
-                    Some("password") => PASSWORD.to_owned(),
-                    Some("hidden") => attribute(input, "value").unwrap_or_default(),
-                    _ => "alice".to_owned(),
-                };
-                Some((name, value))
-            })
-            .collect();
-        Self { action: action.unwrap_or_else(|| panic!("no login form: {page}")), fields }
-    }
+fn log_in(portal: &Portal) -> String {
+    let browser = portal.browser("wrk");
+    let page = browser.try_login(&format!("https://{APP}/cookie"), "alice", PASSWORD);
+    assert!(page.body.contains(&"x".repeat(BODY)), "no login: {page:?}");
+    let cookie = |name: &str| format!("{name}={}", browser.cookie(APP, name).expect("a cookie"));
+    let sealed = cookie("sessionid");
+    assert_ne!(sealed, COOKIE, "the application's cookie is not sealed");
+    format!("{}; {sealed}", cookie("__Host-enforcer"))
 }
 
 /// One turn of wrk.

@@ -5,14 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 
+use enforcer_tests::Moment;
 use enforcer_tests::era::target_folder;
+use enforcer_tests::portal::WEB_V4;
 use enforcer_tests::timeline::Act;
 use enforcer_tests::web::script::{Shown, Story, shared_browser};
-use enforcer_tests::web::{
-    APP, BEHIND_NGINX, Behind, Browser, Django, Ending, Front, Gateway, PLAIN_V4, Papers, Plain, WEB_V4,
-    addresses,
-};
-use enforcer_tests::{Lab, Moment};
+use enforcer_tests::web::{APP, BEHIND_NGINX, Browser, Django, Ending, Front, PLAIN_V4, Plain, gateway};
 
 /// Seconds after which the gateways end an unused session.
 const IDLE: u32 = 8;
@@ -70,21 +68,17 @@ fn show(act: Act, json: bool, acts: &mut Vec<Act>) {
 
 /// One lab, one Django, one browser program; nginx and the gateway beside each other.
 fn all(pictures: &Path, json: bool, acts: &mut Vec<Act>) {
-    let mut lab = Lab::new("demo-web");
-    addresses(&lab);
-    let desk = lab.client("desk");
-    let hosts = [APP, BEHIND_NGINX];
-    let papers = Papers::new(lab.shared(), &hosts);
-    let django = Django::start(&lab, &hosts);
-    let nginx = Plain::start(&lab, &papers, &django.url, IDLE);
-    let behind = [Behind { host: APP, to: &django.url, readable: &[] }];
-    let gateway = Gateway::start(&lab, &papers, &behind, IDLE);
+    let portal = gateway::before("demo-web", Django::URL, &[], IDLE);
+    let lab = &portal.scene.lab;
+    let papers = gateway::papers(&portal);
+    let _django = Django::start(lab, &[APP, BEHIND_NGINX]);
+    let nginx = Plain::start(lab, &papers, Django::URL, IDLE);
     let at = [(APP, WEB_V4), (BEHIND_NGINX, PLAIN_V4)];
-    let browser = Browser::start(&desk.namespace, lab.shared(), &at, &papers);
+    let browser = Browser::start(&portal.scene.alice.namespace, lab.shared(), &at, &papers);
     for ending in Ending::ALL {
         for (front, title) in [
             (&nginx as &dyn Front, "Plain nginx before Django's admin"),
-            (&gateway, "enforcer gateway before Django's admin"),
+            (&portal, "enforcer gateway before Django's admin"),
         ] {
             let mut act = Act::new(&format!("{title}: {}", how(ending, front)));
             let begun = Moment::now();

@@ -11,12 +11,12 @@ use crate::web::{python, sources};
 
 /// Django with its admin; alice and bob may use it, with the password of the lab.
 pub struct Django {
-    pub url: String,
     _process: Process,
 }
 
 impl Django {
-    const PORT: u16 = 8000;
+    /// Where it is for gateways, in every lab.
+    pub const URL: &str = "http://10.77.0.2:8000";
 
     /// For browsers that ask for these hosts.
     pub fn start(lab: &Lab, hosts: &[&str]) -> Self {
@@ -24,15 +24,14 @@ impl Django {
         fs::copy(database(), folder.join("site.sqlite3")).expect("a copy of the database");
         let mut gunicorn = lab.lan.command(&python("gunicorn"));
         // threads: a stream that never ends has one of them
-        gunicorn.args(["--bind", &format!("{LAN_V4}:{}", Self::PORT), "--threads", "16", "--chdir"]);
+        gunicorn.args(["--bind", Self::URL.trim_start_matches("http://"), "--threads", "16", "--chdir"]);
         gunicorn.arg(sources().join("site")).arg("django.core.wsgi:get_wsgi_application()");
         gunicorn.args(["--worker-tmp-dir"]).arg(&folder).args(["--no-control-socket"]);
         gunicorn.env("SITE_FOLDER", &folder).env("SITE_HOSTS", hosts.join(","));
         settings(&mut gunicorn);
-        let process = Process::start("gunicorn", gunicorn, &lab.work().join("django.log"), None);
-        let mut new = Self { url: format!("http://{LAN_V4}:{}", Self::PORT), _process: process };
-        answers(lab, "Django", &format!("{}/admin/login/", new.url), hosts.first(), &mut new._process);
-        new
+        let mut process = Process::start("gunicorn", gunicorn, &lab.work().join("django.log"), None);
+        answers(lab, "Django", &format!("{}/admin/login/", Self::URL), hosts.first(), &mut process);
+        Self { _process: process }
     }
 }
 
@@ -76,14 +75,14 @@ fn database() -> PathBuf {
 
 /// A Jupyter server with terminals: whoever knows its password has a shell there.
 pub struct Jupyter {
-    pub url: String,
     /// Where its terminals are.
     pub folder: PathBuf,
     _process: Process,
 }
 
 impl Jupyter {
-    const PORT: u16 = 8888;
+    /// Where it is for gateways, in every lab.
+    pub const URL: &str = "http://10.77.0.2:8888";
 
     /// For browsers that ask for this host.
     pub fn start(lab: &Lab, host: &str) -> Self {
@@ -92,16 +91,14 @@ impl Jupyter {
         fs::create_dir_all(&folder).expect("a folder");
         let mut server = lab.lan.command(&python("jupyter-server"));
         server.args(["--no-browser", "--allow-root", "--ServerApp.allow_remote_access=True"]);
-        server.args([format!("--ip={LAN_V4}"), format!("--port={}", Self::PORT)]);
+        server.args([format!("--ip={LAN_V4}"), "--port=8888".to_owned()]);
         server.arg(format!("--ServerApp.root_dir={}", folder.display()));
         server.arg(format!("--IdentityProvider.token={PASSWORD}"));
         server.arg("--ServerApp.terminado_settings={\"shell_command\": [\"/bin/sh\"]}");
         server.env("HOME", &home).env("JUPYTER_PLATFORM_DIRS", "1").env("PYTHONDONTWRITEBYTECODE", "1");
-        let process = Process::start("jupyter", server, &lab.work().join("jupyter.log"), None);
-        let url = format!("http://{LAN_V4}:{}", Self::PORT);
-        let mut new = Self { url, folder, _process: process };
-        answers(lab, "Jupyter", &format!("{}/login", new.url), Some(&host), &mut new._process);
-        new
+        let mut process = Process::start("jupyter", server, &lab.work().join("jupyter.log"), None);
+        answers(lab, "Jupyter", &format!("{}/login", Self::URL), Some(&host), &mut process);
+        Self { folder, _process: process }
     }
 }
 

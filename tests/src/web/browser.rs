@@ -103,7 +103,7 @@ impl Browser {
         let name = host.to_owned();
         let protocol = self.order(json!({
             "do": "connect", "connection": name, "host": host, "address": address.to_string(),
-            "authority": papers.authority(),
+            "authority": papers.certificate(),
         }));
         assert_eq!(protocol, "h2");
         Connection { browser: self, name }

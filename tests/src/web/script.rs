@@ -7,8 +7,8 @@ use crate::ocserv::PASSWORD;
 use crate::web::browser::{Browser, Cookie, Person};
 
 /// The fields of a gateway's login page; Django's admin has them as well, so which page it is has to be asked first.
-pub const USER_FIELD: &str = "input[autocomplete=username]";
-pub const PASSWORD_FIELD: &str = "input[type=password]";
+const USER_FIELD: &str = "input[autocomplete=username]";
+const PASSWORD_FIELD: &str = "input[type=password]";
 /// Django's own login form, and what its admin shows once somebody is logged in.
 const DJANGO_FORM: &str = "#login-form";
 const DJANGO_USER: &str = "#user-tools strong";
@@ -44,7 +44,7 @@ pub trait Front {
     fn name(&self) -> &'static str;
 
     /// Signs somebody in whose browser shows the gateway's own login page.
-    fn sign_in(&self, person: &Person<'_>, user: &str, password: &str);
+    fn sign_in(&self, person: &Person<'_>, user: &str);
 
     /// Ends this user's session at the gateway, and returns when it is over.
     fn end(&self, person: &Person<'_>, user: &str, ending: Ending);
@@ -100,7 +100,7 @@ pub fn shared_browser(
 
     let first = person.goto(&admin);
     assert_eq!(shown(&person), Shown::Gateway, "{first:?}");
-    front.sign_in(&person, "alice", PASSWORD);
+    front.sign_in(&person, "alice");
     assert_eq!(shown(&person), Shown::Form, "a fresh browser");
     log_in(&person, "alice");
     let alice = shown(&person);
@@ -118,7 +118,7 @@ pub fn shared_browser(
     let after = shown(&person);
     picture(&person, 2, "after");
     told("the browser", format!("then shows {}", after.said()));
-    front.sign_in(&person, "bob", PASSWORD);
+    front.sign_in(&person, "bob");
     let bob = shown(&person);
     picture(&person, 3, "bob");
     told("bob", format!("signs in at the gateway, in the same browser: sees {}", bob.said()));
@@ -130,6 +130,14 @@ pub fn shared_browser(
     let stolen = shown(&person);
     told("her cookie", format!("put back into his browser: he sees {}", stolen.said()));
     Story { alice, protocol, cookie, after, bob, stale, stolen }
+}
+
+/// Fills in the login page of a gateway.
+#[track_caller]
+pub fn sign_in(person: &Person<'_>, user: &str, password: &str) {
+    person.fill(USER_FIELD, user);
+    person.fill(PASSWORD_FIELD, password);
+    person.submit("button");
 }
 
 /// Logs in at Django's form.

@@ -1,7 +1,7 @@
 //! A terminal of Jupyter's in somebody's page: a shell on the LAN host, on a WebSocket through the gateway.
 
 use crate::ocserv::PASSWORD;
-use crate::web::JUPYTER;
+use crate::web::APP;
 use crate::web::browser::Person;
 
 /// An open terminal. Its socket lives in the page.
@@ -10,9 +10,10 @@ pub struct Terminal<'a> {
 }
 
 impl<'a> Terminal<'a> {
-    /// Logs in at Jupyter, whose login page is shown, and opens a terminal.
+    /// Logs in at Jupyter, and opens a terminal. Whoever it is has signed in at the gateway.
     #[track_caller]
     pub fn open(person: &'a Person<'a>) -> Self {
+        person.goto(&format!("https://{APP}/login"));
         person.fill("#password_input", PASSWORD);
         person.submit("#login_submit");
         person.run(OPEN);
@@ -63,8 +64,3 @@ await new Promise((open, fail) => {
   socket.addEventListener("error", () => fail(new Error("the WebSocket does not open")));
 });
 "#;
-
-/// Where the terminals are.
-pub fn address() -> String {
-    format!("https://{JUPYTER}/")
-}
