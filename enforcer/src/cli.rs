@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bulk;
+mod gateway_keys;
 mod listing;
 mod occtl;
 mod output;
@@ -155,6 +156,18 @@ pub enum Command {
                       alice      ends alice's web sessions too"
     )]
     Gateway,
+    /// The master keys of the web gateway: what the sessions' secrets are wrapped with
+    #[command(
+        name = "gateway-keys",
+        subcommand_required = true,
+        after_help = "A new key logs nobody out: each session's secret is wrapped under it when the session is next seen. \
+                      A gateway that runs notices the change by itself; SIGHUP makes it look at once.\n\nExamples:\n  \
+                      enforcer gateway-keys rotate && systemctl reload enforcer-gateway\n  enforcer gateway-keys retire"
+    )]
+    GatewayKeys {
+        #[command(subcommand)]
+        what: gateway_keys::Keys,
+    },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }

@@ -9,6 +9,7 @@ pub mod cookie;
 pub mod gateway;
 pub mod learned;
 pub mod link;
+pub mod oidc;
 pub mod proxy;
 pub mod safe_file;
 pub mod seal;

@@ -50,6 +50,7 @@ pub struct Gateway {
     pub login_host: Option<String>,
     pub users_file: Option<PathBuf>,
     pub trusted_header: Option<TrustedHeader>,
+    pub oidc: Option<Oidc>,
     /// The header in which applications are told the user's name. From clients it is never taken.
     pub user_header: Option<String>,
     /// Threads that serve; unset: one for each processor.
@@ -84,6 +85,7 @@ impl Default for Gateway {
             login_host: None,
             users_file: None,
             trusted_header: None,
+            oidc: None,
             user_header: None,
             threads: None,
             origins: Vec::new(),
@@ -109,6 +111,30 @@ pub struct TrustedHeader {
     pub name: String,
     /// Who is believed; from everybody else the header is taken away.
     pub peers: Vec<Network>,
+}
+
+/// An identity provider says who the user is (OpenID Connect).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Oidc {
+    /// The provider's name for itself, exactly as it stands in its tokens.
+    pub issuer: String,
+    /// What the provider calls this gateway.
+    pub client_id: String,
+    /// A file of one line, mode 0600, of root or of the gateway's user.
+    pub client_secret_file: PathBuf,
+    /// The claim that has the user's name; unset: `preferred_username`, or a verified `email`.
+    #[serde(default)]
+    pub user_claim: Option<String>,
+    /// What is asked for; unset: `openid`, `profile`, `email`.
+    #[serde(default)]
+    pub scopes: Option<Vec<String>>,
+    /// PEM of the roots that the provider's certificate may lead to; unset: the system's.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// A login that somebody has at the provider already is good enough, also for the next person at that browser.
+    #[serde(default)]
+    pub single_sign_on: bool,
 }
 
 /// An application behind the gateway.
@@ -238,9 +264,9 @@ impl Gateway {
                 return wrong(format!("{key}: it is {} s to {} s", seconds.start(), seconds.end()));
             }
         }
-        if self.users_file.is_none() && self.trusted_header.is_none() {
+        if self.users_file.is_none() && self.trusted_header.is_none() && self.oidc.is_none() {
             return wrong(
-                "nobody could log in: name a users-file (made by `enforcer passwd`) or a trusted-header"
+                "nobody could log in: name a users-file (made by `enforcer passwd`), oidc or a trusted-header"
                     .into(),
             );
         }

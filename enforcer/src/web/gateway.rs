@@ -5,7 +5,7 @@
 //! request -> proxy -> guard: whose is it?   (link: memory, or the daemon)
 //!                       nobody's: login page, or 401      login, handover
 //!                       somebody's: cookies are opened    sealing, held
-//!         -> origin -> guard: cookies are sealed          what is new is on the disk first: keep
+//!         -> origin -> guard: cookies are sealed          what is new is on the disk first
 //! an end  -> link: out of memory -> held: forgotten -> proxy: requests and sockets -> acknowledged
 //! ```
 //!
@@ -16,9 +16,9 @@ mod cookies;
 mod guard;
 mod handover;
 mod held;
-mod keep;
 mod login;
 mod logout;
+mod openid;
 mod page;
 mod passwords;
 mod privileges;
@@ -41,5 +41,10 @@ pub mod files {
     /// What sealing has learned.
     pub fn learned(state: &Path) -> PathBuf {
         state.join("learned")
+    }
+
+    /// Whose the sessions are at the identity provider.
+    pub fn oidc(state: &Path) -> PathBuf {
+        state.join("oidc-sessions")
     }
 }

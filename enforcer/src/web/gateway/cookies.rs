@@ -15,16 +15,18 @@ pub(super) const NONCE: &str = "__Host-enforcer-login";
 
 /// What a browser has sent under that name. `None` also where it sent two that differ: one of them is somebody else's.
 pub(super) fn read(headers: &HeaderMap, name: &str) -> Option<Token> {
+    Token::parse(value(headers, name)?)
+}
+
+/// The same, whatever it is.
+pub(super) fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     let fields = headers.get_all(COOKIE).iter();
     let mut values = fields
         .flat_map(|field| pairs(field.as_bytes()))
         .filter(|pair| pair.name() == name.as_bytes())
         .map(|pair| pair.value());
     let value = values.next()?;
-    if values.any(|other| other != value) {
-        return None;
-    }
-    Token::parse(value)
+    (!values.any(|other| other != value)).then_some(value)
 }
 
 /// The field that sets it. It goes with the browser's session; the daemon knows when it is over.

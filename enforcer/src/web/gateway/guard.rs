@@ -1,5 +1,6 @@
 //! The guard: each request is let in for a session, its cookies are opened, and the answer's are sealed.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
@@ -8,14 +9,15 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT, COOKIE, HeaderValue, SET_COOKIE, USER_AGENT};
 use hyper::http::{Response, StatusCode, request, response};
 
+use crate::web::learned::Keeper;
 use crate::web::link::Link;
+use crate::web::oidc::Oidc;
 use crate::web::proxy::{Admission, Asked, Guard, Origin, SessionKey};
-use crate::web::seal::MasterKeys;
+use crate::web::seal::{KeyFile, MasterKeys};
 use crate::web::sealing::{Deletion, Now, Sealing, Why};
 
 use super::codes::Codes;
 use super::held::{Held, Secrets};
-use super::keep::Keep;
 use super::page;
 use super::passwords::Passwords;
 use super::rules::{self, Rules};
@@ -25,13 +27,17 @@ use super::wish::Wish;
 /// Everything that a request is judged by.
 pub struct Gateway {
     pub(super) rules: RwLock<Arc<Rules>>,
-    pub(super) keys: RwLock<Arc<MasterKeys>>,
+    pub(super) keys: KeyFile,
+    /// The number of the key that wraps, as it was last seen.
+    pub(super) newest: AtomicU32,
     pub(super) link: Link,
     pub(super) secrets: Arc<Secrets>,
-    pub(super) keep: Arc<Keep>,
+    pub(super) learned: Keeper,
     pub(super) codes: Codes,
     /// `None`: nobody logs in with a password.
     pub(super) passwords: Option<Arc<Passwords>>,
+    /// `None`: no identity provider is asked.
+    pub(super) oidc: Option<Arc<Oidc>>,
 }
 
 /// What the answer to a request needs.
@@ -56,8 +62,17 @@ impl Gateway {
         Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The master keys as they are now.
     pub(super) fn keys(&self) -> Arc<MasterKeys> {
-        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+        let (keys, trouble) = self.keys.look();
+        if let Some(error) = trouble {
+            tracing::error!("the master keys cannot be read, those from before stay: {error}");
+        }
+        let newest = keys.newest();
+        if self.newest.swap(newest, Ordering::Relaxed) != newest {
+            tracing::info!("the master keys were read: number {newest} wraps");
+        }
+        keys
     }
 
     async fn decide(&self, mut asked: Asked<'_>) -> Result<Admission<Context>, Instead> {
@@ -104,7 +119,7 @@ impl Gateway {
         let path = asked.head.uri.path().to_owned();
         let headers = &mut asked.head.headers;
         let fields: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-        let learned = self.keep.learned();
+        let learned = self.learned.read();
         let sealing = Sealing {
             sealer: &held.sealer,
             recent: &held.recent,
@@ -168,7 +183,7 @@ impl Gateway {
             || Box::new(page::plain(StatusCode::BAD_GATEWAY, "The application's answer cannot be used."));
         let fields: Vec<&[u8]> = head.headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes).collect();
         let outgoing = {
-            let learned = self.keep.learned();
+            let learned = self.learned.read();
             let sealing = Sealing {
                 sealer: &sealed.held.sealer,
                 recent: &sealed.held.recent,
@@ -189,12 +204,8 @@ impl Gateway {
         for note in &outgoing.notes {
             tracing::warn!(origin = origin.name(), "{note}");
         }
-        if (!outgoing.news.is_empty() || self.keep.owes())
-            && let Err(error) = self.keep.learn(outgoing.news).await
-        {
-            tracing::error!(
-                "an answer is not handed on, since what it tells of cookies could not be kept: {error}"
-            );
+        if let Err(error) = self.learned.learn(outgoing.news).await {
+            tracing::error!("an answer is not handed on: {error}");
             let text = "The gateway cannot write to its disk: tell its administrator.";
             return Err(Box::new(page::plain(StatusCode::SERVICE_UNAVAILABLE, text)));
         }

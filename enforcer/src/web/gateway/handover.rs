@@ -76,7 +76,7 @@ impl Gateway {
         }
         let headers = &asked.head.headers;
         let fields = Fields::parse(query(asked).as_bytes());
-        let code = fields.bytes("c").and_then(Token::parse);
+        let code = fields.get("c").and_then(|code| Token::parse(code.as_bytes()));
         let nonce = cookies::read(headers, cookies::NONCE);
         let offer = match (code, nonce) {
             (Some(code), Some(nonce)) => self.codes.take(&code, asked.host, &nonce, Instant::now()),

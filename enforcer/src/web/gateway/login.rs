@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::gateway::RESERVED;
 use crate::web::link::Cause;
+use crate::web::oidc::Oidc;
 use crate::web::proxy::Asked;
 use crate::web::seal::Token;
 use crate::web::users::MAX_NAME;
@@ -45,7 +46,11 @@ impl Gateway {
         match path {
             "/login" => self.login(asked, rules, named).await,
             "/code" => self.code(asked, rules).await,
-            _ => Ok(page::note(StatusCode::NOT_FOUND, "Not found", "There is nothing here.")),
+            "/oidc/begin" | "/oidc/callback" | "/oidc/logout" => match self.oidc.clone() {
+                Some(oidc) => self.openid(&oidc, asked, rules, path).await,
+                None => Ok(nothing()),
+            },
+            _ => Ok(nothing()),
         }
     }
 
@@ -73,7 +78,10 @@ impl Gateway {
         }
         match self.who(asked, rules, named, true).await? {
             Who::Known(present) => self.go_on(asked, rules, present, wish).await,
-            Who::Nobody => Ok(self.form(asked, &wish, StatusCode::OK, Form::default())),
+            Who::Nobody => match (&self.oidc, &self.passwords) {
+                (Some(oidc), None) => self.to_provider(oidc, rules, &wish).await,
+                _ => Ok(self.form(asked, &wish, StatusCode::OK, Form::default())),
+            },
         }
     }
 
@@ -91,19 +99,18 @@ impl Gateway {
         })?;
         let fields = Fields::parse(&body);
         let wish = wish(&fields, rules)?;
-        let typed = fields.text("user").unwrap_or_default();
-        let typed = typed.trim();
+        let typed = fields.get("user").unwrap_or_default().trim();
         let user = typed.get(..typed.floor_char_boundary(MAX_NAME)).unwrap_or_default();
         let again = |status, why| self.form(asked, &wish, status, Form { user, why: Some(why) });
         let nonce = cookies::read(&asked.head.headers, cookies::NONCE);
-        if !nonce.is_some_and(|nonce| fields.bytes("form") == Some(form_token(&nonce).as_bytes())) {
+        if !nonce.is_some_and(|nonce| fields.get("form") == Some(form_token(&nonce).as_str())) {
             let why = "This page was too old, or your browser does not keep cookies. Try again.";
             return Ok(again(StatusCode::FORBIDDEN, why));
         }
         let Some(passwords) = &self.passwords else {
             return Ok(again(StatusCode::FORBIDDEN, "Nobody logs in with a password here."));
         };
-        let password = Zeroizing::new(fields.bytes("password").unwrap_or_default().to_vec());
+        let password = Zeroizing::new(fields.get("password").unwrap_or_default().as_bytes().to_vec());
         let client = asked.peer.client;
         match passwords.attempt(&rules.person(user), password, client).await {
             Tried::Right => {}
@@ -124,26 +131,54 @@ impl Gateway {
     }
 
     /// Somebody was authenticated, by whatever means: a new session, in the place of the one that this browser had.
-    pub(super) async fn logged_in(
+    async fn logged_in(
         &self,
         asked: &Asked<'_>,
         rules: &Rules,
         user: &str,
         wish: Wish,
     ) -> Result<Response<Bytes>, Instead> {
-        let refused = |error| Box::new(trouble(&error, true));
-        let before = self.present(&asked.head.headers, rules, asked.host).await.map_err(refused)?;
-        if let Some(before) = before {
-            let same = before.session.name == rules.person(user);
-            self.end(&before, if same { Cause::Logout } else { Cause::ChangedUser }).await?;
-        }
+        self.end_former(asked, rules, user).await?;
         let present = self.begin_session(asked, rules, user).await;
         let present = present.map_err(|error| Box::new(begin_trouble(&error, true)))?;
         self.go_on(asked, rules, present, wish).await
     }
 
+    /// Ends the session that this browser has on this host, since somebody logs in anew.
+    pub(super) async fn end_former(
+        &self,
+        asked: &Asked<'_>,
+        rules: &Rules,
+        user: &str,
+    ) -> Result<(), Instead> {
+        let refused = |error| Box::new(trouble(&error, true));
+        let former = self.present(&asked.head.headers, rules, asked.host).await.map_err(refused)?;
+        let Some(former) = former else { return Ok(()) };
+        let same = former.session.name == rules.person(user);
+        self.end(&former, if same { Cause::Logout } else { Cause::ChangedUser }).await
+    }
+
+    async fn openid(
+        &self,
+        oidc: &Oidc,
+        asked: &mut Asked<'_>,
+        rules: &Rules,
+        path: &str,
+    ) -> Result<Response<Bytes>, Instead> {
+        match path {
+            "/oidc/logout" => Ok(self.provider_says(oidc, asked).await),
+            // the provider knows one host to send people back to
+            _ if asked.host != rules.login_host => Ok(nothing()),
+            "/oidc/callback" => self.from_provider(oidc, asked, rules).await,
+            _ => {
+                let wish = wish(&Fields::parse(query(asked).as_bytes()), rules)?;
+                self.to_provider(oidc, rules, &wish).await
+            }
+        }
+    }
+
     /// Who is logged in on the login host goes where they wanted to.
-    async fn go_on(
+    pub(super) async fn go_on(
         &self,
         asked: &Asked<'_>,
         rules: &Rules,
@@ -185,6 +220,10 @@ impl Gateway {
             .chain([("form", form_token(&nonce))])
             .map(|(name, value)| page::hidden(name, &value))
             .collect();
+        let provider = self.oidc.as_ref().map(|_| {
+            let there = format!("{RESERVED}/oidc/begin?{}", wish.query());
+            format!("\n<p><a href=\"{}\">Log in by your organisation's service</a></p>", page::escape(&there))
+        });
         let main = format!(
             "{}<form method=\"post\" action=\"{RESERVED}/login\">\n{hidden}\
              <p><label for=\"user\">User name</label>\n\
@@ -193,9 +232,10 @@ impl Gateway {
              <p><label for=\"password\">Password</label>\n\
              <input id=\"password\" name=\"password\" type=\"password\" autocomplete=\"current-password\" \
              required{described}></p>\n\
-             <p><button type=\"submit\">Log in</button></p>\n</form>",
+             <p><button type=\"submit\">Log in</button></p>\n</form>{}",
             why.unwrap_or_default(),
             page::escape(form.user),
+            provider.unwrap_or_default(),
         );
         page::with_cookies(page::page(status, "Log in", &main), fresh)
     }
@@ -220,7 +260,7 @@ pub(super) fn nonce(headers: &HeaderMap) -> Result<(Token, Option<HeaderValue>),
 }
 
 /// What somebody wants, if it is one of our hosts that they want it of.
-fn wish(fields: &Fields, rules: &Rules) -> Result<Wish, Instead> {
+pub(super) fn wish(fields: &Fields, rules: &Rules) -> Result<Wish, Instead> {
     let mut wish = Wish::read(fields);
     match &wish.further {
         Some(further) if further.host == rules.login_host => wish.further = None,
@@ -231,6 +271,10 @@ fn wish(fields: &Fields, rules: &Rules) -> Result<Wish, Instead> {
         _ => {}
     }
     Ok(wish)
+}
+
+fn nothing() -> Response<Bytes> {
+    page::note(StatusCode::NOT_FOUND, "Not found", "There is nothing here.")
 }
 
 fn not_connected(asked: &Asked<'_>) -> Response<Bytes> {

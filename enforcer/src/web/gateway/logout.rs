@@ -9,7 +9,7 @@ use crate::config::gateway::LogoutClears;
 use crate::session::WebDigest;
 use crate::web::link::{Cause, LinkError};
 use crate::web::proxy::Asked;
-use crate::web::sealing::MAX_DELETIONS;
+use crate::web::sealing::{self, Clear};
 
 use super::guard::{Gateway, is_for_a_person};
 use super::login::{is_foreign, not_allowed};
@@ -69,20 +69,24 @@ impl Gateway {
 
     /// With everything that makes the browser forget.
     fn forgetting(&self, mut page: Response<Bytes>, asked: &Asked<'_>, rules: &Rules) -> Response<Bytes> {
-        let deletions: Vec<Vec<u8>> = {
-            let learned = self.keep.learned();
-            let places = learned.deletable(&rules.groups, asked.host.as_bytes(), MAX_DELETIONS);
-            places.map(|(name, place)| place.deletion(name, true)).collect()
-        };
-        let deletions =
-            deletions.into_iter().filter_map(|field| HeaderValue::from_maybe_shared(Bytes::from(field)).ok());
-        let own = [cookies::TOKEN, cookies::NONCE].into_iter().filter_map(cookies::delete);
         let clear = match rules.clears {
-            LogoutClears::Host => "\"cache\", \"storage\"",
-            LogoutClears::Site => "\"cache\", \"cookies\", \"storage\"",
+            LogoutClears::Host => Clear::Host,
+            LogoutClears::Site => Clear::Site,
         };
-        page.headers_mut().insert("clear-site-data", HeaderValue::from_static(clear));
-        page::with_cookies(page, own.chain(deletions))
+        let host = asked.host.as_bytes();
+        let logout =
+            sealing::logout(&self.learned.read(), rules.policies_of(asked.host), host, true, clear);
+        if logout.left_out > 0 {
+            tracing::info!("{} cookies had no room in the answer to a logout", logout.left_out);
+        }
+        if let Some(clear) = logout.clear_site_data {
+            page.headers_mut().insert("clear-site-data", HeaderValue::from_static(clear));
+        }
+        let deletions = logout.set_cookies.into_iter();
+        let deletions =
+            deletions.filter_map(|field| HeaderValue::from_maybe_shared(Bytes::from(field)).ok());
+        let own = [cookies::TOKEN, cookies::NONCE].into_iter().filter_map(cookies::delete);
+        page::with_cookies(page, deletions.chain(own))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The process: from the configuration to a gateway that serves, and to its end.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -11,15 +12,16 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config};
 use crate::session::WebKey;
+use crate::web::learned::{Bounds, Keeper};
 use crate::web::link::{Link, OnEnd, Settings};
+use crate::web::oidc::{self, Oidc};
 use crate::web::proxy::{Proxy, SessionKey};
-use crate::web::seal::MasterKeys;
+use crate::web::seal::KeyFile;
 
 use super::codes::Codes;
 use super::files;
 use super::guard::{Door, Gateway};
 use super::held::Secrets;
-use super::keep::Keep;
 use super::passwords::Passwords;
 use super::privileges::Become;
 use super::rules::{self, Rules};
@@ -79,33 +81,43 @@ fn guard(
     proxy: &Proxy<Door>,
 ) -> anyhow::Result<Gateway> {
     let rules = Rules::new(config, gateway)?;
-    let keys = MasterKeys::load_or_create(&files::keys(&gateway.state)).context("the master keys")?;
-    let keep = Keep::open(&files::learned(&gateway.state)).context("what sealing has learned")?;
+    let keys = KeyFile::open(&files::keys(&gateway.state)).context("the master keys")?;
+    let learned = Keeper::open(&files::learned(&gateway.state), Bounds::default());
+    let learned = learned.context("what sealing has learned")?;
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
     let passwords = gateway.users_file.as_deref().map(|path| Passwords::open(path, at_once));
     let passwords = passwords.transpose().context("the users file")?;
+    let oidc = gateway.oidc.as_ref().map(|oidc| Oidc::new(settings(oidc), &files::oidc(&gateway.state)));
+    let oidc = oidc.transpose().context("[gateway] oidc")?.map(Arc::new);
     let secrets = Arc::new(Secrets::new(HELD));
     let link = {
         let _entered = runtime.enter();
         let settings =
             Settings { grace: gateway.grace.unwrap_or_default(), ..Settings::new(web.socket.clone()) };
-        Link::start(settings, on_end(Arc::clone(&secrets), proxy.clone()))
+        Link::start(settings, on_end(Arc::clone(&secrets), oidc.clone(), proxy.clone()))
     };
-    Ok(Gateway {
+    let gateway = Gateway {
         rules: RwLock::new(Arc::new(rules)),
-        keys: RwLock::new(Arc::new(keys)),
+        keys,
+        newest: AtomicU32::new(0),
         link,
         secrets,
-        keep,
+        learned,
         codes: Codes::default(),
         passwords,
-    })
+        oidc,
+    };
+    gateway.keys();
+    Ok(gateway)
 }
 
 /// What becomes of a session here when it is over. The link has forgotten it before.
-fn on_end(secrets: Arc<Secrets>, proxy: Proxy<Door>) -> OnEnd {
+fn on_end(secrets: Arc<Secrets>, oidc: Option<Arc<Oidc>>, proxy: Proxy<Door>) -> OnEnd {
     Arc::new(move |key: WebKey, cause| {
         secrets.forget(&key);
+        if let Some(oidc) = &oidc {
+            oidc.forget(&key);
+        }
         let proxy = proxy.clone();
         Box::pin(async move {
             let ended = proxy.end(SessionKey(*key.as_bytes())).await;
@@ -121,6 +133,18 @@ fn on_end(secrets: Arc<Secrets>, proxy: Proxy<Door>) -> OnEnd {
             u64::try_from(ended.upstream + ended.downstream).unwrap_or(u64::MAX)
         })
     })
+}
+
+/// What the identity provider is asked with.
+fn settings(of: &config::gateway::Oidc) -> oidc::Settings {
+    let mut settings = oidc::Settings::new(&of.issuer, &of.client_id, &of.client_secret_file);
+    settings.user_claim.clone_from(&of.user_claim);
+    settings.roots.clone_from(&of.ca);
+    settings.single_sign_on = of.single_sign_on;
+    if let Some(scopes) = &of.scopes {
+        settings.scopes.clone_from(scopes);
+    }
+    settings
 }
 
 /// A gateway that serves.
@@ -160,12 +184,9 @@ impl Running {
             Err(error) => tracing::error!("the certificates cannot be used, the old ones stay: {error}"),
         }
         let Some(guard) = self.proxy.guard().gateway() else { return };
-        match MasterKeys::load(&files::keys(&self.gateway.state)) {
-            Ok(keys) => {
-                tracing::info!("the master keys were read again: number {} wraps", keys.newest());
-                *guard.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-            }
-            Err(error) => tracing::error!("the master keys cannot be read, the old ones stay: {error}"),
+        guard.keys();
+        if let Some(Err(error)) = guard.oidc.as_ref().map(|oidc| oidc.reload_secret()) {
+            tracing::error!("the secret of OpenID Connect cannot be read, the old one stays: {error}");
         }
         match self.rules() {
             Ok(rules) => {
@@ -206,6 +227,7 @@ fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> 
         ("certificates", ours.certificates == theirs.certificates),
         ("trusted-proxies", same(&ours.trusted_proxies, &theirs.trusted_proxies)),
         ("state", ours.state == theirs.state),
+        ("oidc", same(&ours.oidc, &theirs.oidc)),
         ("users-file", file(&ours.users_file) == file(&theirs.users_file)),
         ("grace", ours.grace == theirs.grace),
         ("threads", ours.threads == theirs.threads),

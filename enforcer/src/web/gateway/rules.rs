@@ -10,6 +10,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use crate::config::gateway::{LOGOUT_PATHS, LogoutClears, Oversized, RESERVED, ScriptSet};
 use crate::config::{self, Config};
 use crate::session::Realms;
+use crate::web::oidc;
 use crate::web::proxy::{self, Certificate, Network, OriginSettings};
 use crate::web::seal::Group;
 use crate::web::sealing::{self, Policy};
@@ -29,8 +30,8 @@ pub(super) struct Rules {
     port: u16,
     hosts: Hosts,
     logout_paths: BTreeSet<String>,
-    /// By the origin's name.
-    policies: BTreeMap<String, Policy>,
+    /// By the origin's name, with the hosts that it is for.
+    policies: BTreeMap<String, (Hosts, Policy)>,
     user_header: Option<HeaderName>,
     trusted: Option<(HeaderName, Vec<Network>)>,
 }
@@ -84,7 +85,9 @@ impl Rules {
             hosts.add(&origin.host);
             let policy = policy(origin).map_err(anyhow::Error::msg)?;
             groups.insert(policy.group.clone());
-            policies.insert(origin.name(), policy);
+            let mut below = Hosts::default();
+            below.add(&origin.host);
+            policies.insert(origin.name(), (below, policy));
         }
         hosts.add(&gateway.login_host());
         let header = |name: &str| HeaderName::from_bytes(name.as_bytes());
@@ -125,7 +128,12 @@ impl Rules {
 
     /// Of an origin, by its name.
     pub(super) fn policy(&self, origin: &str) -> Option<&Policy> {
-        self.policies.get(origin)
+        self.policies.get(origin).map(|(_, policy)| policy)
+    }
+
+    /// Of all origins below a host.
+    pub(super) fn policies_of<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Policy> {
+        self.policies.values().filter(|(hosts, _)| hosts.has(host)).map(|(_, policy)| policy)
     }
 
     /// The address of a path on one of the hosts.
@@ -183,7 +191,8 @@ impl Rules {
 fn policy(origin: &config::gateway::Origin) -> Result<Policy, String> {
     let mut policy = Policy::new(Group::new(&origin.group())?)
         .with_own(cookies::TOKEN.as_bytes())
-        .with_own(cookies::NONCE.as_bytes());
+        .with_own(cookies::NONCE.as_bytes())
+        .with_own(oidc::COOKIE.as_bytes());
     policy.readable = origin.readable.iter().map(|name| name.as_bytes().to_vec()).collect();
     policy.oversized = match origin.oversized {
         Oversized::Refuse => sealing::Oversized::Refuse,

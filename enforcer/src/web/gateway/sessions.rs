@@ -1,6 +1,7 @@
 //! Whose request it is; how a session begins, and how it ends.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hyper::HeaderMap;
 use hyper::body::Bytes;
@@ -156,14 +157,14 @@ impl Gateway {
     /// What sealing needs of a session: as it is held, or opened with its token.
     pub(super) async fn held(&self, present: &Present) -> Result<Arc<Held>, UnwrapError> {
         let session = &present.session;
-        let keys = self.keys();
         let wrapped = Wrapped::read(&session.wrapped).ok_or(UnwrapError::Refused)?;
         let held = self.secrets.get(&session.key);
         if let Some(held) = &held
-            && wrapped.key() >= keys.newest()
+            && wrapped.key() >= self.newest.load(Ordering::Relaxed)
         {
             return Ok(Arc::clone(held));
         }
+        let keys = self.keys();
         let opened = match keys.unwrap(&wrapped, &present.token, &bound_to(&present.digest), &session.host) {
             Ok(opened) => opened,
             // its master key is gone while the session goes on: wrapped anew, it outlives that

@@ -5,7 +5,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
@@ -16,9 +15,6 @@ use crate::web::seal::Token;
 const LONGEST: usize = 2_048;
 /// Fields of a form or a query that are looked at.
 const FIELDS: usize = 16;
-
-/// All but what an address may have anywhere.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// Where somebody wanted to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,10 +72,10 @@ impl Wish {
     /// From the query of an address, or a form.
     pub(super) fn read(fields: &Fields) -> Self {
         let further = || {
-            let host = fields.text("host").filter(|host| !host.is_empty())?.to_ascii_lowercase();
-            Some(Further { host, binding: Binding::parse(&fields.text("n")?)? })
+            let host = fields.get("host").filter(|host| !host.is_empty())?.to_ascii_lowercase();
+            Some(Further { host, binding: Binding::parse(fields.get("n")?)? })
         };
-        Self { to: path(&fields.text("to").unwrap_or_default()), further: further() }
+        Self { to: path(fields.get("to").unwrap_or_default()), further: further() }
     }
 
     /// The fields that give it back, in their order.
@@ -93,13 +89,8 @@ impl Wish {
 
     /// As the query of an address.
     pub(super) fn query(&self) -> String {
-        let pair = |(name, value): (&str, String)| format!("{name}={}", escape(&value));
-        self.fields().into_iter().map(pair).collect::<Vec<_>>().join("&")
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(self.fields()).finish()
     }
-}
-
-fn escape(text: &str) -> String {
-    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 /// A path on this host, with its query; `/` for everything that a browser could take for something else.
@@ -115,41 +106,21 @@ fn path(text: &str) -> String {
     if here { text.to_owned() } else { "/".to_owned() }
 }
 
-/// What a form or a query holds: names and values, their `+` and `%` undone. Wiped when it is dropped: one of them may be
-/// a password.
+/// What a form or a query holds. Wiped when it is dropped: one of the values may be a password.
 #[derive(Default)]
-pub(super) struct Fields(Vec<(Vec<u8>, Zeroizing<Vec<u8>>)>);
+pub(super) struct Fields(Vec<(String, Zeroizing<String>)>);
 
 impl Fields {
     /// `application/x-www-form-urlencoded`. Everything is read; more than [`FIELDS`] are not looked at.
     pub(super) fn parse(text: &[u8]) -> Self {
-        let pairs = text.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()).take(FIELDS);
-        Self(
-            pairs
-                .map(|pair| {
-                    let at = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
-                    let (name, value) = pair.split_at_checked(at).unwrap_or((pair, b""));
-                    (plain(name), Zeroizing::new(plain(value.strip_prefix(b"=").unwrap_or(value))))
-                })
-                .collect(),
-        )
+        let pairs = form_urlencoded::parse(text).take(FIELDS);
+        Self(pairs.map(|(name, value)| (name.into_owned(), Zeroizing::new(value.into_owned()))).collect())
     }
 
     /// The first of that name.
-    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.0.iter().find(|(its, _)| its == name.as_bytes()).map(|(_, value)| value.as_slice())
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(its, _)| its == name).map(|(_, value)| value.as_str())
     }
-
-    /// The same, where it is UTF-8.
-    pub(super) fn text(&self, name: &str) -> Option<String> {
-        Some(std::str::from_utf8(self.bytes(name)?).ok()?.to_owned())
-    }
-}
-
-fn plain(text: &[u8]) -> Vec<u8> {
-    let spaced =
-        Zeroizing::new(text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect::<Vec<u8>>());
-    percent_decode(&spaced).collect()
 }
 
 #[cfg(test)]
@@ -209,14 +180,11 @@ mod tests {
 
     #[test]
     fn a_form_is_read() {
-        let fields = Fields::parse(b"user=al+ice&password=%00%ff%zz+%2B&user=bob&empty=&bare&=x");
-        assert_eq!(fields.text("user").unwrap(), "al ice");
-        assert_eq!(fields.bytes("password").unwrap(), b"\x00\xff%zz +");
-        assert_eq!(fields.text("password"), None, "no UTF-8");
-        assert_eq!((fields.bytes("empty"), fields.bytes("bare")), (Some(&b""[..]), Some(&b""[..])));
-        assert_eq!(fields.bytes("missing"), None);
+        let fields = Fields::parse(b"user=al+ice&password=%C3%A4%zz+%2B&user=bob&empty=&bare&=x");
+        assert_eq!((fields.get("user"), fields.get("password")), (Some("al ice"), Some("\u{e4}%zz +")));
+        assert_eq!((fields.get("empty"), fields.get("bare"), fields.get("missing")), (Some(""), Some(""), None));
         let many = "a=1&".repeat(FIELDS) + "b=2";
-        assert_eq!(Fields::parse(many.as_bytes()).bytes("b"), None);
+        assert_eq!(Fields::parse(many.as_bytes()).get("b"), None);
     }
 
     proptest! {
