@@ -31,8 +31,8 @@ pub const WANTED: [(&str, &str); 23] = [
     ("bpftool", "a person's look into the kernel"),
     ("xdp-tools", "somebody else's XDP programs: xdp-filter"),
     ("chromium", "the browser tests: the browser"),
-    ("nodejs", "the browser tests: drives it"),
-    (NPM, "the browser tests: fetches what drives it"),
+    ("nodejs", "the browser tests: drives it; and an identity provider"),
+    (NPM, "fetches what runs on it"),
     ("nginx", "the browser tests: an access gateway that has the fault; and measured beside us"),
     ("python3-venv", "the browser tests: Django and Jupyter"),
 ];

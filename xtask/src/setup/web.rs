@@ -1,5 +1,5 @@
-//! What the browser tests alone need besides packages: what drives Chromium (from npm), and the applications that it looks at
-//! (from PyPI). Versions and hashes stand in `tests/browser`.
+//! What the browser tests and those of OpenID Connect alone need besides packages: what drives Chromium and an identity
+//! provider (from npm), and applications (from PyPI). Versions and hashes stand in `tests/browser` and `tests/oidc`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::{Job, logged};
 use crate::steps::{root, target};
 
 /// Folders of `tests` with a `package.json` and its lock: each is installed as `target/lab/web/NAME`.
-const NODE: [&str; 1] = ["browser"];
+const NODE: [&str; 2] = ["browser", "oidc"];
 /// The file in a made folder that says what it was made with.
 const MADE_WITH: &str = "made-with";
 
