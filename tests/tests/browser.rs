@@ -81,13 +81,14 @@ fn r1_r3_r4_a_terminal_on_a_websocket() {
         terminal.types("echo answer-$((6*7))");
         terminal.shows("answer-42");
     }
-    hers.types("touch before-alice");
+    let touch = |name: &str| format!("touch {}", jupyter.folder.join(name).display());
     let file = |name: &str| jupyter.folder.join(name).exists();
+    hers.types(&touch("before-alice"));
     eventually("what she types arrives", BOUND, || file("before-alice").then_some(()));
 
     portal.scene.enforcer.revoke("alice");
-    hers.types("touch after-alice");
-    his.types("touch after-bob; echo still-$((6*7))");
+    hers.types(&touch("after-alice"));
+    his.types(&format!("{}; echo still-$((6*7))", touch("after-bob")));
     his.shows("still-42");
     assert!(file("after-bob") && !file("after-alice"), "what alice typed after the answer arrived");
     hers.ends();

@@ -13,7 +13,7 @@ use enforcer_tests::web::script::{Shown, Story, shared_browser};
 use enforcer_tests::web::{APP, BEHIND_NGINX, Browser, Django, Ending, Front, PLAIN_V4, Plain, gateway};
 
 /// Seconds after which the gateways end an unused session.
-const IDLE: u32 = 8;
+const IDLE: u32 = 10;
 
 fn main() -> ExitCode {
     let json = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 
 fn reason(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic").lines().next().unwrap_or_default().to_owned()
+    text.unwrap_or("a panic").lines().take(2).collect::<Vec<_>>().join(" ")
 }
 
 fn show(act: Act, json: bool, acts: &mut Vec<Act>) {

@@ -75,7 +75,7 @@ fn database() -> PathBuf {
 
 /// A Jupyter server with terminals: whoever knows its password has a shell there.
 pub struct Jupyter {
-    /// Where its terminals are.
+    /// For the tests' files.
     pub folder: PathBuf,
     _process: Process,
 }
