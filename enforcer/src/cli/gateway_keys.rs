@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output;
 use crate::config::Config;
 use crate::exit::Code;
-use crate::web::gateway::files;
+use crate::web::gateway::{self, files};
 use crate::web::seal::{KeyInfo, MasterKeys};
 
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
@@ -43,7 +43,10 @@ struct Key {
 
 pub(super) fn run(what: Keys, config: &Config, json: bool) -> anyhow::Result<Code> {
     let gateway = config.gateway.as_ref();
-    let gateway = gateway.context("there is no [gateway] in the configuration: --config names another file")?;
+    let gateway =
+        gateway.context("there is no [gateway] in the configuration: --config names another file")?;
+    // the file is the gateway's own, and nobody else's word counts for it
+    gateway::become_its_user(config)?;
     let path: PathBuf = files::keys(&gateway.state);
     let now = SystemTime::now();
     let (done, numbers) = match what {
@@ -67,7 +70,8 @@ fn text(shown: &Shown, now: SystemTime) -> String {
     let mut text = match (shown.done, shown.numbers.as_slice()) {
         ("made", numbers) => format!("Key {} was made, and wraps from now on.\n", words(numbers)),
         ("retired", []) => {
-            "No key was taken out: of each a session may still be there ([gateway] absolute-timeout).\n".to_owned()
+            "No key was taken out: of each a session may still be there ([gateway] absolute-timeout).\n"
+                .to_owned()
         }
         ("retired", numbers) => format!("Taken out: {}\n", words(numbers)),
         _ => String::new(),

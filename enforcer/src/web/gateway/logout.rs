@@ -74,8 +74,7 @@ impl Gateway {
             LogoutClears::Site => Clear::Site,
         };
         let host = asked.host.as_bytes();
-        let logout =
-            sealing::logout(&self.learned.read(), rules.policies_of(asked.host), host, true, clear);
+        let logout = sealing::logout(&self.learned.read(), rules.policies_of(asked.host), host, true, clear);
         if logout.left_out > 0 {
             tracing::info!("{} cookies had no room in the answer to a logout", logout.left_out);
         }
@@ -83,8 +82,7 @@ impl Gateway {
             page.headers_mut().insert("clear-site-data", HeaderValue::from_static(clear));
         }
         let deletions = logout.set_cookies.into_iter();
-        let deletions =
-            deletions.filter_map(|field| HeaderValue::from_maybe_shared(Bytes::from(field)).ok());
+        let deletions = deletions.filter_map(|field| HeaderValue::from_maybe_shared(Bytes::from(field)).ok());
         let own = [cookies::TOKEN, cookies::NONCE].into_iter().filter_map(cookies::delete);
         page::with_cookies(page, deletions.chain(own))
     }

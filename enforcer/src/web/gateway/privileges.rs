@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use caps::CapSet;
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setegid, seteuid, setresgid, setresuid};
+use nix::unistd::{Uid, User, geteuid, initgroups, seteuid, setresgid, setresuid};
 
 /// The user to become. `None`: it is somebody else than root that started us, and stays so.
 pub(super) struct Become(Option<User>);

@@ -182,7 +182,10 @@ mod tests {
     fn a_form_is_read() {
         let fields = Fields::parse(b"user=al+ice&password=%C3%A4%zz+%2B&user=bob&empty=&bare&=x");
         assert_eq!((fields.get("user"), fields.get("password")), (Some("al ice"), Some("\u{e4}%zz +")));
-        assert_eq!((fields.get("empty"), fields.get("bare"), fields.get("missing")), (Some(""), Some(""), None));
+        assert_eq!(
+            (fields.get("empty"), fields.get("bare"), fields.get("missing")),
+            (Some(""), Some(""), None)
+        );
         let many = "a=1&".repeat(FIELDS) + "b=2";
         assert_eq!(Fields::parse(many.as_bytes()).get("b"), None);
     }

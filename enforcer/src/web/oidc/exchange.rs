@@ -42,22 +42,26 @@ pub(super) async fn redeem(
     code: &str,
     pending: &Pending,
 ) -> Result<Tokens, OidcError> {
-    let mut form = form_urlencoded::Serializer::new(String::new());
-    form.extend_pairs([
-        ("grant_type", "authorization_code"),
-        ("code", code),
-        ("redirect_uri", &pending.redirect),
-        ("code_verifier", &pending.verifier),
-    ]);
-    let authorization = match metadata.secret_by {
-        SecretBy::Basic => Some(basic(client_id, secret)?),
-        SecretBy::Post => {
-            form.extend_pairs([("client_id", client_id), ("client_secret", secret.text())]);
-            None
-        }
-    };
     let url = &metadata.token;
-    let answer = fetch.post_form(url, authorization, form.finish()).await?;
+    // in a block: a serializer stays on its thread, and what asks moves
+    let (body, authorization) = {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.extend_pairs([
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", &pending.redirect),
+            ("code_verifier", &pending.verifier),
+        ]);
+        let authorization = match metadata.secret_by {
+            SecretBy::Basic => Some(basic(client_id, secret)?),
+            SecretBy::Post => {
+                form.extend_pairs([("client_id", client_id), ("client_secret", secret.text())]);
+                None
+            }
+        };
+        (form.finish(), authorization)
+    };
+    let answer = fetch.post_form(url, authorization, body).await?;
     if let Some(error) = Refusal::read(answer.status, &answer.body) {
         return Err(match error.error.as_str() {
             "invalid_client" | "unauthorized_client" => OidcError::Provider(format!(
