@@ -34,6 +34,30 @@ async function seen(page, response) {
   return { url: page.url(), status: response?.status() ?? 0, title: await page.title(), protocol: navigation };
 }
 
+/** Begins a stream, and keeps what comes on it. */
+function begin(it, label, fields) {
+  const request = it.session.request(fields, { endStream: false });
+  const kept = { request, bytes: 0, text: "", over: null };
+  it.streams.set(label, kept);
+  request.setEncoding("latin1");
+  request.on("data", (text) => { kept.bytes += text.length; kept.text = (kept.text + text).slice(-8192); });
+  request.on("error", (error) => { kept.over ??= String(error.message); });
+  request.on("close", () => { kept.over ??= `closed with ${request.rstCode}`; });
+  const answered = new Promise((resolve, reject) => {
+    request.once("response", (fields) => resolve({ status: fields[":status"], fields }));
+    request.once("error", reject);
+    request.once("close", () => reject(new Error("the stream ended without an answer")));
+  });
+  return { request, answered };
+}
+
+/** A text in one WebSocket frame of a client: masked, as it has to be, with zeros. */
+function frame(text) {
+  const payload = Buffer.from(text);
+  if (payload.length > 125) throw new Error("the text is too long for a short frame");
+  return Buffer.concat([Buffer.from([0x81, 0x80 | payload.length, 0, 0, 0, 0]), payload]);
+}
+
 const orders = {
   /** Starts Chromium. `hosts`: names and the address that each of them has; `key`: base64 of the SHA-256 of the one
       public key that is believed: HTTP/2 and Clear-Site-Data need a connection without a certificate's error, so
@@ -116,33 +140,34 @@ const orders = {
     session.on("error", (error) => { it.over ??= String(error); });
     session.on("close", () => { it.over ??= "closed"; });
     await new Promise((resolve, reject) => {
-      session.once("connect", resolve);
+      // what the other side can do is known with its settings
+      session.once("remoteSettings", resolve);
       session.once("error", reject);
     });
     connections.set(name, it);
     return session.alpnProtocol;
   },
   /** Asks for something, and gives status and fields as soon as they are there. */
-  async ask({ connection: name, stream: label, path, headers }) {
-    const it = known(connections, name);
-    const stream = it.session.request({ ":path": path, ...headers });
-    const kept = { bytes: 0, text: "", over: null };
-    it.streams.set(label, kept);
-    stream.setEncoding("utf8");
-    stream.on("data", (text) => { kept.bytes += text.length; kept.text = (kept.text + text).slice(-4096); });
-    stream.on("error", (error) => { kept.over ??= String(error.message); });
-    stream.on("close", () => { kept.over ??= `closed with ${stream.rstCode}`; });
-    stream.end();
-    return new Promise((resolve, reject) => {
-      stream.once("response", (fields) => resolve({ status: fields[":status"], fields }));
-      stream.once("error", reject);
-      stream.once("close", () => reject(new Error("the stream ended without an answer")));
-    });
+  async ask({ connection, stream, path, headers }) {
+    const { request, answered } = begin(known(connections, connection), stream, { ":path": path, ...headers });
+    request.end();
+    return answered;
   },
-  /** What a stream has brought up to now, and how it ended if it has. */
-  async stream({ connection: name, stream: label }) {
-    const it = known(connections, name);
-    return { ...known(it.streams, label), connection: it.over };
+  /** Opens a WebSocket on a stream (RFC 8441). */
+  async socket({ connection, stream, path, headers }) {
+    const fields = { ":method": "CONNECT", ":protocol": "websocket", ":path": path, "sec-websocket-version": "13" };
+    return begin(known(connections, connection), stream, { ...fields, ...headers }).answered;
+  },
+  /** Sends a text on a WebSocket. Nobody says whether it arrives. */
+  async send({ connection, stream, text }) {
+    const { request } = known(known(connections, connection).streams, stream);
+    if (!request.destroyed) request.write(frame(text));
+  },
+  /** What a stream has brought up to now (of a WebSocket: with its frames' heads), and how it ended if it has. */
+  async stream({ connection, stream }) {
+    const it = known(connections, connection);
+    const { request, ...kept } = known(it.streams, stream);
+    return { ...kept, connection: it.over };
   },
 };
 

@@ -5,6 +5,7 @@ use enforcer_tests::Lab;
 use enforcer_tests::portal::{Portal, WEB_V4};
 use enforcer_tests::process::{BOUND, eventually};
 use enforcer_tests::web::script::{SESSION, Shown, Story, shared_browser, shown};
+use enforcer_tests::web::terminal::typed;
 use enforcer_tests::web::{
     APP, BEHIND_NGINX, Browser, Django, Ending, Front as _, Jupyter, PLAIN_V4, Papers, Person, Plain,
     Terminal, gateway,
@@ -62,7 +63,7 @@ fn browser(portal: &Portal) -> Browser {
 }
 
 /// R1, R3, R4: alice and bob each have a shell on a WebSocket. Once a revocation of alice is answered, nothing that she types
-/// arrives, and her socket is closed; bob's goes on. And she may log in again.
+/// arrives, and her socket is closed; bob's goes on, also where both are on one HTTP/2 connection. And she may log in again.
 #[test]
 fn r1_r3_r4_a_terminal_on_a_websocket() {
     let portal = gateway::before("web-terminal", Jupyter::URL, &["_xsrf"], LONG);
@@ -101,6 +102,39 @@ fn r1_r3_r4_a_terminal_on_a_websocket() {
     let again = Terminal::open(&alice);
     again.types("echo again-$((6*7))");
     again.shows("again-42");
+
+    // once more, with both terminals on one HTTP/2 connection, which no browser does
+    let connection = browser.connect(APP, WEB_V4, &gateway::papers(&portal));
+    let says = |who: &str, text: &str| {
+        eventually(&format!("{who}: {text}"), BOUND, || {
+            let stream = connection.stream(who);
+            assert!(stream.over.is_none(), "{who}: {stream:?}");
+            stream.text.contains(text).then_some(())
+        });
+    };
+    for (who, person, terminal) in [("alice", &alice, &again), ("bob", &bob, &his)] {
+        let (cookies, origin) = (cookies(person), format!("https://{APP}"));
+        let fields = [("cookie", cookies.as_str()), ("origin", &origin)];
+        assert_eq!(connection.socket(who, &terminal.path, &fields), 200);
+        connection.send(who, &typed("echo shared-$((6*7))"));
+        says(who, "shared-42");
+    }
+    portal.scene.enforcer.revoke("alice");
+    connection.send("alice", &typed(&touch("late-alice")));
+    connection.send("bob", &typed(&format!("{}; echo last-$((6*7))", touch("late-bob"))));
+    says("bob", "last-42");
+    assert!(file("late-bob") && !file("late-alice"), "what alice typed after the answer arrived");
+    eventually("hers ends", BOUND, || connection.stream("alice").over);
+    assert_eq!(connection.stream("bob").connection, None, "the connection was closed");
+    his.types("echo still-there-$((6*7))");
+    his.shows("still-there-42");
+}
+
+/// What a browser would send to the application.
+fn cookies(person: &Person<'_>) -> String {
+    let cookies = person.cookies(&format!("https://{APP}/"));
+    let pairs: Vec<_> = cookies.iter().map(|cookie| format!("{}={}", cookie.name, cookie.value)).collect();
+    pairs.join("; ")
 }
 
 /// R1, R3: alice and bob on one HTTP/2 connection, each with an answer that never ends. With alice's session only her stream
@@ -111,7 +145,7 @@ fn r1_r3_two_people_on_one_connection() {
     let _django = Django::start(&portal.scene.lab, &[APP]);
     let browser = browser(&portal);
     let address = format!("https://{APP}/admin/");
-    let cookie = |user: &str| {
+    let enter = |user: &str| {
         let person = browser.open(user);
         person.goto(&address);
         portal.sign_in(&person, user);

@@ -258,12 +258,30 @@ impl Connection<'_> {
     /// Asks with these fields; gives the answer's status and fields as soon as they are there. `stream` names it.
     #[track_caller]
     pub fn ask(&self, stream: &str, path: &str, fields: &[(&str, &str)]) -> (u64, Value) {
+        self.begin("ask", stream, path, fields)
+    }
+
+    #[track_caller]
+    fn begin(&self, how: &str, stream: &str, path: &str, fields: &[(&str, &str)]) -> (u64, Value) {
         let fields: serde_json::Map<String, Value> =
             fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let mut answer = self.browser.order(json!({
-            "do": "ask", "connection": self.name, "stream": stream, "path": path, "headers": fields,
+            "do": how, "connection": self.name, "stream": stream, "path": path, "headers": fields,
         }));
         (answer["status"].as_u64().expect("a status"), answer["fields"].take())
+    }
+
+    /// Opens a WebSocket on a stream of its own (RFC 8441); gives the answer's status.
+    #[track_caller]
+    pub fn socket(&self, stream: &str, path: &str, fields: &[(&str, &str)]) -> u64 {
+        let (status, _) = self.begin("socket", stream, path, fields);
+        status
+    }
+
+    /// Sends a text on a WebSocket. Nobody says whether it arrives.
+    #[track_caller]
+    pub fn send(&self, stream: &str, text: &str) {
+        self.browser.order(json!({ "do": "send", "connection": self.name, "stream": stream, "text": text }));
     }
 
     #[track_caller]

@@ -1,5 +1,7 @@
 //! A terminal of Jupyter's in somebody's page: a shell on the LAN host, on a WebSocket through the gateway.
 
+use serde_json::json;
+
 use crate::ocserv::PASSWORD;
 use crate::web::APP;
 use crate::web::browser::Person;
@@ -7,6 +9,8 @@ use crate::web::browser::Person;
 /// An open terminal. Its socket lives in the page.
 pub struct Terminal<'a> {
     person: &'a Person<'a>,
+    /// Where its WebSocket is.
+    pub path: String,
 }
 
 impl<'a> Terminal<'a> {
@@ -16,21 +20,21 @@ impl<'a> Terminal<'a> {
         person.goto(&format!("https://{APP}/login"));
         person.fill("#password_input", PASSWORD);
         person.submit("#login_submit");
-        person.run(OPEN);
-        Self { person }
+        let name = person.run(OPEN);
+        let path = format!("/terminals/websocket/{}", name.as_str().expect("a terminal's name"));
+        Self { person, path }
     }
 
     /// Types a line. Nobody says whether it arrives.
     #[track_caller]
     pub fn types(&self, line: &str) {
-        let line = serde_json::json!(["stdin", format!("{line}\r")]).to_string();
-        self.person.run(&format!("socket.send({})", serde_json::json!(line)));
+        self.person.run(&format!("socket.send({})", json!(typed(line))));
     }
 
     /// Waits until this was shown.
     #[track_caller]
     pub fn shows(&self, text: &str) {
-        self.person.wait(&format!("said.includes({})", serde_json::json!(text)));
+        self.person.wait(&format!("said.includes({})", json!(text)));
     }
 
     /// Waits until the socket is closed.
@@ -43,6 +47,11 @@ impl<'a> Terminal<'a> {
     pub fn is_open(&self) -> bool {
         self.person.run("return !over && socket.readyState === WebSocket.OPEN") == true
     }
+}
+
+/// The message to a terminal that types a line.
+pub fn typed(line: &str) -> String {
+    json!(["stdin", format!("{line}\r")]).to_string()
 }
 
 /// Jupyter wants its cookie `_xsrf` back in a header, so the page's script must be able to read it.
@@ -63,4 +72,5 @@ await new Promise((open, fail) => {
   socket.addEventListener("open", open);
   socket.addEventListener("error", () => fail(new Error("the WebSocket does not open")));
 });
+return name;
 "#;
