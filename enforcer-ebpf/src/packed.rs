@@ -290,6 +290,25 @@ pub trait Table<K> {
     fn search(&self, bucket: u32, slots: u32, key: &K) -> Option<Self::Found>;
 }
 
+/// Whether one word tells that the key is nowhere: never `true` where it is somewhere.
+#[inline(always)]
+pub fn is_nowhere<K: Key, T: Table<K>>(
+    table: &T,
+    buckets: u32,
+    secret: impl Fn(usize) -> u64,
+    key: &K,
+) -> bool {
+    if buckets == 0 {
+        return false;
+    }
+    let hash = hash(key, secret);
+    let bits = bits(hash);
+    match table.bloom(home(hash, buckets)) {
+        Some(bloom) => bloom & bits != bits,
+        None => false,
+    }
+}
+
 /// A lookup among `buckets`; with none of them, everything is in the plain map.
 #[inline(always)]
 pub fn find<K: Key, T: Table<K>>(

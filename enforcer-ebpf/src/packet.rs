@@ -112,13 +112,6 @@ pub struct First {
     pub of: Fragment,
 }
 
-impl First {
-    const NO: Self = Self {
-        is: false,
-        of: Fragment { source: Address::v4(0), destination: Address::v4(0), id: 0, protocol: 0 },
-    };
-}
-
 /// What there is to be looked up of a packet from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outer {
@@ -249,14 +242,10 @@ pub fn ends(frame: &(impl Frame + ?Sized), framing: Framing, mut put: impl FnMut
 #[inline(always)]
 pub fn outer(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Outer, Unread> {
     let network = network(frame, framing)?;
-    if let Some(segment) = plain(frame, network) {
-        return Ok(Outer::Segment(segment, First::NO));
-    }
     let Datagram { addresses, shape, id, at, shown } = datagram(frame, network)?;
     let protocol = shape.protocol();
     let part = shape.part();
-    let Addresses { source, destination } = addresses;
-    let of = Fragment { source, destination, id, protocol: if shape.is_v6() { 0 } else { protocol } };
+    let of = shape.fragment(addresses, id);
     let first = First { is: part != Shape::WHOLE, of };
     if first.is {
         let needed = match protocol {
@@ -290,29 +279,41 @@ pub fn outer(frame: &(impl Frame + ?Sized), framing: Framing) -> Result<Outer, U
     }
 }
 
-/// What almost every packet is: TCP or UDP in one piece, of IPv6 without extension headers. [`datagram`] says the
-/// same of it, in more steps.
+/// What almost every packet is: TCP or UDP in one piece, of IPv6 without extension headers. [`outer`] says the
+/// same of it, in more steps. `then` is another piece of program for each version of IP: what is made of many words of an
+/// address is made before the two ways come together, and the words are kept by nobody.
 #[inline(always)]
-fn plain(frame: &(impl Frame + ?Sized), network: Network) -> Option<Segment> {
-    let (addresses, protocol, at) = match network {
+pub fn plain<T>(frame: &(impl Frame + ?Sized), network: Network, then: impl Fn(&Segment) -> T) -> Option<T> {
+    match network {
         Network::V4(at) => {
             let at = frame.forget(at);
             let length = usize::from(frame.u8(at)? & 0xf) * 4;
             if frame.u16(at + 6)? & u16::to_be(0x3fff) != 0 || length < 20 {
                 return None;
             }
-            (v4_addresses(frame, at).ok()?, frame.u8(at + 9)?, at + length)
+            let (addresses, protocol) = (v4_addresses(frame, at).ok()?, frame.u8(at + 9)?);
+            Some(then(&transport(frame, addresses, protocol, at + length)?))
         }
         Network::V6(at) => {
             let at = frame.forget(at);
-            (v6_addresses(frame, at).ok()?, frame.u8(at + 6)?, at + 40)
+            let (addresses, protocol) = (v6_addresses(frame, at).ok()?, frame.u8(at + 6)?);
+            Some(then(&transport(frame, addresses, protocol, at + 40)?))
         }
-    };
-    let (protocol, at) = (u32::from(protocol), frame.forget(at));
+    }
+}
+
+#[inline(always)]
+fn transport(
+    frame: &(impl Frame + ?Sized),
+    addresses: Addresses,
+    protocol: u8,
+    at: usize,
+) -> Option<Segment> {
+    let protocol = u32::from(protocol);
     if protocol != TCP && protocol != UDP {
         return None;
     }
-    segment(frame, addresses, protocol, at).ok()
+    segment(frame, addresses, protocol, frame.forget(at)).ok()
 }
 
 #[inline(always)]
@@ -419,6 +420,11 @@ impl Shape {
     #[inline(always)]
     fn is_v6(self) -> bool {
         self.0 & Self::V6 != 0
+    }
+
+    #[inline(always)]
+    fn fragment(self, Addresses { source, destination }: Addresses, id: u32) -> Fragment {
+        Fragment { source, destination, id, protocol: if self.is_v6() { 0 } else { self.protocol() } }
     }
 }
 
@@ -538,6 +544,12 @@ pub fn dtls_session_id(frame: &(impl Frame + ?Sized), at: usize) -> Option<Token
         }
     }
     Some(key)
+}
+
+/// Whether [`dtls_session_id`] may have something to say: never `false` where it has.
+#[inline(always)]
+pub(crate) fn may_be_handshake(frame: &(impl Frame + ?Sized), at: usize) -> bool {
+    frame.u8(at + RECORD) == Some(22)
 }
 
 /// Keeps the first `count` bytes (all, if that is more than four) of a word that lies in memory as it stood on

@@ -18,6 +18,8 @@ pub trait World {
     /// The network namespace in which we are.
     fn netns(&self) -> u32;
     fn flow(&self, key: &FlowKey) -> Option<Self::Found>;
+    /// Whether one word tells that there is no such flow: never `true` where there is one.
+    fn has_no_flow(&self, key: &FlowKey) -> bool;
     fn token(&self, key: &TokenKey) -> Option<Self::Found>;
     fn address(&self, key: &AddressKey) -> Option<Self::Found>;
     fn device(&self, key: &DeviceKey) -> Option<Self::Found>;
@@ -91,11 +93,58 @@ fn unread(unread: Unread) -> Verdict {
     }
 }
 
-/// XDP on an outer device: the sender is the client, the receiver is us.
+/// What one word tells of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// [`outer`] says [`Verdict::Pass`] of it, and leaves everything as it is: nobody needs to look further.
+    Nobodys,
+    /// [`plain`] knows what becomes of it.
+    Plain,
+    /// [`other`] does.
+    Other,
+}
+
+/// The first look of XDP, which is all that almost every honest packet pays for: of what is read nothing is kept for
+/// those who look further.
+#[inline(always)]
+pub fn look<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Look {
+    let Ok(network) = packet::network(frame, framing) else { return Look::Other };
+    let asked = packet::plain(frame, network, |segment| {
+        if segment.protocol == UDP
+            && (packet::may_be_handshake(frame, segment.at) || world.is_openvpn(segment.destination_port))
+        {
+            return Look::Plain;
+        }
+        if world.has_no_flow(&flow_key(world, segment)) { Look::Nobodys } else { Look::Plain }
+    });
+    asked.unwrap_or(Look::Other)
+}
+
+/// XDP on an outer device: the sender is the client, the receiver is us. What the programs say in two steps, after a
+/// first [`look`].
 #[inline(always)]
 pub fn outer<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
+    match look(world, frame, framing) {
+        Look::Nobodys => Verdict::Pass,
+        Look::Plain => plain(world, frame, framing),
+        Look::Other => other(world, frame, framing),
+    }
+}
+
+/// Of a TCP or UDP packet in one piece; what is none passes.
+#[inline(always)]
+pub fn plain<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
+    let Ok(network) = packet::network(frame, framing) else { return Verdict::Pass };
+    match packet::plain(frame, network, |segment| *segment) {
+        Some(segment) => sent(world, frame, &segment),
+        None => Verdict::Pass,
+    }
+}
+
+/// Of any packet: fragments, IPv6 extension headers, ICMP errors.
+#[inline(always)]
+pub fn other<W: World>(world: &W, frame: &(impl Frame + ?Sized), framing: Framing) -> Verdict {
     let (verdict, first) = match packet::outer(frame, framing) {
-        Ok(Outer::Segment(segment, First { is: false, .. })) => return sent(world, frame, &segment),
         Err(why) => return unread(why),
         Ok(Outer::Later(fragment)) => return later(world, fragment),
         Ok(Outer::Headless(of)) => (Verdict::Drop(Reason::DroppedFragment), First { is: true, of }),

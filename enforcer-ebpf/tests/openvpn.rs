@@ -5,7 +5,7 @@ mod packets;
 use enforcer_ebpf::counters::Reason;
 use enforcer_ebpf::layout::{LEASE_NS, LEASED, Standing, TOKEN_DTLS, TokenKey};
 use enforcer_ebpf::packet::Framing;
-use enforcer_ebpf::verdict::{self, Verdict};
+use enforcer_ebpf::verdict::Verdict;
 use packets::{
     Memory, OPENVPN_CONTROL, OPENVPN_DATA, Packet, client_hello, forever, openvpn, openvpn_token, token,
 };
@@ -20,7 +20,7 @@ const ENDS: [[&str; 2]; 2] =
 const DROPPED: Verdict = Verdict::Drop(Reason::DroppedToken);
 
 fn outer(world: &Memory, packet: &Packet) -> Verdict {
-    verdict::outer(world, packet.bytes().as_slice(), Framing::Ethernet)
+    packets::outer(world, packet.bytes().as_slice(), Framing::Ethernet)
 }
 
 /// A world in which these ids are revoked.
@@ -195,7 +195,7 @@ fn a_session_id_that_is_cut_off_is_none() {
         let whole = control(ends, ID).bytes();
         let udp = whole.len() - 108;
         for length in 0..=whole.len() {
-            let said = verdict::outer(&world, &whole[..length], Framing::Ethernet);
+            let said = packets::outer(&world, &whole[..length], Framing::Ethernet);
             let expected = match length {
                 _ if length < udp + 4 => Verdict::PassCounted(Reason::PassedCutOff),
                 _ if length < udp + 8 + 1 + 8 => Verdict::Pass,
@@ -208,7 +208,7 @@ fn a_session_id_that_is_cut_off_is_none() {
         world.learned.borrow_mut().insert(control(ends, ID).flow(NETNS), openvpn_token(&ID));
         let whole = data(ends).bytes();
         for (length, expected) in [(udp + 8, Verdict::Pass), (udp + 9, DROPPED)] {
-            assert_eq!(verdict::outer(&world, &whole[..length], Framing::Ethernet), expected);
+            assert_eq!(packets::outer(&world, &whole[..length], Framing::Ethernet), expected);
         }
     }
 }

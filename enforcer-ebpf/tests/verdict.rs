@@ -5,7 +5,7 @@ mod packets;
 use enforcer_ebpf::counters::Reason;
 use enforcer_ebpf::layout::{Address, DeviceKey, FRAGMENT_NS, LEASE_NS, LEASED, Standing};
 use enforcer_ebpf::packet::{self, Framing, Outer, Unread, addresses};
-use enforcer_ebpf::verdict::{self, Verdict};
+use enforcer_ebpf::verdict::{self, Look, Verdict};
 use packets::{Memory, Packet, address, client_hello, forever, token};
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn frame_of(packet: &Packet) -> Framing {
 }
 
 fn outer(world: &Memory, packet: &Packet) -> Verdict {
-    verdict::outer(world, packet.bytes().as_slice(), frame_of(packet))
+    packets::outer(world, packet.bytes().as_slice(), frame_of(packet))
 }
 
 /// A world in which exactly the flow of this packet is revoked.
@@ -81,7 +81,7 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let world = Memory::default();
         for framing in [Framing::Ethernet, Framing::Bare] {
-            let _ = verdict::outer(&world, bytes.as_slice(), framing);
+            let _ = packets::outer(&world, bytes.as_slice(), framing);
             let _ = verdict::lan_ingress(&world, bytes.as_slice(), framing);
             let _ = verdict::lan_egress(&world, bytes.as_slice(), framing);
             let _ = verdict::tunnel_ingress(&world, 1, bytes.as_slice(), framing);
@@ -95,7 +95,7 @@ proptest! {
         let framing = frame_of(&packet);
         let cut = &whole[..at.index(whole.len())];
         let read = packet::outer(cut, framing);
-        let said = verdict::outer(&revoked(&packet), cut, framing);
+        let said = packets::outer(&revoked(&packet), cut, framing);
         match read {
             // the end of the frame is the end of a fragment as well
             Ok(Outer::Headless(_)) => {
@@ -135,6 +135,18 @@ proptest! {
         }
         // another namespace
         prop_assert_eq!(outer(&Memory { netns: NETNS + 1, ..world }, &packet), Verdict::Pass);
+    }
+
+    /// So an honest packet never pays for more; that it says nothing else than the whole look is seen in each test here.
+    #[test]
+    fn the_first_look_is_all_that_a_plain_packet_of_nobody_needs(packet in packets()) {
+        prop_assume!(packet.payload.first() != Some(&22), "it may show a token");
+        let headers = packet.from.is_ipv4() || packet.extensions.is_empty();
+        let plain = headers && packet.fragment.is_none();
+        let look = |world: &Memory| verdict::look(world, packet.bytes().as_slice(), frame_of(&packet));
+        let (nobodys, somebodys) = if plain { (Look::Nobodys, Look::Plain) } else { (Look::Other, Look::Other) };
+        prop_assert_eq!(look(&Memory { netns: NETNS, ..Memory::default() }), nobodys);
+        prop_assert_eq!(look(&revoked(&packet)), somebodys);
     }
 
     #[test]
@@ -341,7 +353,7 @@ fn a_first_fragment_without_its_head_is_dropped_also_in_an_empty_world() {
         // padding after the end of the packet does not count
         let mut padded = tiny.bytes();
         padded.resize(200, 0);
-        assert_eq!(verdict::outer(&world, padded.as_slice(), Framing::Ethernet), FRAGMENT);
+        assert_eq!(packets::outer(&world, padded.as_slice(), Framing::Ethernet), FRAGMENT);
         tiny.payload.resize(96, 0);
         assert_eq!(outer(&world, &tiny), Verdict::Pass);
         // TCP shows its ports in the smallest that there is
@@ -358,7 +370,7 @@ fn a_first_fragment_without_its_head_is_dropped_also_in_an_empty_world() {
         bytes.truncate(70 + cut);
         let length = u16::try_from(bytes.len() - 54).unwrap();
         bytes[18..20].copy_from_slice(&length.to_be_bytes());
-        let said = verdict::outer(&world, bytes.as_slice(), Framing::Ethernet);
+        let said = packets::outer(&world, bytes.as_slice(), Framing::Ethernet);
         assert_eq!(said, FRAGMENT, "{next}, and {cut} bytes of it");
         // padding that reads as a header of another protocol, or goes on with headers
         for next in [15, 17, 6, 60, 58] {
@@ -366,7 +378,7 @@ fn a_first_fragment_without_its_head_is_dropped_also_in_an_empty_world() {
             padded.resize(71, 0);
             padded[70] = if cut == 0 { next } else { padded[70] };
             padded.resize(bytes.len() + 200, 0);
-            let said = verdict::outer(&world, padded.as_slice(), Framing::Ethernet);
+            let said = packets::outer(&world, padded.as_slice(), Framing::Ethernet);
             assert_eq!(said, FRAGMENT, "{next}, and {cut} bytes of it, padded");
         }
     }
@@ -414,7 +426,7 @@ fn an_icmp_error_is_dropped_by_the_flow_that_it_quotes() {
         let whole = Packet { payload: Vec::new(), ..sent.clone() }.error(router, kind).bytes();
         let ports = whole.len() - if protocol == 6 { 20 } else { 8 } + 4;
         for length in 0..=whole.len() {
-            let said = verdict::outer(&world, &whole[..length], Framing::Ethernet);
+            let said = packets::outer(&world, &whole[..length], Framing::Ethernet);
             let expected = if length < ports { Verdict::PassCounted(Reason::PassedCutOff) } else { error };
             assert_eq!(said, expected, "{length}");
         }

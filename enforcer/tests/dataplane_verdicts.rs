@@ -228,7 +228,7 @@ impl World {
     /// XDP on both sides. Why it is dropped.
     #[track_caller]
     fn outer(&self, what: &dyn Debug, frame: &[u8], framing: Framing) -> Option<Reason> {
-        let expected = verdict::outer(&self.memory, frame, framing);
+        let expected = packets::outer(&self.memory, frame, framing);
         let dropped = if let Verdict::Drop(reason) = expected { Some(reason) } else { None };
         let is = self.run(&format!("outer_{}", suffix(framing)), frame).unwrap();
         let code = if dropped.is_some() { 1 } else { 2 };

@@ -1,5 +1,5 @@
-//! Sealing from the outside: its rules, how real applications read what it lets pass; a corpus of real-life and odd fields goes through unchanged but for the value, and nothing
-//! that was changed opens.
+//! Sealing from the outside: its rules, and how applications read what it lets pass; a corpus of real-life and odd fields
+//! goes through unchanged but for the value, and nothing that was changed opens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 #[path = "web/disk.rs"]

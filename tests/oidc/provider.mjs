@@ -1,8 +1,9 @@
-// An identity provider for the tests: oidc-provider with its own login forms, over TLS on a free port of 127.0.0.1.
+// An identity provider for the tests: oidc-provider with its own login forms, over TLS on a free port.
 //
-//   node provider.mjs NODE_MODULES KEY CERTIFICATE BACKCHANNEL CLAIMS
+//   node provider.mjs NODE_MODULES KEY CERTIFICATE ADDRESS HOST BACK BACKCHANNEL CLAIMS
 //
-// BACKCHANNEL: the URL below which each client has the place for its logout tokens. CLAIMS: `id_token` where the ID token
+// ADDRESS is listened at, as HOST. BACK: where browsers are sent back to. BACKCHANNEL: where logout tokens go; CLIENT in it
+// is the client's name. CLAIMS: `id_token` where the ID token
 // has the user's name itself; otherwise it has to be asked for at the userinfo endpoint.
 // It prints `listening on PORT`, each request, and `rotated` after SIGHUP has given it other keys.
 
@@ -12,19 +13,18 @@ import { createServer } from 'node:https';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-const [modules, key, certificate, backchannel, claims] = process.argv.slice(2);
+const [modules, key, certificate, address, host, back, backchannel, claims] = process.argv.slice(2);
 const { Provider } = await import(pathToFileURL(join(modules, 'oidc-provider/lib/index.js')).href);
 
-const BACK = 'https://app.example/back';
 const GONE = 'https://app.example/gone';
 
 function client(name, more) {
   return {
     client_id: name,
     client_secret: `the secret of ${name}: +&%=`,
-    redirect_uris: [BACK],
+    redirect_uris: [back],
     post_logout_redirect_uris: [GONE],
-    backchannel_logout_uri: `${backchannel}/${name}`,
+    backchannel_logout_uri: backchannel.replace('CLIENT', name),
     backchannel_logout_session_required: true,
     ...more,
   };
@@ -73,10 +73,10 @@ const server = createServer(
     handle(request, response);
   },
 );
-server.listen(0, '127.0.0.1', () => {
+server.listen(0, address, () => {
   const { port } = server.address();
   const start = () => {
-    const provider = make(`https://localhost:${port}`);
+    const provider = make(`https://${host}:${port}`);
     for (const event of ['server_error', 'backchannel.error', 'grant.error', 'authorization.error']) {
       provider.on(event, (...all) => console.log(event, all.find((one) => one instanceof Error)?.stack));
     }

@@ -27,7 +27,7 @@ use crate::scene::Scene;
 pub use app::App;
 pub use browser::{Browser, Page};
 
-/// Where the gateway listens, beside ocserv's address.
+/// Where the gateway listens.
 pub const WEB_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 80);
 /// The hosts behind it.
 pub const ONE: &str = "one.example.com";

@@ -49,7 +49,8 @@ fn r1_r2_r3_r4_a_revocation_ends_the_session_and_its_cookies() {
     eventually("his goes on", BOUND, || (bob.downloaded() > had).then_some(()));
     for browser in [&alice, &stolen] {
         assert!(browser.get(&one("/")).is_login());
-        let refused = browser.ask(&["-H", "Accept: application/json", &one("/")]).expect(401);
+        let script = browser.copy(&portal.scene.alice.namespace, "script").only("Accept: application/json");
+        let refused = script.once(&one("/")).expect(401);
         assert!(refused.field("www-authenticate").is_some());
     }
     assert!(!portal.one.seen().iter().any(|seen| seen.contains(TOKEN)), "no application sees a token");
@@ -227,6 +228,14 @@ fn r3_the_login_is_this_sites_own() {
         assert_eq!(page.url, one("/"), "{to}");
         browser.get(&one("/AGLogout")).expect(200);
     }
+    // tries have an end, and it is said when there are more
+    let guesser = portal.browser("guesser");
+    let page = guesser.get(&one("/"));
+    let answers: Vec<_> = (0..12).map(|_| guesser.submit(&page, "mallory", "guess")).collect();
+    let refused = answers.iter().find(|page| page.status == 429).expect("a limit");
+    let wait: u64 = refused.field("retry-after").unwrap().parse().unwrap();
+    assert!((1..=31).contains(&wait) && refused.body.contains("Too many tries"), "{}", refused.body);
+
     // fixation: a token that somebody has put there before counts for nothing, and is not kept
     let attacker = portal.logged_in("bob");
     let planted = attacker.cookie(ONE, TOKEN).unwrap();
@@ -269,7 +278,8 @@ fn r2_r6_without_the_daemon_nobody_gets_in() {
     eventually("nobody gets in", BOUND, || (alice.get(&one("/")).status == 503).then_some(()));
     let page = alice.get(&one("/.enforcer/login")).expect(503);
     assert!(page.field("retry-after").is_some() && page.body.contains("Try again"), "{page:?}");
-    alice.ask(&["-H", "Accept: application/json", &one("/")]).expect(503);
+    let script = alice.copy(&portal.scene.alice.namespace, "script").only("Accept: application/json");
+    assert!(!script.once(&one("/")).expect(503).body.contains("<html"), "a line for who is no person");
     let page = alice.get(&one("/AGLogout")).expect(503);
     assert!(page.body.contains("Not logged out everywhere"), "{}", page.body);
     assert_eq!(alice.cookie(ONE, TOKEN), None, "but forgotten here");
@@ -368,6 +378,30 @@ fn r4_r5_a_new_master_key_logs_nobody_out() {
     assert_eq!(alice.get(&one("/")).cookies(), "sid=mine");
     assert!(bob.get(&one("/")).is_login(), "nobody has seen bob since: he logs in again");
     bob.login(&one("/"), "bob", PASSWORD);
+}
+
+/// What a running gateway can take it takes at SIGHUP, and nobody is logged out; what it cannot is named.
+#[test]
+fn r4_a_reload_logs_nobody_out() {
+    let portal = Portal::new("gw-reload");
+    let alice = portal.logged_in("alice");
+    alice.get(&one("/set/sid/mine")).expect(200);
+    let config = std::fs::read_to_string(portal.scene.enforcer.config()).unwrap();
+    let reload = |change: &str, said: &str| {
+        let before = portal.log().matches(said).count();
+        std::fs::write(portal.scene.enforcer.config(), config.replace("[gateway]\n", change)).unwrap();
+        portal.signal(Signal::SIGHUP);
+        eventually(said, BOUND, || (portal.log().matches(said).count() > before).then_some(()));
+    };
+    assert!(alice.get(&one("/bye")).is_of_the_app());
+    reload("[gateway]\nlogout-paths = [\"/bye\"]\n", "the configuration was read again");
+    reload("[gateway]\nplain = [\"127.0.0.1:1\"]\n", "plain changed, which counts from the next start on");
+    reload("[gateway]\nplane = []\n", "did you mean `plain`");
+    assert_eq!(alice.get(&one("/")).cookies(), "sid=mine");
+    // a user who was added a moment ago, with no reload at all
+    portal.password("carol", PASSWORD);
+    portal.logged_in("carol");
+    assert!(alice.get(&one("/bye")).expect(200).body.contains("Your session is over"));
 }
 
 /// R6: what is wrong is told before anything is served, with the cure.

@@ -11,7 +11,7 @@ use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_ebpf::bench::Random;
 use enforcer_ebpf::layout::{Address, UDP};
-use enforcer_ebpf::packet::{self, Framing, Outer, addresses, dtls_session_id};
+use enforcer_ebpf::packet::{self, Framing, Outer, Segment, addresses, dtls_session_id};
 
 use super::frame::{self, Linear};
 use super::{NEXT, SHOT};
@@ -46,18 +46,27 @@ fn want_address(address: &Address) {
     want([address.word(0), address.word(1), address.word(2), address.word(3)]);
 }
 
-/// All that `verdict::outer` reads of a packet.
+/// All that `verdict::outer` reads of a packet, in the same steps.
 #[inline(always)]
-fn read_segment(frame: &Linear) {
-    let segment = match packet::outer(frame, Framing::Ethernet) {
-        Ok(Outer::Segment(segment, _) | Outer::Quote(segment, _)) => segment,
+fn read(frame: &Linear) {
+    let framing = Framing::Ethernet;
+    let network = packet::network(frame, framing);
+    if let Some(segment) = network.ok().and_then(|network| packet::plain(frame, network, |segment| *segment))
+    {
+        return want_all(frame, &segment);
+    }
+    match packet::outer(frame, framing) {
+        Ok(Outer::Segment(segment, _) | Outer::Quote(segment, _)) => want_all(frame, &segment),
         Ok(Outer::Later(fragment) | Outer::Other(fragment) | Outer::Headless(fragment)) => {
             want_address(&fragment.source);
             want_address(&fragment.destination);
-            return;
         }
-        Err(_) => return,
-    };
+        Err(_) => {}
+    }
+}
+
+#[inline(always)]
+fn want_all(frame: &Linear, segment: &Segment) {
     want_address(&segment.source);
     want_address(&segment.destination);
     let ports = u32::from(segment.source_port) | u32::from(segment.destination_port) << 16;
@@ -117,7 +126,7 @@ pub fn bench_drop(_: XdpContext) -> u32 {
 
 #[xdp]
 pub fn bench_parse(ctx: XdpContext) -> u32 {
-    read_segment(&Linear::new(ctx.data(), ctx.data_end()));
+    read(&Linear::new(ctx.data(), ctx.data_end()));
     xdp_action::XDP_PASS
 }
 

@@ -9,11 +9,11 @@ mod frame;
 mod packed;
 mod tables;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use enforcer_ebpf::packet::Framing;
-use enforcer_ebpf::verdict::{self, Verdict};
+use enforcer_ebpf::verdict::{self, Look, Verdict};
 
 #[cfg(not(feature = "abi-2"))]
 use events::What;
@@ -24,12 +24,48 @@ use tables::Tables;
 const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 
+const NOBODYS: u32 = Look::Nobodys as u32;
+const PLAIN: u32 = Look::Plain as u32;
+
+/// Almost every packet needs no more than the first look, for which few registers have to be saved. So the steps are
+/// functions of their own; and the stacks of a program and of those that it calls may be 512 bytes together.
+macro_rules! outer {
+    ($ctx:expr, $look:ident, $plain:ident, $other:ident) => {
+        match $look($ctx.ctx) {
+            NOBODYS => xdp_action::XDP_PASS,
+            PLAIN => $plain($ctx.ctx),
+            _ => $other($ctx.ctx),
+        }
+    };
+}
+
 #[inline(always)]
-fn outer(ctx: &XdpContext, framing: Framing) -> u32 {
+fn look(mut ctx: *mut xdp_md, framing: Framing) -> u32 {
+    // SAFETY: a register keeps its value. The optimiser would have the caller read the two fields otherwise, in a way of
+    // which the verifier thinks that it changes a pointer.
+    unsafe {
+        core::arch::asm!("{ctx} = {ctx}", ctx = inout(reg) ctx, options(pure, nomem, nostack, preserves_flags))
+    };
+    let ctx = XdpContext::new(ctx);
+    verdict::look(&Tables::new(), &Linear::new(ctx.data(), ctx.data_end()), framing) as u32
+}
+
+#[inline(never)]
+fn look_ether(ctx: *mut xdp_md) -> u32 {
+    look(ctx, Framing::Ethernet)
+}
+
+#[inline(never)]
+fn look_bare(ctx: *mut xdp_md) -> u32 {
+    look(ctx, Framing::Bare)
+}
+
+#[inline(always)]
+fn further(ctx: *mut xdp_md, framing: Framing, decide: impl FnOnce(&Tables, &Linear) -> Verdict) -> u32 {
+    let ctx = &XdpContext::new(ctx);
     let frame = Linear::new(ctx.data(), ctx.data_end());
     let world = Tables::new();
-    let verdict = verdict::outer(&world, &frame, framing);
-    match verdict {
+    match decide(&world, &frame) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::PassCounted(reason) => {
             tables::count(reason, frame.len());
@@ -41,9 +77,35 @@ fn outer(ctx: &XdpContext, framing: Framing) -> u32 {
             if world.news() != 0 {
                 events::tell_xdp(ctx.ctx, What::new(reason, framing, world.news()), world.revocation());
             }
+            #[cfg(feature = "abi-2")]
+            let _ = framing;
             xdp_action::XDP_DROP
         }
     }
+}
+
+#[inline(never)]
+fn plain_ether(ctx: *mut xdp_md) -> u32 {
+    let framing = Framing::Ethernet;
+    further(ctx, framing, |world, frame| verdict::plain(world, frame, framing))
+}
+
+#[inline(never)]
+fn plain_bare(ctx: *mut xdp_md) -> u32 {
+    let framing = Framing::Bare;
+    further(ctx, framing, |world, frame| verdict::plain(world, frame, framing))
+}
+
+#[inline(never)]
+fn other_ether(ctx: *mut xdp_md) -> u32 {
+    let framing = Framing::Ethernet;
+    further(ctx, framing, |world, frame| verdict::other(world, frame, framing))
+}
+
+#[inline(never)]
+fn other_bare(ctx: *mut xdp_md) -> u32 {
+    let framing = Framing::Bare;
+    further(ctx, framing, |world, frame| verdict::other(world, frame, framing))
 }
 
 #[inline(always)]
@@ -76,12 +138,12 @@ fn ifindex(ctx: &TcContext) -> u32 {
 
 #[xdp]
 pub fn outer_ether(ctx: XdpContext) -> u32 {
-    outer(&ctx, Framing::Ethernet)
+    outer!(ctx, look_ether, plain_ether, other_ether)
 }
 
 #[xdp]
 pub fn outer_bare(ctx: XdpContext) -> u32 {
-    outer(&ctx, Framing::Bare)
+    outer!(ctx, look_bare, plain_bare, other_bare)
 }
 
 #[classifier]

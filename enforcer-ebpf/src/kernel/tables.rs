@@ -204,6 +204,19 @@ impl World for Tables {
     }
 
     #[inline(always)]
+    fn has_no_flow(&self, key: &FlowKey) -> bool {
+        if cfg!(feature = "abi-2") {
+            return false;
+        }
+        // SAFETY: the address of a field.
+        if !present(|present| unsafe { &raw const (*present).flows }) {
+            return true;
+        }
+        let maps = Maps { blooms: &FLOW_BLOOMS, lines: &FLOW_LINES, buckets: &FLOW_BUCKETS };
+        packed::is_nowhere(&maps, FLOW_BUCKET_COUNT.load(), secret, key)
+    }
+
+    #[inline(always)]
     fn token(&self, key: &TokenKey) -> Option<Found> {
         // SAFETY: the address of a field.
         if !present(|present| unsafe { &raw const (*present).tokens }) {

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use enforcer_ebpf::layout::{
     AddressKey, DeviceKey, FlowKey, FragmentKey, Standing, TCP, TOKEN_DTLS, TOKEN_OPENVPN, TokenKey, UDP,
 };
-use enforcer_ebpf::verdict::World;
+use enforcer_ebpf::packet::{self, First, Framing, Outer};
+use enforcer_ebpf::verdict::{self, Look, Verdict, World};
 
 /// A packet to be built.
 #[derive(Clone, Debug)]
@@ -235,6 +236,10 @@ impl World for Memory {
         self.flows.get(key).copied()
     }
 
+    fn has_no_flow(&self, key: &FlowKey) -> bool {
+        !self.flows.contains_key(key)
+    }
+
     fn token(&self, key: &TokenKey) -> Option<Standing> {
         self.tokens.get(key).copied()
     }
@@ -286,6 +291,29 @@ impl World for Memory {
     fn is_openvpn(&self, port: u16) -> bool {
         self.openvpn.contains(&u16::from_be(port))
     }
+}
+
+/// What XDP does with a frame, in its steps; and that each of them says what [`verdict::other`], which knows all frames,
+/// would say.
+#[track_caller]
+pub fn outer(world: &Memory, frame: &[u8], framing: Framing) -> Verdict {
+    let state =
+        || (world.hits.borrow().len(), world.fragments.borrow().clone(), world.learned.borrow().clone());
+    let before = state();
+    match verdict::look(world, frame, framing) {
+        Look::Nobodys => assert_eq!(verdict::other(world, frame, framing), Verdict::Pass, "{frame:02x?}"),
+        Look::Plain => {
+            let read = packet::network(frame, framing).ok();
+            let read = read.and_then(|network| packet::plain(frame, network, |segment| *segment));
+            match (packet::outer(frame, framing), read) {
+                (Ok(Outer::Segment(whole, First { is: false, .. })), Some(plain)) => assert_eq!(whole, plain),
+                other => panic!("{other:?} of {frame:02x?}"),
+            }
+        }
+        Look::Other => {}
+    }
+    assert!(state() == before, "{frame:02x?}");
+    verdict::outer(world, frame, framing)
 }
 
 pub fn token(id: &[u8]) -> TokenKey {

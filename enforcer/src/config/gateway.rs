@@ -51,6 +51,9 @@ pub struct Gateway {
     pub users_file: Option<PathBuf>,
     pub trusted_header: Option<TrustedHeader>,
     pub oidc: Option<Oidc>,
+    /// Header fields that no client may send, `x-remote-user` or `x-remote-*`, in place of a list of the usual ones by which
+    /// applications are told who somebody is. Those of `user-header` and `trusted-header` are always among them.
+    pub never_from_clients: Option<Vec<String>>,
     /// The header in which applications are told the user's name. From clients it is never taken.
     pub user_header: Option<String>,
     /// Threads that serve; unset: one for each processor.
@@ -86,6 +89,7 @@ impl Default for Gateway {
             users_file: None,
             trusted_header: None,
             oidc: None,
+            never_from_clients: None,
             user_header: None,
             threads: None,
             origins: Vec::new(),

@@ -24,7 +24,7 @@
 //! # How it is meant to be used
 //!
 //! ```text
-//! let oidc = Oidc::new(settings, &state.join("oidc-sessions"))?;      // before privileges are dropped
+//! let oidc = Oidc::new(settings, &state.join("oidc-sessions"))?;
 //!
 //! let begun = oidc.begin("https://HOST/.enforcer/oidc/callback", target).await?;   // at HOST itself
 //! // 303 to begun.location, with begun.set_cookie
@@ -172,8 +172,8 @@ impl Oidc {
     /// Begins a login.
     ///
     /// `redirect`: where the provider sends the browser back to, as the provider knows it: an https URL on the host that the
-    /// browser asked, since the cookie is of that host. `target`: what was asked for, up to [`MAX_TARGET`] visible
-    /// characters of ASCII; it comes back in [`Login::target`] unchanged.
+    /// browser asked, since the cookie is of that host. `target`: what was asked for, up to [`MAX_TARGET`] characters
+    /// as they stand in a URL; it comes back in [`Login::target`] unchanged.
     ///
     /// # Errors
     /// [`OidcError::Begin`], [`OidcError::Provider`], [`OidcError::System`]
@@ -209,17 +209,18 @@ impl Oidc {
     /// # Errors
     /// [`OidcError`]: nobody has logged in.
     pub async fn finish(&self, query: &str, cookie: Option<&[u8]>) -> Result<Login, OidcError> {
-        let Ok(_place) = self.logins.try_acquire() else {
-            return Err(OidcError::Busy(format!(
-                "{LOGINS} logins are being finished at once: one more has to wait"
-            )));
-        };
         let cookie = cookie.ok_or_else(|| OidcError::Again("the browser has no cookie of it".into()))?;
         let pending = self.keeper.open(cookie, now()?)?;
         let back = Back::read(query)?;
         if !pending.is_state(&back.state) {
             return Err(OidcError::Again("another login of this browser was begun after it (state)".into()));
         }
+        // from here on the provider is asked
+        let Ok(_place) = self.logins.try_acquire() else {
+            return Err(OidcError::Busy(format!(
+                "{LOGINS} logins are being finished at once: one more has to wait"
+            )));
+        };
         let known = self.known().await?;
         let code = back.code(&self.settings.issuer, known.metadata.names_itself)?;
         let secret = self.secret.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -370,8 +371,9 @@ impl Oidc {
     async fn user(&self, known: &Known, tokens: &Tokens, token: &IdToken) -> Result<String, OidcError> {
         let configured = self.settings.user_claim.as_deref();
         let mut claims = token.claims.clone();
+        claims.retain(|_, value| !value.is_null());
         claims.insert("sub".into(), Value::String(token.sub.clone()));
-        let is_there = claims.get(user::claim(configured)).is_some_and(|value| !value.is_null());
+        let is_there = claims.contains_key(user::claim(configured));
         if let (false, Some(url)) = (is_there, &known.metadata.userinfo) {
             for (name, value) in exchange::more(&self.fetch, url, tokens, &token.sub).await? {
                 claims.entry(name).or_insert(value);
@@ -385,4 +387,22 @@ impl Oidc {
 fn now() -> Result<u64, OidcError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map(|now| now.as_secs()).map_err(|_| OidcError::System("the clock is before 1970".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A gateway's requests move between threads: what does not is found here, not there.
+    #[test]
+    fn what_waits_for_the_provider_can_move_to_another_thread() {
+        fn can_move<T: Send>(_: T) {}
+        let _asks = |oidc: &Oidc, login: &Login| {
+            can_move(oidc.begin("", ""));
+            can_move(oidc.finish("", None));
+            can_move(oidc.register(WebKey::from_bytes([0; 16]), login, 0));
+            can_move(oidc.backchannel(b""));
+            can_move(oidc.end_session(None));
+        };
+    }
 }

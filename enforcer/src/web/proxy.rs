@@ -56,6 +56,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tracing::{info, warn};
 
+use self::head::Reserved;
 use self::listener::Speech;
 use self::origin::Origins;
 use self::table::{Table, TableError};
@@ -115,6 +116,7 @@ struct Gate<G> {
     origins: Origins,
     register: Arc<Register>,
     trusted: Vec<Network>,
+    reserved: Reserved,
     limits: Limits,
     times: Times,
     public_port: u16,
@@ -129,6 +131,7 @@ impl<G: Guard> Proxy<G> {
     /// Reads the certificates and takes the addresses. Nothing is accepted yet.
     pub fn bind(settings: Settings, guard: G) -> Result<Self, ProxyError> {
         check(&settings)?;
+        let reserved = Reserved::new(&settings.never_from_clients).map_err(ProxyError::Settings)?;
         let origins = Origins::new(&settings.origins)?;
         let mut sockets = Vec::new();
         let mut take = |addresses: &[SocketAddr], speech: &Speech| {
@@ -156,6 +159,7 @@ impl<G: Guard> Proxy<G> {
                 origins,
                 register: Arc::new(register),
                 trusted: settings.trusted_proxies,
+                reserved,
                 limits: settings.limits,
                 times: settings.times,
                 public_port: settings.public_port,
@@ -314,6 +318,9 @@ fn check(settings: &Settings) -> Result<(), ProxyError> {
     }
     if limits.connections == 0 || limits.connections_of_address == 0 || limits.streams == 0 {
         return wrong("limits: with 0 connections or streams nobody could be served");
+    }
+    if limits.requests == 0 || limits.requests_of_address == 0 {
+        return wrong("limits: with 0 requests nobody could be served");
     }
     if limits.ended_sessions == 0 || limits.sessions_of_connection == 0 {
         return wrong("limits: ended-sessions and sessions-of-connection must be at least 1");

@@ -2,10 +2,10 @@
 
 use enforcer::web::proxy::Ended;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::http::Response;
+use hyper::body::{Bytes, Incoming};
+use hyper::http::{Request, Response};
 
-use crate::world::{Gateway, Origin, Raw, get, soon, until};
+use crate::world::{Gateway, Origin, Raw, get, shake, soon, until};
 
 /// Reads a stream that never ends, piece by piece, until it is broken off.
 async fn broken_off(mut answer: Response<Incoming>) {
@@ -67,6 +67,79 @@ async fn r1_a_download_that_nobody_reads_ends_as_well() {
     until("the origin's connections", || origin.open() == 1).await;
     goes_on(&mut theirs).await;
     raw.rest().await;
+}
+
+/// What of an answer is in the connection's queue and waits for the client's window is thrown away.
+#[tokio::test]
+async fn r1_r3_nothing_of_an_ended_session_is_written_once_its_client_takes_again() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::new(&[("a.example", origin.address)]);
+    let stream = shake(gateway.tls(), &gateway.papers, "a.example", &[b"h2"]).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(3);
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(connection);
+    let ask = async |path: &str, session: u8| {
+        let request =
+            Request::get(format!("https://a.example{path}")).header("x-session", u16::from(session));
+        let (answer, _) = sender.clone().send_request(request.body(()).unwrap(), true).unwrap();
+        soon("an answer", answer).await.unwrap().into_body()
+    };
+    // a short answer of which the origin has said everything, a long one, and one without end
+    let mut mine = [ask("/", 1).await, ask("/big", 1).await, ask("/download", 1).await];
+    let mut theirs = ask("/", 2).await;
+    let mut events = ask("/events", 2).await;
+    for body in mine.iter_mut().chain([&mut theirs, &mut events]) {
+        assert_eq!(soon("what fits", body.data()).await.unwrap().unwrap().len(), 3);
+    }
+    assert_eq!(gateway.end(1).await, Ended { requests: 3, upstream: 2, downstream: 0, left: 0 });
+    for body in &mut mine {
+        // an error: its stream was reset before
+        let _ = body.flow_control().release_capacity(3);
+        let next = soon("the end", body.data()).await;
+        assert!(next.as_ref().is_some_and(|next| next.as_ref().is_err_and(h2::Error::is_reset)), "{next:?}");
+    }
+    // its neighbour takes the rest, and more
+    theirs.flow_control().release_capacity(3).unwrap();
+    assert_eq!(soon("the rest", theirs.data()).await.unwrap().unwrap(), "lo");
+    let end = soon("its end", theirs.data()).await;
+    assert!(end.is_none_or(|last| last.unwrap().is_empty()) && theirs.is_end_stream());
+    for _ in 0..9 {
+        events.flow_control().release_capacity(3).unwrap();
+        assert_eq!(soon("a piece", events.data()).await.unwrap().unwrap().len(), 3);
+    }
+}
+
+/// An answer that is complete, and that hyper has, waits for the socket of a connection that stays.
+#[tokio::test]
+async fn r1_an_answer_that_a_blocked_connection_holds_takes_it_along() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::with(&[("a.example", origin.address)], |settings| {
+        settings.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    });
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let stream = socket.connect(gateway.plain()).await.unwrap();
+    let mut raw = Raw { stream, left: Vec::new() };
+    // as many as fill the buffers between here and there
+    let (mut asked, mut full) = (0, 0);
+    soon("a full connection", async {
+        while full < 5 {
+            if gateway.proxy.register().blocked() == 1 {
+                full += 1;
+            } else {
+                full = 0;
+                raw.send(get("/medium", 1).repeat(10)).await;
+                asked += 10;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let ended = gateway.end(1).await;
+    assert!(ended.requests > 0 && ended.left == 0, "{ended:?}");
+    let said = raw.rest().await;
+    assert!(said.len() < asked * (20 << 10), "{} bytes of {asked} answers", said.len());
 }
 
 #[tokio::test]

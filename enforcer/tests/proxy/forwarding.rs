@@ -58,7 +58,7 @@ async fn what_is_hop_by_hop_ends_here_in_both_directions() {
         .ask(
             "GET /hop HTTP/1.1\r\nHost: a.example\r\nConnection: x-mine, host\r\nX-Mine: 1\r\nTE: trailers\r\n\
              Keep-Alive: 5\r\nX-Forwarded-For: 10.0.0.1\r\nx_forwarded_for: 10.0.0.2\r\nX-Kept: 3\r\n\
-             Proxy-Connection: keep-alive\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n",
+             X-Remote-User: root\r\nProxy-Connection: keep-alive\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n",
         )
         .await
         .unwrap();
@@ -67,7 +67,15 @@ async fn what_is_hop_by_hop_ends_here_in_both_directions() {
     }
     assert_eq!(answer.field("x-kept"), Some("2"));
     let seen = origin.seen().remove(0);
-    for gone in ["x-mine", "keep-alive", "x_forwarded_for", "proxy-connection", "upgrade", "http2-settings"] {
+    for gone in [
+        "x-mine",
+        "keep-alive",
+        "x_forwarded_for",
+        "x-remote-user",
+        "proxy-connection",
+        "upgrade",
+        "http2-settings",
+    ] {
         assert!(!seen.headers.contains_key(gone), "{gone}");
     }
     for (name, value) in [
@@ -161,11 +169,116 @@ async fn trailers_pass_to_who_can_take_them() {
     assert!(String::from_utf8(answer.body).unwrap().ends_with("0\r\nx-sum: 42\r\n\r\n"));
     let answer = raw.ask(get("/trailers", 1)).await.unwrap();
     assert!(String::from_utf8(answer.body).unwrap().ends_with("0\r\n\r\n"));
-    // and to the origin
-    let trailers = "POST /sum HTTP/1.1\r\nHost: a.example\r\nTrailer: x-mine\r\nTransfer-Encoding: chunked\r\n\r\n\
-                    1\r\na\r\n0\r\nX-Mine: 7\r\nSet-Cookie: a=b\r\n\r\n";
+}
+
+#[tokio::test]
+async fn r2_trailers_of_a_request_reach_no_origin() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::new(&[("a.example", origin.address)]);
+    let mut raw = gateway.raw().await;
+    let trailers = "POST /sum HTTP/1.1\r\nHost: a.example\r\nTrailer: x-mine, x-remote-user\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Mine: 7\r\nX-Remote-User: root\r\n\r\n";
     let answer = raw.ask(trailers).await.unwrap();
-    assert_eq!(String::from_utf8(answer.body).unwrap(), "1 Some({\"x-mine\": \"7\"})");
+    assert_eq!(answer.body, b"1 None");
+    assert!(!origin.seen()[0].headers.contains_key("trailer"));
+    // what is asked over the same connections is served
+    assert_eq!(raw.ask(get("/", 1)).await.unwrap().body, b"hello");
+    assert_eq!(origin.connections(), 1);
+    // HTTP/2
+    let stream = shake(gateway.tls(), &gateway.papers, "a.example", &[b"h2"]).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("https://a.example/sum").header("trailer", "x-remote-user").body(()).unwrap();
+    let (answer, mut body) = sender.send_request(request, false).unwrap();
+    body.send_data(Bytes::from_static(b"ab"), false).unwrap();
+    let mut fields = hyper::HeaderMap::new();
+    fields.insert("x-remote-user", "root".parse().unwrap());
+    body.send_trailers(fields).unwrap();
+    let mut answer = soon("an answer", answer).await.unwrap().into_body();
+    assert_eq!(soon("a body", answer.data()).await.unwrap().unwrap(), "2 None");
+}
+
+#[tokio::test]
+async fn r2_nobody_says_by_himself_who_he_is() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::with(&[("a.example", origin.address)], |settings| {
+        settings.trusted_proxies = vec!["127.0.0.2".parse().unwrap()];
+        settings.never_from_clients.push("x-ours".into());
+    });
+    let said = "X-Remote-User: root\r\nx_remote.user: root\r\nX-Forwarded-User: root\r\nX-Forwarded-Email: r@a\r\n\
+                X-Ours: 1\r\nX-Original-URL: /admin\r\nX-Forwarded-Port: 1\r\nX-Kept: 1\r\n";
+    // from a client, and from a proxy that passes on what it does not know
+    for source in ["127.0.0.1:0", "127.0.0.2:0"] {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(source.parse().unwrap()).unwrap();
+        let stream = socket.connect(gateway.plain()).await.unwrap();
+        let mut raw = Raw { stream, left: Vec::new() };
+        raw.ask(format!("GET / HTTP/1.1\r\nHost: a.example\r\n{said}\r\n")).await.unwrap();
+        let seen = origin.seen().pop().unwrap().headers;
+        let gone = [
+            "x-remote-user",
+            "x_remote.user",
+            "x-forwarded-user",
+            "x-forwarded-email",
+            "x-ours",
+            "x-original-url",
+        ];
+        for gone in gone {
+            assert!(!seen.contains_key(gone), "{source}: {gone}");
+        }
+        assert_eq!(seen.contains_key("x-forwarded-port"), source.starts_with("127.0.0.2"));
+        assert!(seen.contains_key("x-kept"));
+        // the guard sees what was said, apart from the head
+        let (reserved, left) = gateway.proxy.guard().reserved.lock().unwrap().pop().unwrap();
+        assert_eq!(
+            (reserved.get("x-remote-user").unwrap(), reserved.len(), left),
+            (&"root".parse().unwrap(), 6, 0)
+        );
+    }
+    // what the guard says by itself passes
+    gateway
+        .raw()
+        .await
+        .ask("GET / HTTP/1.1\r\nHost: a.example\r\nX-Named: 1\r\nX-Remote-User: root\r\n\r\n")
+        .await;
+    assert_eq!(origin.seen().pop().unwrap().headers.get("x-remote-user").unwrap(), "alice");
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_passes_with_every_method() {
+    let origin = Origin::new().await;
+    let gateway = Gateway::new(&[("a.example", origin.address)]);
+    let stream = shake(gateway.tls(), &gateway.papers, "a.example", &[b"h2"]).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    for method in ["GET", "DELETE", "POST", "OPTIONS"] {
+        let request = Request::builder().method(method).uri("https://a.example/sum").body(()).unwrap();
+        let (answer, mut body) = sender.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"abc"), true).unwrap();
+        let mut answer = soon("an answer", answer).await.unwrap().into_body();
+        assert_eq!(soon("a body", answer.data()).await.unwrap().unwrap(), "3 None", "{method}");
+    }
+    // HTTP/1.1, and a body that the head says has no bytes
+    let mut raw = gateway.raw().await;
+    let chunked =
+        "GET /sum HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
+    assert_eq!(raw.ask(chunked).await.unwrap().body, b"2 None");
+    assert_eq!(raw.ask(get("/", 1)).await.unwrap().body, b"hello");
+}
+
+#[tokio::test]
+async fn a_head_of_the_gateways_own_page_has_no_body() {
+    let gateway = Gateway::new(&[]);
+    let mut raw = gateway.raw().await;
+    raw.send("HEAD / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    let head = raw.head().await.unwrap();
+    let whole = raw.ask("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    assert_eq!(head.field("content-length"), Some(&*whole.body.len().to_string()));
+    let mut http2 = gateway.http2().await;
+    let request = Request::head("https://a.example/").body(Full::default()).unwrap();
+    let answer = soon("an answer", http2.sender.send_request(request)).await.unwrap();
+    assert_eq!(answer.status(), 404);
+    assert!(hyper::body::Body::is_end_stream(answer.body()), "no frame comes after it");
 }
 
 #[tokio::test]

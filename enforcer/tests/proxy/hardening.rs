@@ -4,7 +4,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::http::Request;
 
-use crate::world::{Gateway, Origin, Raw, get, shake, soon, until};
+use crate::world::{Gateway, Origin, Raw, WebSockets, get, shake, soon, until};
 
 #[tokio::test]
 async fn r7_heads_are_bounded_in_bytes_and_in_fields() {
@@ -63,6 +63,53 @@ async fn r7_connections_are_counted_for_each_address() {
     assert_eq!(other.ask(get("/", 1)).await.unwrap().status, 200);
     first.pop();
     soon("a free place", async { while gateway.raw().await.ask(get("/", 1)).await.is_none() {} }).await;
+}
+
+#[tokio::test]
+async fn r7_requests_at_once_are_counted_in_all_and_for_each_address() {
+    let origin = Origin::new().await;
+    let sockets = WebSockets::new().await;
+    let places = [("a.example", origin.address), ("ws.example", sockets.address)];
+    let gateway = Gateway::with(&places, |settings| {
+        settings.limits.requests = 3;
+        settings.limits.requests_of_address = 2;
+    });
+    let from = async |address: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+        Raw { stream: socket.connect(gateway.plain()).await.unwrap(), left: Vec::new() }
+    };
+    let requests = || gateway.proxy.register().requests();
+    // a WebSocket is one as long as it is open; so is an answer that has begun
+    let mut tunnel = from("127.0.0.1").await;
+    tunnel
+        .send(
+            "GET / HTTP/1.1\r\nHost: ws.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await;
+    assert_eq!(tunnel.head().await.unwrap().status, 101);
+    let mut http2 = gateway.http2().await;
+    let events = http2.get("/events", 1).await.unwrap();
+    assert_eq!(requests(), 2);
+    let refused = http2.get("/", 1).await.unwrap();
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers().get("retry-after").unwrap(), "2");
+    // another address is served until all room is taken
+    let mut other = from("127.0.0.9").await;
+    assert_eq!(other.ask(get("/", 2)).await.unwrap().status, 200);
+    other.send(get("/silent", 2)).await;
+    until("the third one", || requests() == 3).await;
+    let answer = from("127.0.0.9").await.ask(get("/", 2)).await.unwrap();
+    assert_eq!((answer.status, answer.field("retry-after")), (503, Some("2")));
+    // the end of one makes room for another
+    drop(events);
+    until("the end of the events", || requests() == 2).await;
+    assert_eq!(http2.text("/", 1).await, "hello");
+    drop(tunnel);
+    until("the end of the tunnel", || requests() == 1).await;
+    drop(other);
+    until("the end of all", || requests() == 0).await;
 }
 
 /// A client of HTTP/2 that does what it likes.
@@ -148,18 +195,42 @@ async fn r7_continuations_without_end_end_the_connection() {
 }
 
 #[tokio::test]
-async fn r7_many_idle_connections_hurt_nobody() {
+async fn r7_a_head_that_unpacks_to_megabytes_is_not_unpacked() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     let origin = Origin::new().await;
     let gateway = Gateway::new(&[("a.example", origin.address)]);
-    let mut idle = Vec::new();
-    for _ in 0..500 {
-        let mut raw = gateway.raw().await;
-        raw.send("GET / HT").await;
-        idle.push(raw);
-    }
-    assert_eq!(gateway.raw().await.ask(get("/", 1)).await.unwrap().status, 200);
-    for raw in &mut idle[..20] {
-        let answer = raw.ask("TP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
-        assert_eq!(answer.status, 200);
-    }
+    let mut stranger = gateway.http2().await;
+    assert_eq!(stranger.text("/", 2).await, "hello");
+    let mut stream = shake(gateway.tls(), &gateway.papers, "a.example", &[b"h2"]).await.unwrap();
+    // GET https://a.example/, a field of 4,000 bytes that is remembered, and 8,000 times that: 32 MB
+    let mut head = vec![0x82, 0x87, 0x84, 0x41, 9];
+    head.extend(b"a.example");
+    head.extend([0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);
+    head.extend([b'y'; 4_000]);
+    head.extend([0xbe; 8_000]);
+    let length = u32::try_from(head.len()).unwrap().to_be_bytes();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    stream.write_all(&[length[1], length[2], length[3], 1, 5, 0, 0, 0, 1]).await.unwrap();
+    stream.write_all(&head).await.unwrap();
+    let kind = soon("what becomes of it", async {
+        loop {
+            let mut frame = [0; 9];
+            if stream.read_exact(&mut frame).await.is_err() {
+                return None;
+            }
+            let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+            let mut payload = vec![0; length as usize];
+            stream.read_exact(&mut payload).await.unwrap();
+            // settings, pings and windows say nothing of it
+            if !matches!(frame[3], 4 | 6 | 8) {
+                return Some(frame[3]);
+            }
+        }
+    })
+    .await;
+    // an answer, a reset of the stream, or the connection's end
+    assert!(matches!(kind, None | Some(1 | 3 | 7)), "{kind:?}");
+    assert_eq!(origin.seen().len(), 1, "no origin sees it");
+    assert_eq!(stranger.text("/", 2).await, "hello");
 }

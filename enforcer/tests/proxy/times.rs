@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use enforcer::web::proxy::{Settings, Times};
+use hyper::body::Bytes;
+use hyper::http::Request;
 
-use crate::world::{Gateway, Origin, get, soon, until};
+use crate::world::{Gateway, Origin, get, shake, soon, until};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -74,6 +76,70 @@ async fn r7_a_body_that_comes_slowly_is_told_so() {
     let answer =
         raw.ask("POST /sum HTTP/1.1\r\nHost: a.example\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
     assert_eq!(answer.status, 408);
+}
+
+#[tokio::test]
+async fn r7_a_body_that_never_comes_is_told_so_with_every_method() {
+    let (_origin, gateway) = with(|times| times.body = SHORT).await;
+    let (mut sender, _connection) = bare(&gateway, h2::client::Builder::new()).await;
+    for method in ["GET", "HEAD", "POST"] {
+        let request = Request::builder().method(method).uri("https://a.example/sum").body(()).unwrap();
+        // its head does not end it, and nothing else comes
+        let (answer, _body) = sender.send_request(request, false).unwrap();
+        assert_eq!(soon("an answer", answer).await.unwrap().status(), 408, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_has_its_time_also_where_a_body_without_bytes_does_not_end() {
+    let (_origin, gateway) = with(|times| times.answer = SHORT).await;
+    let (mut sender, _connection) = bare(&gateway, h2::client::Builder::new()).await;
+    let request = Request::get("https://a.example/silent").header("content-length", "0").body(()).unwrap();
+    let (answer, _body) = sender.send_request(request, false).unwrap();
+    assert_eq!(soon("an answer", answer).await.unwrap().status(), 504);
+}
+
+#[tokio::test]
+async fn r7_a_page_of_the_gateways_own_is_not_held_for_a_client_that_takes_nothing() {
+    let (_origin, gateway) = with(|times| times.write = SHORT).await;
+    // nothing of any answer, or its first byte
+    for window in [0, 1] {
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(window);
+        let (mut sender, connection) = bare(&gateway, builder).await;
+        let request = Request::get("https://b.example/").body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        let answer = soon("an answer", answer).await.unwrap();
+        assert_eq!(answer.status(), 404);
+        let mut body = answer.into_body();
+        let mut got = 0;
+        let error = soon("its end", async {
+            loop {
+                match body.data().await.expect("it must not look complete") {
+                    Ok(data) => got += data.len(),
+                    Err(error) => return error,
+                }
+            }
+        })
+        .await;
+        assert!(error.is_reset() && got <= window as usize, "{error} after {got}");
+        // the connection as a whole goes on
+        let request = Request::head("https://b.example/").body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        assert_eq!(soon("an answer", answer).await.unwrap().status(), 404);
+        connection.abort();
+    }
+    until("the requests' end", || gateway.proxy.register().requests() == 0).await;
+}
+
+/// A client of HTTP/2 that takes and gives as it likes.
+async fn bare(
+    gateway: &Gateway,
+    builder: h2::client::Builder,
+) -> (h2::client::SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {
+    let stream = shake(gateway.tls(), &gateway.papers, "a.example", &[b"h2"]).await.unwrap();
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    (sender, tokio::spawn(connection))
 }
 
 #[tokio::test]

@@ -37,7 +37,8 @@ impl Provider {
         assert!(modules.exists(), "{} is missing: cargo xtask setup", modules.display());
         let mut node = Command::new("node");
         node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("oidc/provider.mjs")).arg(modules);
-        node.arg(folder.path().join("key.pem")).arg(folder.path().join("certificate.pem")).arg(backchannel);
+        node.arg(folder.path().join("key.pem")).arg(folder.path().join("certificate.pem"));
+        node.args(["127.0.0.1", "localhost", BACK, &format!("{backchannel}/CLIENT")]);
         node.arg(if claims == Claims::IdToken { "id_token" } else { "userinfo" });
         let process = Process::start("oidc-provider", node, &folder.path().join("log"), None);
         let port = eventually("the provider listens", BOUND, || {

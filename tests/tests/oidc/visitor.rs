@@ -30,6 +30,18 @@ struct Page {
     text: String,
 }
 
+impl Page {
+    /// Where its form goes, and what it brings along by itself.
+    #[track_caller]
+    fn form(&self) -> (String, String) {
+        let action = between(&self.text, "action=\"", "\"").replace("&amp;", "&");
+        let hidden = self.text.split("<input type=\"hidden\"").skip(1);
+        let pair =
+            |input: &str| format!("{}={}", between(input, "name=\"", "\""), between(input, "value=\"", "\""));
+        (action, hidden.map(pair).collect::<Vec<_>>().join("&"))
+    }
+}
+
 /// How the provider sent the visitor back.
 #[derive(Debug)]
 pub struct Came {
@@ -74,14 +86,15 @@ impl Visitor {
                 page = self.get(&location).await;
                 continue;
             }
-            let action = between(&page.text, "action=\"", "\"").replace("&amp;", "&");
-            page = match (page.text.contains("name=\"prompt\" value=\"login\""), user) {
+            let (action, form) = page.form();
+            page = match (form.contains("prompt=login"), user) {
                 (true, None) => self.get(&format!("{}/abort", path(&action))).await,
                 (true, Some(user)) => {
                     asked = true;
-                    self.post(&action, format!("prompt=login&login={user}&password=any")).await
+                    self.post(&action, format!("{form}&login={user}&password=any")).await
                 }
-                (false, _) => self.post(&action, "prompt=consent".into()).await,
+                // what it asks of whoever is there: consent, or the end of somebody else's session
+                (false, _) => self.post(&action, form).await,
             };
         }
         panic!("he is sent around: {page:?}")
@@ -90,10 +103,8 @@ impl Visitor {
     /// Ends his session at the provider. Where he is sent then.
     pub async fn log_out(&mut self, location: &str) -> Option<String> {
         let page = self.get(location).await;
-        let action = between(&page.text, "action=\"", "\"").to_owned();
-        let xsrf = between(&page.text, "name=\"xsrf\" value=\"", "\"");
-        let form = format!("xsrf={xsrf}&logout=yes");
-        self.post(&action, form).await.location
+        let (action, form) = page.form();
+        self.post(&action, format!("{form}&logout=yes")).await.location
     }
 
     async fn get(&mut self, url: &str) -> Page {

@@ -77,10 +77,10 @@ impl Gateway {
 
     async fn decide(&self, mut asked: Asked<'_>) -> Result<Admission<Context>, Instead> {
         let rules = self.rules();
-        let named = rules.take_named(&mut asked.head.headers, asked.peer.socket.ip());
+        let named = rules.named(asked.reserved, asked.peer.socket.ip());
         if !rules.has(asked.host) {
-            // nobody's host: the proxy says that there is nothing
-            return Ok(Admission::Forward { session: None, context: Context(None) });
+            // whatever the proxy knows: without rules nothing passes
+            return Err(Box::new(page::plain(StatusCode::NOT_FOUND, "There is no application here.")));
         }
         let path = asked.head.uri.path().to_owned();
         if let Some(own) = rules::own(&path) {
@@ -134,8 +134,8 @@ impl Gateway {
         drop(learned);
         for stripped in &incoming.stripped {
             match stripped.why {
-                // with every request
-                Why::Own | Why::OtherGroup => {}
+                // with every request, and after every login
+                Why::Own | Why::OtherGroup | Why::Stale => {}
                 why => tracing::info!(
                     session = %present.session.key,
                     origin = origin.name(),

@@ -93,13 +93,16 @@ impl Gateway {
                         <p><a href=\"/\">Try again</a></p>";
             return Ok(page::page(StatusCode::FORBIDDEN, "Not logged in", main));
         };
-        if let Some(before) = before.filter(|before| before.session.key != offer.session) {
-            self.end(&before, Cause::ChangedUser).await?;
+        let there = page::redirect(&rules.address(asked.host, &offer.to));
+        match before {
+            // another window was quicker
+            Some(before) if before.session.key == offer.session => return Ok(there),
+            Some(before) => self.end(&before, Cause::ChangedUser).await?,
+            None => {}
         }
         let added = self.add_host(asked, &offer.known, &offer.held).await;
         let cookie = added.map_err(|error| Box::new(begin_trouble(&error, true)))?;
         let forget = cookies::delete(cookies::NONCE);
-        let there = page::redirect(&rules.address(asked.host, &offer.to));
         Ok(page::with_cookies(there, [cookie].into_iter().chain(forget)))
     }
 }

@@ -103,7 +103,7 @@ impl Gateway {
         let user = typed.get(..typed.floor_char_boundary(MAX_NAME)).unwrap_or_default();
         let again = |status, why| self.form(asked, &wish, status, Form { user, why: Some(why) });
         let nonce = cookies::read(&asked.head.headers, cookies::NONCE);
-        if !nonce.is_some_and(|nonce| fields.get("form") == Some(form_token(&nonce).as_str())) {
+        if nonce.is_none_or(|nonce| fields.get("form") != Some(form_token(&nonce).as_str())) {
             let why = "This page was too old, or your browser does not keep cookies. Try again.";
             return Ok(again(StatusCode::FORBIDDEN, why));
         }
@@ -169,7 +169,7 @@ impl Gateway {
             "/oidc/logout" => Ok(self.provider_says(oidc, asked).await),
             // the provider knows one host to send people back to
             _ if asked.host != rules.login_host => Ok(nothing()),
-            "/oidc/callback" => self.from_provider(oidc, asked, rules).await,
+            "/oidc/callback" => self.back_from_provider(oidc, asked, rules).await,
             _ => {
                 let wish = wish(&Fields::parse(query(asked).as_bytes()), rules)?;
                 self.to_provider(oidc, rules, &wish).await

@@ -34,7 +34,7 @@ impl Gateway {
     }
 
     /// Back from the provider.
-    pub(super) async fn from_provider(
+    pub(super) async fn back_from_provider(
         &self,
         oidc: &Oidc,
         asked: &Asked<'_>,

@@ -247,6 +247,7 @@ fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> 
         let settings = rules::settings(gateway);
         format!("{:?}", settings.origins)
     };
+    let never = |gateway: &config::Gateway| rules::settings(gateway).never_from_clients;
     let same =
         |one: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| format!("{one:?}") == format!("{other:?}");
     let file = |path: &Option<PathBuf>| path.as_deref().map(Path::to_owned);
@@ -256,6 +257,7 @@ fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> 
         ("plain", same(&ours.plain, &theirs.plain)),
         ("public-port", ours.public_port() == theirs.public_port()),
         ("certificates", ours.certificates == theirs.certificates),
+        ("never-from-clients", never(ours) == never(theirs)),
         ("trusted-proxies", same(&ours.trusted_proxies, &theirs.trusted_proxies)),
         ("state", ours.state == theirs.state),
         ("oidc", same(&ours.oidc, &theirs.oidc)),

@@ -145,32 +145,15 @@ impl Rules {
         }
     }
 
-    /// Whom a server before the gateway names. The header goes, whoever has sent it, and so does the one in which
-    /// applications are told the user, with everything that some application takes for one of them.
-    pub(super) fn take_named(&self, headers: &mut HeaderMap, peer: IpAddr) -> Named {
-        let named = self.named(headers, peer);
-        let ours = [self.user_header.as_ref(), self.trusted.as_ref().map(|(name, _)| name)];
-        for ours in ours.into_iter().flatten() {
-            headers.remove(ours);
-            // CGI and its kin read `_` as `-`
-            let reads_alike = |name: &&HeaderName| {
-                name.as_str().contains('_')
-                    && name.as_str().replace('_', "-") == ours.as_str().replace('_', "-")
-            };
-            let alike: Vec<HeaderName> = headers.keys().filter(reads_alike).cloned().collect();
-            for name in alike {
-                headers.remove(name);
-            }
-        }
-        named
-    }
-
-    fn named(&self, headers: &HeaderMap, peer: IpAddr) -> Named {
+    /// Whom a server before the gateway names.
+    ///
+    /// `reserved`: what came under names that no client may use; the proxy has taken it out of the request.
+    pub(super) fn named(&self, reserved: &HeaderMap, peer: IpAddr) -> Named {
         let Some((header, peers)) = &self.trusted else { return Named::Unsaid };
         if !peers.iter().any(|network| network.contains(peer)) {
             return Named::Unsaid;
         }
-        let mut values = headers.get_all(header).iter();
+        let mut values = reserved.get_all(header).iter();
         match (values.next().and_then(|value| std::str::from_utf8(value.as_bytes()).ok()), values.next()) {
             // two names are none
             (Some(user), None) if !user.trim().is_empty() => Named::User(user.trim().to_owned()),
@@ -212,6 +195,10 @@ pub(super) fn settings(gateway: &config::Gateway) -> proxy::Settings {
         chain: one.certificate.clone(),
         key: one.key.clone(),
     };
+    let usual = || proxy::Settings::default().never_from_clients;
+    let mut never_from_clients = gateway.never_from_clients.clone().unwrap_or_else(usual);
+    let ours = [gateway.user_header.as_ref(), gateway.trusted_header.as_ref().map(|header| &header.name)];
+    never_from_clients.extend(ours.into_iter().flatten().map(|name| name.to_ascii_lowercase()));
     proxy::Settings {
         listen: gateway.listen.clone(),
         plain: gateway.plain.clone(),
@@ -221,6 +208,7 @@ pub(super) fn settings(gateway: &config::Gateway) -> proxy::Settings {
         trusted_proxies: gateway.trusted_proxies.clone(),
         socket_table: None,
         origins: gateway.origins.iter().map(origin).collect(),
+        never_from_clients,
         limits: gateway.limits,
         times: gateway.times,
     }
@@ -307,28 +295,36 @@ mod tests {
         );
     }
 
-    /// R3: nobody else's word counts for a name, and no application hears it.
+    /// R3: nobody else's word counts for a name.
     #[test]
     fn r3_a_user_is_named_by_the_named_peers_alone() {
         let rules = rules(
             "trusted-header = { name = 'X-Remote-User', peers = ['10.0.0.0/8'] }\nuser-header = 'X-User'",
         );
         let (front, stranger) = ("10.1.2.3".parse().unwrap(), "192.0.2.1".parse().unwrap());
-        let sent =
-            [("x-remote-user", " alice "), ("x_remote_user", "eve"), ("x-user", "eve"), ("x_user", "eve")];
-        for (peer, named) in [(front, Named::User("alice".into())), (stranger, Named::Unsaid)] {
-            let mut headers = headers(&sent);
-            assert_eq!(rules.take_named(&mut headers, peer), named);
-            assert!(headers.is_empty(), "{headers:?}");
-            rules.tell_user(&mut headers, "alice");
-            assert_eq!(headers["x-user"], "alice");
-        }
+        let sent = headers(&[("x-remote-user", " alice "), ("x_remote_user", "eve"), ("x-user", "eve")]);
+        assert_eq!(rules.named(&sent, front), Named::User("alice".into()));
+        assert_eq!(rules.named(&sent, stranger), Named::Unsaid);
         for none in [&[][..], &[("x-remote-user", " ")], &[("x-remote-user", "a"), ("x-remote-user", "b")]] {
-            assert_eq!(rules.take_named(&mut headers(none), front), Named::Nobody, "{none:?}");
+            assert_eq!(rules.named(&headers(none), front), Named::Nobody, "{none:?}");
         }
-        let plain = self::rules("");
-        let mut kept = headers(&[("x-remote-user", "alice")]);
-        assert_eq!(plain.take_named(&mut kept, front), Named::Unsaid);
-        assert!(!kept.is_empty(), "not configured: it means nothing to us");
+        assert_eq!(self::rules("").named(&sent, front), Named::Unsaid);
+        let mut told = HeaderMap::new();
+        rules.tell_user(&mut told, "alice");
+        assert_eq!(told["x-user"], "alice");
+    }
+
+    /// R3: what the gateway tells an application no client can tell it.
+    #[test]
+    fn r3_the_names_that_are_ours_are_nobody_elses() {
+        let config = Config::parse(
+            "[web]\n[gateway]\nplain = ['127.0.0.1:1']\nuser-header = 'Our-User'\ntrusted-header = { name = 'Their-User', \
+             peers = ['10.0.0.1'] }\n[[gateway.origins]]\nhost = 'a'\nto = 'http://127.0.0.1:2'",
+        )
+        .unwrap();
+        let names = settings(config.gateway.as_ref().unwrap()).never_from_clients;
+        for name in ["our-user", "their-user", "x-remote-*"] {
+            assert!(names.iter().any(|its| its == name), "{name}: {names:?}");
+        }
     }
 }

@@ -256,6 +256,10 @@ pub(super) fn begin_trouble(error: &BeginError, for_a_person: bool) -> Response<
             let text = "Your account is locked. Ask the administrator of this gateway.";
             note(for_a_person, StatusCode::FORBIDDEN, "Locked", text)
         }
+        LinkError::Gone => {
+            let text = "Your session has ended meanwhile. Log in again.";
+            note(for_a_person, StatusCode::FORBIDDEN, "Logged out", text)
+        }
         LinkError::Full(why) => {
             tracing::warn!("a login is refused: {why}");
             let text = "There are too many sessions, of yours or in all. Log out where you do not need them, or try again \

@@ -33,7 +33,7 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
-    /// 100,000 sessions, as many as the daemon has (some 40 MB), and a logout token for each and more.
+    /// 100,000 sessions, as many as the daemon has, and a logout token for each and more.
     fn default() -> Self {
         Self { sessions: 100_000, logouts: 131_072 }
     }

@@ -1,6 +1,7 @@
 //! The bodies that pass: a request's, with its limits; an answer's, with what has to be put back in order after it.
 
 mod idle;
+mod piece;
 mod relay;
 
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use super::register::{Fault, Flight, Own};
 
 pub(super) use idle::Idle;
+pub(super) use piece::Piece;
 pub(super) use relay::Relay;
 
 /// Why a body does not come to its end.
@@ -103,6 +105,13 @@ impl RequestBody {
     }
 }
 
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        // also where nobody wants the rest of it: from now on the origin is waited for, and not the client
+        self.flight.body_is_sent();
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -126,7 +135,12 @@ impl Body for RequestBody {
                         None => return this.failed(BodyError::TooLong),
                     }
                 }
-                if over || frame.is_trailers() {
+                if frame.is_trailers() {
+                    // after the head nobody looks at what they say, and some origins take them for fields of the head
+                    this.over();
+                    return Poll::Ready(None);
+                }
+                if over {
                     this.over();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -151,9 +165,14 @@ impl Body for RequestBody {
 }
 
 /// What a client is sent.
+///
+/// Over HTTP/2 there is one piece at a time in the connection's queue, where it may wait for the client's window as long
+/// as he likes: the next one, and the end, are given when it is written. Until then this lives, so that the queue can be
+/// emptied when the session ends or the client stalls: an error of a body does that.
 #[derive(Debug)]
 pub(super) struct ResponseBody {
     kind: Kind,
+    flight: Arc<Flight>,
     /// The request is on its way until its answer's body is gone.
     _own: Own,
 }
@@ -166,45 +185,69 @@ enum Kind {
 }
 
 impl ResponseBody {
-    pub(super) fn nothing(own: Own) -> Self {
-        Self { kind: Kind::Nothing, _own: own }
+    pub(super) fn nothing(flight: Arc<Flight>, own: Own) -> Self {
+        Self { kind: Kind::Nothing, flight, _own: own }
     }
 
-    pub(super) fn page(page: Bytes, own: Own) -> Self {
+    pub(super) fn page(page: Bytes, flight: Arc<Flight>, own: Own) -> Self {
         let kind = if page.is_empty() { Kind::Nothing } else { Kind::Page(page) };
-        Self { kind, _own: own }
+        Self { kind, flight, _own: own }
     }
 
-    pub(super) fn relay(relay: Relay, own: Own) -> Self {
-        Self { kind: Kind::Relay(Box::new(relay)), _own: own }
+    pub(super) fn relay(relay: Relay, flight: Arc<Flight>, own: Own) -> Self {
+        Self { kind: Kind::Relay(Box::new(relay)), flight, _own: own }
+    }
+
+    /// The last piece is not with the client yet.
+    fn is_waited_for(&self) -> bool {
+        self.flight.is_stream() && self.flight.has_unwritten()
     }
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.kind {
-            Kind::Nothing => Poll::Ready(None),
+    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        let this = &mut *self;
+        if this.flight.is_stalled() {
+            return Poll::Ready(Some(Err(BodyError::TooSlow)));
+        }
+        if this.is_waited_for() {
+            // the stream's task is woken when the piece is written
+            return if this.flight.is_ended() {
+                Poll::Ready(Some(Err(BodyError::Ended)))
+            } else {
+                Poll::Pending
+            };
+        }
+        this.flight.asked_for_more();
+        let (frame, registered) = match &mut this.kind {
+            Kind::Nothing => return Poll::Ready(None),
             Kind::Page(page) => {
                 let page = std::mem::take(page);
-                self.kind = Kind::Nothing;
-                Poll::Ready(Some(Ok(Frame::data(page))))
+                this.kind = Kind::Nothing;
+                (Poll::Ready(Some(Ok(Frame::data(page)))), None)
             }
-            Kind::Relay(relay) => relay.poll_frame(cx),
-        }
+            Kind::Relay(relay) => {
+                let frame = relay.poll_frame(cx);
+                // over HTTP/1.1 hyper lets go of the body before its last piece is written
+                (frame, if this.flight.is_stream() { None } else { relay.registered() })
+            }
+        };
+        frame.map_ok(|frame| frame.map_data(|bytes| Piece::new(bytes, &this.flight, registered)))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
+        let over = match &self.kind {
             Kind::Nothing => true,
             Kind::Page(_) => false,
             Kind::Relay(relay) => relay.is_end_stream(),
-        }
+        };
+        over && !self.is_waited_for()
     }
 
     fn size_hint(&self) -> SizeHint {

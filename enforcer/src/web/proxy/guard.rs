@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hyper::body::Bytes;
-use hyper::http::{Response, request, response};
+use hyper::http::{HeaderMap, Response, request, response};
 
 use super::body::{BodyError, RequestBody};
 use super::origin::Origin;
@@ -19,7 +19,8 @@ pub trait Guard: Send + Sync + 'static {
     type Context: Send + 'static;
 
     /// Answers a request, or lets it through to an origin. It may change the head: what it leaves there is what the
-    /// origin sees. Hop-by-hop fields are gone from it already, `Forwarded` and `X-Forwarded-*` come after it.
+    /// origin sees. Hop-by-hop fields and [`Asked::reserved`] are gone from it already, `Forwarded` and `X-Forwarded-For`,
+    /// `-Proto` and `-Host` come after it.
     fn admit(&self, asked: Asked<'_>) -> impl Future<Output = Admission<Self::Context>> + Send;
 
     /// Changes the head of an origin's answer before the client sees it, or refuses it: then the client is given `Err`
@@ -62,6 +63,10 @@ pub struct Peer {
 #[derive(Debug)]
 pub struct Asked<'a> {
     pub head: &'a mut request::Parts,
+    /// What the client sent under names that are the gateway's alone (`Settings::never_from_clients`, and
+    /// `X-Forwarded-` with anything that is no address, host or scheme). It is in the head no more; where a named peer
+    /// may say who somebody is, this is where he has said it.
+    pub reserved: &'a HeaderMap,
     /// The host that was asked for, in lower case and without a port.
     pub host: &'a str,
     /// The same as the client wrote it, with a port if it did.

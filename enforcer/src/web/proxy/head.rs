@@ -1,16 +1,18 @@
 //! What becomes of the heads of messages: which are refused, what is taken out, what is added.
 
 mod forwarded;
+mod reserved;
 mod target;
 
 use hyper::HeaderMap;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::{StatusCode, request, response};
 
 pub(super) use forwarded::{Client, forward};
+pub(super) use reserved::Reserved;
 pub(super) use target::{Target, target};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -46,6 +48,8 @@ pub(super) fn incoming(parts: &mut request::Parts) -> Result<Wanted, Refusal> {
     }
     strip(headers);
     headers.remove(PROXY_AUTHORIZATION);
+    // trailers of a request are not passed on
+    headers.remove(TRAILER);
     if parts.version == hyper::Version::HTTP_2 {
         join_crumbs(headers);
     }

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use super::body::Idle;
 use super::guard::Guard;
 use super::head::Client;
-use super::register::{Flight, Place, Protocol, STREAM};
+use super::register::{Connection, Flight, Place, Protocol, STREAM};
 use super::service::{Held, Visit};
 use super::socket::Io;
 use super::strict::Strict;
@@ -133,37 +133,41 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let held = Arc::clone(&visit.held);
-    let connection = Arc::clone(held.connection());
+    let connection = held.connection();
     let limits = visit.gate.limits;
-    let stop_now = *visit.gate.stop.borrow() != Stop::No;
-    let service = service_fn(move |request| Arc::clone(&visit).serve(request));
-    let stream = TokioIo::new(Strict::new(stream, Arc::clone(&connection)));
-    let mut speaking =
-        builder(limits.head_bytes, limits.head_fields).serve_connection(stream, service).with_upgrades();
-    if stop_now {
+    if *visit.gate.stop.borrow() != Stop::No {
         connection.close();
     }
-    let mut closing = false;
-    let done = poll_fn(|cx| {
-        match connection.poll_orders(cx) {
-            None => return Poll::Ready(None),
-            Some(true) if !std::mem::replace(&mut closing, true) => {
-                Pin::new(&mut speaking).graceful_shutdown();
-            }
-            Some(_) => {}
-        }
-        Pin::new(&mut speaking).poll(cx).map(Some)
-    })
-    .await;
+    let service = service_fn(move |request| Arc::clone(&visit).serve(request));
+    let stream = TokioIo::new(Strict::new(stream, Arc::clone(connection)));
+    let mut speaking =
+        builder(limits.head_bytes, limits.head_fields).serve_connection(stream, service).with_upgrades();
+    let done = converse(connection, Pin::new(&mut speaking), |speaking| speaking.graceful_shutdown()).await;
     if done.is_some()
         && let Some(parts) = speaking.into_parts()
     {
         linger(parts.io.into_inner().into_inner()).await;
     }
-    match done {
-        Some(Err(error)) => Err(io::Error::other(error)),
-        _ => Ok(()),
-    }
+    done.unwrap_or(Ok(())).map_err(io::Error::other)
+}
+
+/// Speaks as long as the connection has no other orders: `close` lets what is on its way come to its end. `None`: it has
+/// to be dropped.
+pub(super) async fn converse<S: Future>(
+    connection: &Connection,
+    mut speaking: Pin<&mut S>,
+    close: impl Fn(Pin<&mut S>),
+) -> Option<S::Output> {
+    let mut closing = false;
+    poll_fn(|cx| {
+        match connection.poll_orders(cx) {
+            None => return Poll::Ready(None),
+            Some(true) if !std::mem::replace(&mut closing, true) => close(speaking.as_mut()),
+            Some(_) => {}
+        }
+        speaking.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 /// hyper's reader of HTTP/1.1 with our bounds; the times are the sweep's.
@@ -200,10 +204,12 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let held = Arc::clone(&visit.held);
-    let connection = Arc::clone(held.connection());
+    let connection = held.connection();
     let limits = visit.gate.limits;
     let write = visit.gate.times.write;
-    let stop_now = *visit.gate.stop.borrow() != Stop::No;
+    if *visit.gate.stop.borrow() != Stop::No {
+        connection.close();
+    }
     let service = service_fn(move |request| Arc::clone(&visit).serve(request));
     let mut builder = http2::Builder::new(Streams { write });
     builder
@@ -216,21 +222,9 @@ where
         .max_local_error_reset_streams(256)
         .max_pending_accept_reset_streams(20)
         .enable_connect_protocol();
-    let mut speaking = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    if stop_now {
-        connection.close();
-    }
-    let mut closing = false;
-    let done = poll_fn(|cx| {
-        match connection.poll_orders(cx) {
-            None => return Poll::Ready(Ok(())),
-            Some(true) if !std::mem::replace(&mut closing, true) => speaking.as_mut().graceful_shutdown(),
-            Some(_) => {}
-        }
-        speaking.as_mut().poll(cx)
-    })
-    .await;
-    done.map_err(io::Error::other)
+    let speaking = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let done = converse(connection, speaking, |speaking| speaking.graceful_shutdown()).await;
+    done.unwrap_or(Ok(())).map_err(io::Error::other)
 }
 
 /// Runs each stream as a task that the end of its session can drop, whatever it is waiting for: the client sees its
@@ -246,26 +240,49 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let flight = Arc::<Flight>::default();
-        let mut idle = Idle::new(self.write);
-        let mut before = None;
-        tokio::spawn(STREAM.scope(Arc::clone(&flight), async move {
-            let mut stream = pin!(stream);
-            poll_fn(|cx| {
-                if flight.poll_ended(cx) {
-                    return Poll::Ready(());
-                }
-                let polled = stream.as_mut().poll(cx).map(|_| ());
-                if polled.is_ready() {
-                    return polled;
-                }
-                let waits = flight.waits_for_client();
-                if waits != std::mem::replace(&mut before, waits) {
-                    idle.moved();
-                }
-                if waits.is_some() && idle.poll(cx) { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-        }));
+        match STREAM.try_with(Arc::clone) {
+            Ok(tunnel) => tokio::spawn(pump(stream, tunnel)),
+            Err(_) => {
+                let flight = Flight::of_stream();
+                tokio::spawn(STREAM.scope(Arc::clone(&flight), watched(stream, flight, self.write)))
+            }
+        };
     }
+}
+
+/// A stream until it is over, its session is, or its client stalls.
+async fn watched(stream: impl Future, flight: Arc<Flight>, write: Duration) {
+    let mut idle = Idle::new(write);
+    let mut before = None;
+    let mut stream = pin!(stream);
+    poll_fn(|cx| {
+        let ended = flight.poll_ended(cx);
+        if ended && !flight.is_answering() {
+            return Poll::Ready(());
+        }
+        // an answer that has begun is in the connection's queue, and may wait there for the client's window; dropping the
+        // stream would leave it there, while its body tells hyper to throw it away
+        if stream.as_mut().poll(cx).is_ready() || ended {
+            return Poll::Ready(());
+        }
+        let waits = flight.waits_for_client();
+        if waits != std::mem::replace(&mut before, waits) {
+            idle.moved();
+        }
+        if waits.is_some() && idle.poll(cx) {
+            flight.gives_up();
+            let _ = stream.as_mut().poll(cx);
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// What carries the bytes of a tunnel to its stream, and hears of the tunnel's end by itself. Dropped, it resets the
+/// stream; otherwise what was cut off would look complete.
+async fn pump(stream: impl Future, flight: Arc<Flight>) {
+    let mut stream = pin!(stream);
+    poll_fn(|cx| if flight.is_ended() { Poll::Ready(()) } else { stream.as_mut().poll(cx).map(|_| ()) })
+        .await;
 }

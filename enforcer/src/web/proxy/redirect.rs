@@ -1,11 +1,9 @@
 //! Plain HTTP, where nothing is served: every request is sent on to its own address under https.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderValue, LOCATION};
@@ -15,7 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use super::body::ResponseBody;
 use super::head::{Refusal, target};
-use super::listener::{builder, linger};
+use super::listener::{builder, converse, linger};
 use super::page::page;
 use super::service::Held;
 use super::settings::Limits;
@@ -29,28 +27,15 @@ pub(super) async fn speak(limits: &Limits, port: u16, held: &Held, io: Io) -> io
     let service = service_fn(|request| {
         let own = connection.own();
         let answer = answer(request, port).unwrap_or_else(Into::into);
-        async move { Ok::<_, Infallible>(answer.map(|page| ResponseBody::page(page, own))) }
+        let body = |page| ResponseBody::page(page, Arc::default(), own);
+        std::future::ready(Ok::<_, Infallible>(answer.map(body)))
     });
     let mut speaking = builder(limits.head_bytes, limits.head_fields).serve_connection(stream, service);
-    let mut closing = false;
-    let done = poll_fn(|cx| {
-        match connection.poll_orders(cx) {
-            None => return Poll::Ready(None),
-            Some(true) if !std::mem::replace(&mut closing, true) => {
-                Pin::new(&mut speaking).graceful_shutdown();
-            }
-            Some(_) => {}
-        }
-        Pin::new(&mut speaking).poll(cx).map(Some)
-    })
-    .await;
+    let done = converse(connection, Pin::new(&mut speaking), |speaking| speaking.graceful_shutdown()).await;
     if done.is_some() {
         linger(speaking.into_parts().io.into_inner().into_inner()).await;
     }
-    match done {
-        Some(Err(error)) => Err(io::Error::other(error)),
-        _ => Ok(()),
-    }
+    done.unwrap_or(Ok(())).map_err(io::Error::other)
 }
 
 fn answer(request: Request<Incoming>, port: u16) -> Result<Response<Bytes>, Refusal> {

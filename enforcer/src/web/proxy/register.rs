@@ -12,13 +12,14 @@
 
 mod connection;
 mod flight;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub use connection::{Connection, Present};
 pub(super) use connection::{Own, Place, Protocol};
 pub use flight::Flight;
 pub(super) use flight::{Fault, STREAM};
+use room::Crowd;
+pub(super) use room::Room;
 
 /// What a session is called between the guard and the proxy: never a secret, never used for two sessions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +105,8 @@ pub struct Register {
     /// The number of the newest end that was forgotten.
     horizon: AtomicU64,
     numbers: AtomicU64,
+    /// On their way now.
+    requests: AtomicUsize,
     connections: Mutex<Connections>,
     /// Told when a connection has gone.
     gone: Notify,
@@ -111,7 +116,7 @@ pub struct Register {
 struct Connections {
     places: usize,
     all: HashMap<u64, Arc<Connection>>,
-    of_address: HashMap<IpAddr, usize>,
+    of_address: HashMap<IpAddr, Arc<Crowd>>,
 }
 
 impl Register {
@@ -125,6 +130,7 @@ impl Register {
             ends: AtomicU64::new(0),
             horizon: AtomicU64::new(0),
             numbers: AtomicU64::new(1),
+            requests: AtomicUsize::new(0),
             connections: Mutex::default(),
             gone: Notify::new(),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE};
 use hyper::http::{Extensions, Method, Request, Response, StatusCode, request, response};
 use hyper::upgrade::OnUpgrade;
 use tracing::warn;
@@ -20,6 +20,8 @@ use super::register::{Connection, Fault, Flight, Own, Place, Present, Refused, R
 use super::tunnel::{self, Tunnel};
 use super::upstream::{Failure, Line, Pools, connect, unless_ended};
 use super::{Gate, websocket};
+
+const UNASKED: &str = "The application answers what nobody asked.";
 
 /// A client's connection as its requests see it.
 pub(super) struct Visit<G> {
@@ -78,13 +80,24 @@ impl<G: Guard> Visit<G> {
         let connection = self.held.connection();
         let mut own = Some(connection.own());
         let flight = STREAM.try_with(Arc::clone).unwrap_or_default();
+        let is_head = request.method() == Method::HEAD;
         let most = self.gate.limits.abandoned;
         let mut watch = Watch { connection, flight: Arc::clone(&flight), most, answered: false };
-        let answer = self.answer(request, &flight, &mut own).await;
+        let answer = if own.as_mut().is_some_and(|own| own.enter(&self.gate.register)) {
+            self.answer(request, &flight, &mut own).await
+        } else {
+            Err(too_many())
+        };
         watch.answered = true;
-        Ok(answer.unwrap_or_else(|page| {
+        Ok(answer.unwrap_or_else(|mut page| {
             let own = own.take().unwrap_or_else(|| connection.own());
-            page.map(|page| ResponseBody::page(page, own))
+            if is_head {
+                // over HTTP/2 hyper would send a body too
+                let length = page.body().len();
+                page.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+                return page.map(|_| ResponseBody::nothing(flight, own));
+            }
+            page.map(|page| ResponseBody::page(page, flight, own))
         }))
     }
 
@@ -126,10 +139,12 @@ impl<G: Guard> Visit<G> {
         } else if extended.is_some() {
             return Err(page(StatusCode::NOT_IMPLEMENTED, "That protocol is not spoken here."));
         }
+        let reserved = gate.reserved.take(&mut parts.headers);
         let ticket = gate.register.ticket();
         let asked = Asked {
             peer: self.client.peer(&parts.headers, &gate.trusted),
             head: &mut parts,
+            reserved: &reserved,
             host: target.host(),
             authority: target.authority(),
             origin,
@@ -171,7 +186,8 @@ impl<G: Guard> Visit<G> {
         let (mut head, incoming) = answer.into_parts();
         let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if switches {
-            errand.agree(&mut head, extended.is_some())?;
+            let agreed = errand.agree(&mut head, extended.is_some());
+            agreed.map_err(|text| page(StatusCode::BAD_GATEWAY, text))?;
         } else if extended.is_some() && head.status.is_success() {
             return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
         } else {
@@ -208,6 +224,10 @@ impl<G: Guard> Visit<G> {
         }
         if body.is_empty() && parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
             parts.headers.remove(CONTENT_LENGTH);
+        }
+        if !body.is_empty() && !parts.headers.contains_key(CONTENT_LENGTH) {
+            // hyper by itself takes it that a GET has no body, whatever comes after its head
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         head::outgoing(&mut parts.headers, upgrade, trailers);
     }
@@ -268,7 +288,7 @@ impl<G: Guard> Visit<G> {
                 Poll::Ready(())
             })
             .await;
-            return ResponseBody::nothing(own);
+            return ResponseBody::nothing(Arc::clone(flight), own);
         }
         flight.answering();
         if !flight.is_body_sent() {
@@ -278,6 +298,7 @@ impl<G: Guard> Visit<G> {
         let time = self.gate.times.answer_body;
         ResponseBody::relay(
             Relay::new(incoming, line, pools, origin, Arc::clone(flight), registered, time),
+            Arc::clone(flight),
             own,
         )
     }
@@ -285,14 +306,14 @@ impl<G: Guard> Visit<G> {
 
 impl Errand<'_> {
     /// Gives the origin's consent to another protocol the shape in which the client gets it, if it is to what was asked.
-    fn agree(&self, head: &mut response::Parts, extended: bool) -> Result<(), Response<Bytes>> {
+    fn agree(&self, head: &mut response::Parts, extended: bool) -> Result<(), &'static str> {
         let protocol = head.headers.get(UPGRADE).cloned();
         head::answered(head);
         let (Some(asked), Some(protocol)) = (&self.upgrade, protocol) else {
-            return Err(unasked());
+            return Err(UNASKED);
         };
         if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application speaks another protocol."));
+            return Err("The application speaks another protocol.");
         }
         if extended {
             head.status = StatusCode::OK;
@@ -313,7 +334,7 @@ impl Errand<'_> {
         extended: bool,
     ) -> Result<ResponseBody, Response<Bytes>> {
         let connection = visit.held.connection();
-        let client = self.on_upgrade.ok_or_else(unasked)?;
+        let client = self.on_upgrade.ok_or_else(|| page(StatusCode::BAD_GATEWAY, UNASKED))?;
         let Some((origin, early)) = line.switched().await else {
             return Err(page(StatusCode::BAD_GATEWAY, "The application hung up."));
         };
@@ -321,19 +342,22 @@ impl Errand<'_> {
         if !extended {
             connection.switches();
         }
-        let own = own.take().unwrap_or_else(|| connection.own());
+        let mut own = own.take().unwrap_or_else(|| connection.own());
+        let room = own.leave();
         let held = Arc::clone(&visit.held);
         let flight = Arc::clone(self.flight);
+        let body = ResponseBody::nothing(Arc::clone(&flight), own);
         tunnel::start(Tunnel {
             client,
             origin,
             early,
             flight,
             registered,
+            room,
             held,
             time: visit.gate.times.tunnel,
         });
-        Ok(ResponseBody::nothing(own))
+        Ok(body)
     }
 }
 
@@ -354,10 +378,6 @@ fn instead(answer: Response<Bytes>, extended: bool) -> Response<Bytes> {
     answer
 }
 
-fn unasked() -> Response<Bytes> {
-    page(StatusCode::BAD_GATEWAY, "The application answers what nobody asked.")
-}
-
 fn too_long() -> Response<Bytes> {
     page(StatusCode::PAYLOAD_TOO_LARGE, "The body of the request is longer than allowed.")
 }
@@ -371,6 +391,13 @@ impl From<Refused> for Response<Bytes> {
             }
         }
     }
+}
+
+/// Requests take memory, and origins have their own bounds: who comes when all room is taken comes again.
+fn too_many() -> Response<Bytes> {
+    let mut answer = page(StatusCode::SERVICE_UNAVAILABLE, "There are too many requests at once: try again.");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+    answer
 }
 
 fn ended() -> Response<Bytes> {

@@ -29,6 +29,9 @@ pub struct Settings {
     /// Peers whose `Forwarded` and `X-Forwarded-*` are believed and passed on, and whose connections are never closed
     /// for one session's sake: `192.0.2.7`, `10.0.0.0/8`, `2001:db8::/32`.
     pub trusted_proxies: Vec<Network>,
+    /// Header fields that no client may send, since origins believe what they say: `x-remote-user`, or how several names
+    /// begin, `x-remote-*`. It takes the place of a list of the common ones.
+    pub never_from_clients: Vec<String>,
     /// Where it is written down who has which socket, for the daemon to read when the gateway does not answer: a file in
     /// a folder in memory that nobody else can write to, like `/run/enforcer-web/sockets`. Unset: nowhere.
     pub socket_table: Option<PathBuf>,
@@ -46,6 +49,7 @@ impl Default for Settings {
             public_port: 443,
             certificates: Vec::new(),
             trusted_proxies: Vec::new(),
+            never_from_clients: NEVER_FROM_CLIENTS.map(str::to_owned).to_vec(),
             socket_table: None,
             origins: Vec::new(),
             limits: Limits::default(),
@@ -53,6 +57,24 @@ impl Default for Settings {
         }
     }
 }
+
+/// By which gateways and proxies tell applications who somebody is, and (`X-Original-URL`) what he asked for.
+const NEVER_FROM_CLIENTS: [&str; 14] = [
+    "remote-user",
+    "remote-groups",
+    "remote-name",
+    "remote-email",
+    "x-remote-*",
+    "x-user",
+    "x-authenticated-*",
+    "x-auth-request-*",
+    "x-webauth-*",
+    "x-client-cert*",
+    "x-ssl-client-*",
+    "ssl-client-*",
+    "x-original-*",
+    "x-rewrite-url",
+];
 
 /// A certificate with its key, both PEM.
 #[derive(Debug, Clone, Deserialize)]
@@ -114,6 +136,11 @@ pub struct Limits {
     pub connections: usize,
     /// Of one address, or of one /64 of IPv6. Peers in `trusted-proxies` are not counted.
     pub connections_of_address: usize,
+    /// Requests on their way, in all; a WebSocket is one as long as it is open. Who comes beyond that is told 503. Each
+    /// takes up to 384 KiB: 256 that its client may send ahead, 64 read from the origin, 64 on the way to the client.
+    pub requests: usize,
+    /// From one address, or from one /64 of IPv6. Those of peers in `trusted-proxies` are counted in all alone.
+    pub requests_of_address: usize,
     /// Bytes of a request's head, and of an answer's. At least 8,192.
     pub head_bytes: usize,
     /// Header fields in it.
@@ -138,6 +165,8 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             connections_of_address: 1_000,
+            requests: 10_000,
+            requests_of_address: 1_000,
             head_bytes: 32 << 10,
             head_fields: 100,
             streams: 128,

@@ -71,6 +71,11 @@ impl Wire {
         self.heard.load(Ordering::Relaxed)
     }
 
+    /// Whether the peer took nothing the last time it was given something.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) != 0
+    }
+
     /// For how long the peer has taken nothing although there is something, in milliseconds.
     pub fn blocked_for(&self, now: u64) -> u64 {
         match self.blocked.load(Ordering::Relaxed) {
@@ -88,10 +93,11 @@ pub struct Io {
 }
 
 impl Io {
-    /// Takes a connected stream over. Small writes go out at once from now on.
+    /// Takes a connected stream over. Small writes go out at once from now on, and little waits in the kernel.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let fd = stream.as_raw_fd();
+        keep_little_unsent(fd)?;
         let cookie = cookie_of(fd).unwrap_or(0);
         let ends = (stream.local_addr()?, stream.peer_addr()?);
         let wire = Arc::new(Wire {
@@ -164,6 +170,20 @@ impl AsyncWrite for Io {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
+}
+
+/// The kernel takes no more than that beyond what it has sent (and one write): what it took can only be taken back by a
+/// reset of the connection. It is also the memory of a client that stalls, which would be 4 MiB otherwise.
+static UNSENT: libc::c_int = 128 << 10;
+
+/// Sets TCP_NOTSENT_LOWAT.
+fn keep_little_unsent(fd: RawFd) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the caller's stream is open; the value is a constant of the length that is given
+    let done = unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, (&raw const UNSENT).cast(), length)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// SO_COOKIE of that socket.

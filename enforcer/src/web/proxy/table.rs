@@ -226,6 +226,34 @@ mod tests {
     }
 
     #[test]
+    fn r7_a_full_disk_is_said_at_once_and_not_by_a_signal() {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+
+        // mounts of this thread alone, which go with it
+        let folder = TempDir::new().unwrap();
+        let place = folder.path().to_owned();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let nothing = None::<&str>;
+            mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+            mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+            let path = place.join("sockets");
+            let error = Table::create(&path, 65_536).unwrap_err().to_string();
+            assert!(error.contains("no room") && error.contains("sockets"), "{error}");
+            assert!(!path.exists());
+            let table = Table::create(&path, 100).unwrap();
+            // what there is is taken: nobody else can take it away
+            let _ = std::fs::write(place.join("other"), vec![0; 1 << 20]);
+            let end = ends("192.0.2.1:1", "192.0.2.2:2");
+            let all: Vec<_> =
+                (1..=100).map(|cookie| table.put(SessionKey([1; 16]), cookie, end, Side::Origin)).collect();
+            assert_eq!((all.len(), read(&path).unwrap().entries.len()), (100, 100));
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn a_slot_that_is_being_written_is_read_as_it_was_or_will_be() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("sockets");

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 
 use super::body::Idle;
-use super::register::{Flight, Registered};
+use super::register::{Flight, Registered, Room};
 use super::service::Held;
 use super::upstream::Stream;
 
@@ -27,6 +27,7 @@ pub(super) struct Tunnel {
     pub(super) early: Bytes,
     pub(super) flight: Arc<Flight>,
     pub(super) registered: Option<Registered>,
+    pub(super) room: Option<Room>,
     pub(super) held: Arc<Held>,
     pub(super) time: Duration,
 }
@@ -37,7 +38,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Starts a task that lives as long as the tunnel.
 pub(super) fn start(tunnel: Tunnel) {
     tokio::spawn(async move {
-        let Tunnel { client, origin, early, flight, registered, held, time } = tunnel;
+        let Tunnel { client, origin, early, flight, registered, room, held, time } = tunnel;
         // busy: the sweep does not take its connection for an idle one
         let mut own = held.connection().own();
         if registered.is_some() {
@@ -70,7 +71,7 @@ pub(super) fn start(tunnel: Tunnel) {
         }
         // the sockets are gone; now the session's end may know
         drop(registered);
-        drop(own);
+        drop((own, room));
     });
 }
 

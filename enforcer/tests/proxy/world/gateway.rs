@@ -9,7 +9,7 @@ use enforcer::web::proxy::{
     Admission, Asked, Guard, Origin, OriginSettings, Peer, Proxy, SessionKey, Settings, Threads,
 };
 use hyper::body::Bytes;
-use hyper::http::{Response, response};
+use hyper::http::{HeaderMap, Response, response};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,8 @@ pub struct Watchman {
     /// are refused.
     pub held: Arc<Held>,
     pub peers: Mutex<Vec<Peer>>,
+    /// What clients sent under names that are the gateway's, and how many of these fields the guard saw in the head.
+    pub reserved: Mutex<Vec<(HeaderMap, usize)>>,
     /// Paths, and the status of their answers when the guard was asked about them.
     pub seen: Mutex<Vec<(String, u16)>>,
 }
@@ -44,6 +46,11 @@ impl Guard for Watchman {
 
     async fn admit(&self, mut asked: Asked<'_>) -> Admission<String> {
         self.peers.lock().unwrap().push(asked.peer);
+        let left = asked.reserved.keys().filter(|name| asked.head.headers.contains_key(*name)).count();
+        self.reserved.lock().unwrap().push((asked.reserved.clone(), left));
+        if asked.head.headers.contains_key("x-named") {
+            asked.head.headers.insert("x-remote-user", "alice".parse().unwrap());
+        }
         let answer = |status: u16, text: String| {
             Admission::Answer(Response::builder().status(status).body(Bytes::from(text)).unwrap())
         };
@@ -99,9 +106,7 @@ impl Gateway {
     }
 
     pub fn with(origins: &[(&str, SocketAddr)], change: impl FnOnce(&mut Settings)) -> Self {
-        // both ends of all connections are in this process
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        many_files();
         let papers = Papers::new();
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let mut settings = Settings {
@@ -147,6 +152,12 @@ impl Gateway {
         self.proxy.guard().over.lock().unwrap().insert(session);
         self.proxy.end(SessionKey([session; 16])).await
     }
+}
+
+/// Both ends of all connections are in this process.
+pub fn many_files() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 pub fn origin(name: &str, host: &str, path: &str, address: SocketAddr) -> OriginSettings {

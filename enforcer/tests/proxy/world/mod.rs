@@ -9,7 +9,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use client::{Http2, Raw, get, shake};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, many_files};
 pub use origin::{Origin, WebSockets};
 pub use papers::Papers;
 

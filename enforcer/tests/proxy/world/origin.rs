@@ -134,6 +134,7 @@ async fn answer(book: Arc<Book>, request: Request<Incoming>) -> Result<Response<
             .body(endless(Bytes::from_static(b"data: x\n\n"), Some(Duration::from_millis(5)))),
         "download" => answer.body(endless(Bytes::from(vec![7; 16 << 10]), None)),
         "big" => answer.body(full(vec![7; 3 << 20])),
+        "medium" => answer.body(full(vec![7; 20 << 10])),
         "silent" => std::future::pending().await,
         "hop" => answer
             .header("connection", "keep-alive, x-secret")

@@ -179,7 +179,7 @@ mod tests {
 
     fn begun(byte: u8) -> Line {
         let digest = |kind| Digest::of(kind, "https://id.example", &byte.to_string());
-        let sid = (byte % 2 == 0).then(|| digest("sid"));
+        let sid = byte.is_multiple_of(2).then(|| digest("sid"));
         Line::Begun(key(byte), Entry { sub: digest("sub"), sid, until: NOW + u64::from(byte) })
     }
 

@@ -120,7 +120,8 @@ impl Table {
         if self.seen.contains(&jti) {
             return Err(Refused::Seen);
         }
-        if self.seen.len() >= self.bounds.logouts {
+        // also those that have come again count
+        if self.order.len() >= self.bounds.logouts {
             return Err(Refused::TooMany);
         }
         let sub = token.sub.as_ref().map(|sub| Digest::of("sub", issuer, sub));
@@ -225,9 +226,13 @@ mod tests {
         let mut table = table();
         let out = table.logout(ISSUER, &token("alice", "", 1), NOW).unwrap();
         assert_eq!(table.logout(ISSUER, &token("alice", "", 1), NOW + 1), Err(Refused::Seen));
-        // it could not be done: the provider may say it again
+        // it could not be done: the provider may say it again, but not for ever at once
+        for _ in 0..2 {
+            table.again(&out.jti);
+            assert_eq!(table.logout(ISSUER, &token("alice", "", 1), NOW + 2).unwrap().sessions.len(), 3);
+        }
         table.again(&out.jti);
-        assert_eq!(table.logout(ISSUER, &token("alice", "", 1), NOW + 2).unwrap().sessions.len(), 3);
+        assert_eq!(table.logout(ISSUER, &token("alice", "", 1), NOW + 3), Err(Refused::TooMany), "R7");
     }
 
     /// R2, R4: an end that overtakes the login that it is about; and a later login is let in.

@@ -24,7 +24,7 @@ pub(in super::super) struct Relay {
     idle: Idle,
     over: bool,
     // last: the session's end waits for it, and by then the socket has to be gone
-    _registered: Option<Registered>,
+    registered: Option<Arc<Registered>>,
 }
 
 impl Relay {
@@ -38,21 +38,26 @@ impl Relay {
         time: Duration,
     ) -> Self {
         let idle = Idle::new(time);
-        Self { incoming, line: Some(line), pools, origin, flight, idle, over: false, _registered: registered }
+        let registered = registered.map(Arc::new);
+        Self { incoming, line: Some(line), pools, origin, flight, idle, over: false, registered }
+    }
+
+    /// What keeps the request under its session.
+    pub(super) fn registered(&self) -> Option<Arc<Registered>> {
+        self.registered.clone()
     }
 
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
         if self.flight.is_ended() {
             self.line = None;
             return Poll::Ready(Some(Err(BodyError::Ended)));
         }
-        self.flight.asked_for_more();
+        if self.over {
+            return Poll::Ready(None);
+        }
         let mut poll = Pin::new(&mut self.incoming).poll_frame(cx);
         if poll.is_pending()
             && let Some(line) = &mut self.line
@@ -63,7 +68,6 @@ impl Relay {
         match poll {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.idle.moved();
-                self.flight.gave();
                 if let Some(trailers) = frame.trailers_mut() {
                     clean_trailers(trailers);
                     self.finish(cx);
@@ -91,6 +95,7 @@ impl Relay {
     /// The answer is complete: its socket may serve another request.
     fn finish(&mut self, cx: &mut Context<'_>) {
         self.over = true;
+        self.flight.answered();
         if let Some(line) = self.line.take() {
             self.pools.put_back(self.origin, line, &self.flight, cx);
         }

@@ -11,6 +11,7 @@ use super::super::clock;
 use super::super::lock;
 use super::super::socket::Wire;
 use super::super::table::{Side, Slot, Table};
+use super::room::{Crowd, Room};
 use super::{Register, SessionKey};
 
 /// Within what time the abandoned requests of a connection are counted, in milliseconds.
@@ -38,6 +39,8 @@ pub struct Connection {
     peer: SocketAddr,
     /// A proxy of ours that carries many people's requests.
     trusted: bool,
+    /// Who else comes from there; `None` for a trusted proxy.
+    crowd: Option<Arc<Crowd>>,
     wire: Arc<Wire>,
     protocol: Protocol,
     seen: Mutex<Seen>,
@@ -168,7 +171,7 @@ impl Connection {
     pub(in super::super) fn own(self: &Arc<Self>) -> Own {
         self.busy.fetch_add(1, Ordering::SeqCst);
         lock(&self.seen).own += 1;
-        Own { connection: Arc::clone(self), counted: true }
+        Own { connection: Arc::clone(self), counted: true, room: None }
     }
 
     pub(in super::super) fn is_busy(&self) -> bool {
@@ -243,9 +246,22 @@ pub(in super::super) struct Own {
     connection: Arc<Connection>,
     /// Whether it still belongs to nobody.
     counted: bool,
+    /// Its place among all requests.
+    room: Option<Room>,
 }
 
 impl Own {
+    /// Takes room for it. False: there is none.
+    pub(in super::super) fn enter(&mut self, register: &Arc<Register>) -> bool {
+        self.room = register.room(self.connection.crowd.as_ref());
+        self.room.is_some()
+    }
+
+    /// Its room, for what it becomes.
+    pub(in super::super) fn leave(&mut self) -> Option<Room> {
+        self.room.take()
+    }
+
     /// It belongs to a session now.
     pub(in super::super) fn claimed(&mut self) {
         if std::mem::take(&mut self.counted) {
@@ -294,21 +310,18 @@ fn counted_as(address: IpAddr) -> IpAddr {
 pub(in super::super) struct Place {
     register: Arc<Register>,
     peer: SocketAddr,
-    trusted: bool,
+    /// `None`: it is a trusted proxy.
+    crowd: Option<Arc<Crowd>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut connections = lock(&self.register.connections);
         connections.places = connections.places.saturating_sub(1);
-        if !self.trusted {
-            let address = counted_as(self.peer.ip());
-            if let Some(count) = connections.of_address.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    connections.of_address.remove(&address);
-                }
-            }
+        if let Some(crowd) = &self.crowd
+            && crowd.connections.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            connections.of_address.remove(&counted_as(self.peer.ip()));
         }
         drop(connections);
         self.register.gone.notify_waiters();
@@ -323,15 +336,16 @@ impl Register {
         if connections.places >= self.limits.connections {
             return None;
         }
-        if !trusted {
-            let count = connections.of_address.entry(counted_as(peer.ip())).or_default();
-            if *count >= self.limits.connections_of_address {
+        let crowd =
+            (!trusted).then(|| Arc::clone(connections.of_address.entry(counted_as(peer.ip())).or_default()));
+        if let Some(crowd) = &crowd {
+            if crowd.connections.load(Ordering::Relaxed) >= self.limits.connections_of_address {
                 return None;
             }
-            *count += 1;
+            crowd.connections.fetch_add(1, Ordering::Relaxed);
         }
         connections.places += 1;
-        Some(Place { register: Arc::clone(self), peer, trusted })
+        Some(Place { register: Arc::clone(self), peer, crowd })
     }
 
     /// That connection can carry requests from now on.
@@ -344,7 +358,8 @@ impl Register {
         let connection = Arc::new(Connection {
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
             peer: place.peer,
-            trusted: place.trusted,
+            trusted: place.crowd.is_none(),
+            crowd: place.crowd.clone(),
             wire: Arc::clone(wire),
             protocol,
             seen: Mutex::default(),
@@ -366,6 +381,11 @@ impl Register {
     /// Every connection that there is now.
     pub(in super::super) fn connections(&self) -> Vec<Arc<Connection>> {
         lock(&self.connections).all.values().cloned().collect()
+    }
+
+    /// How many connections have something ready that their clients do not take.
+    pub fn blocked(&self) -> usize {
+        lock(&self.connections).all.values().filter(|connection| connection.wire.is_blocked()).count()
     }
 
     /// Waits until there is none.

@@ -46,13 +46,22 @@ struct Belongs {
 #[derive(Debug, Default)]
 pub struct Flight {
     ended: AtomicBool,
+    /// It is a stream of an HTTP/2 connection, and not all that its connection carries now.
+    stream: bool,
     /// The head of the answer is with the client: what is wrong from now on can only be said by a reset.
     answering: AtomicBool,
+    /// All of the answer was given to the client's side.
+    answered: AtomicBool,
+    /// The client takes nothing of the answer: it is given up.
+    stalled: AtomicBool,
     /// The request's body was read to its end.
     sent: AtomicBool,
     fault: AtomicU8,
-    /// How many pieces of the answer's body the client's side has taken, and whether it has not asked for the next one.
+    /// How many pieces of the answer's body were given to the client's side.
     pieces: AtomicU32,
+    /// How many of them are not written yet; how often some of one was; and whether the next one was not asked for.
+    unwritten: AtomicU32,
+    writes: AtomicU32,
     clients_turn: AtomicBool,
     /// The socket to the origin, while this request has it.
     upstream: Mutex<Option<Upstream>>,
@@ -62,6 +71,15 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// One that is a stream of HTTP/2, in a task of its own.
+    pub(in super::super) fn of_stream() -> Arc<Self> {
+        Arc::new(Self { stream: true, ..Self::default() })
+    }
+
+    pub(in super::super) fn is_stream(&self) -> bool {
+        self.stream
+    }
+
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -85,7 +103,10 @@ impl Flight {
             wire.abort();
         }
         if let Some(Belongs { connection, .. }) = self.belongs.get() {
-            if connection.protocol() == Protocol::Http1 && self.answering.load(Ordering::SeqCst) {
+            // what is ready to be written and not blocked is written by now; what is blocked must not be any more
+            let answering = self.is_answering()
+                && (!self.answered.load(Ordering::SeqCst) || connection.wire().is_blocked());
+            if connection.protocol() == Protocol::Http1 && answering {
                 // its answer is on the wire and carries nobody else's
                 connection.abort();
             } else {
@@ -129,6 +150,15 @@ impl Flight {
         self.answering.store(true, Ordering::SeqCst);
     }
 
+    pub(in super::super) fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::SeqCst)
+    }
+
+    /// The last of the answer was given to the client's side.
+    pub(in super::super) fn answered(&self) {
+        self.answered.store(true, Ordering::SeqCst);
+    }
+
     pub(in super::super) fn body_is_sent(&self) {
         self.sent.store(true, Ordering::Relaxed);
     }
@@ -145,12 +175,38 @@ impl Flight {
     /// A piece was given; the next step is the client's.
     pub(in super::super) fn gave(&self) {
         self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.unwritten.fetch_add(1, Ordering::SeqCst);
         self.clients_turn.store(true, Ordering::Relaxed);
     }
 
-    /// After how many pieces it is the client's turn; `None`: it is not.
-    pub(in super::super) fn waits_for_client(&self) -> Option<u32> {
-        self.clients_turn.load(Ordering::Relaxed).then(|| self.pieces.load(Ordering::Relaxed))
+    /// Some of a piece was written.
+    pub(in super::super) fn writes(&self) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A piece was written to its end, or thrown away.
+    pub(in super::super) fn wrote(&self) {
+        self.unwritten.fetch_sub(1, Ordering::SeqCst);
+        self.task.wake();
+    }
+
+    pub(in super::super) fn has_unwritten(&self) -> bool {
+        self.unwritten.load(Ordering::SeqCst) != 0
+    }
+
+    /// After how many pieces and writes it is the client's turn; `None`: it is not.
+    pub(in super::super) fn waits_for_client(&self) -> Option<(u32, u32)> {
+        let now = || (self.pieces.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed));
+        self.clients_turn.load(Ordering::Relaxed).then(now)
+    }
+
+    /// Its client takes nothing: its answer is not waited for any longer.
+    pub(in super::super) fn gives_up(&self) {
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    pub(in super::super) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
     }
 
     pub(in super::super) fn fail(&self, fault: Fault) {
