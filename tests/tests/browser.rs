@@ -155,7 +155,7 @@ fn r1_r3_two_people_on_one_connection() {
             cookies.iter().map(|cookie| format!("{}={}", cookie.name, cookie.value)).collect();
         pairs.join("; ")
     };
-    let (hers, his) = (cookie("alice"), cookie("bob"));
+    let (hers, his) = (enter("alice"), enter("bob"));
     let connection = browser.connect(APP, WEB_V4, &gateway::papers(&portal));
     for (name, cookies) in [("alice", &hers), ("bob", &his)] {
         let (status, fields) = connection.ask(name, "/ticks/", &[("cookie", cookies)]);
