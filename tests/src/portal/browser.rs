@@ -184,7 +184,7 @@ impl Browser {
                 return Some(page);
             };
             assert!(there.starts_with("https://"), "a whole address: {there}");
-            page = self.run(&[&there.to_owned()])?;
+            page = self.run(&[there])?;
         }
         panic!("it leads nowhere: {page:?}");
     }

@@ -214,7 +214,7 @@ fn r5_the_unit_keeps_the_drops_in_force() {
 }
 
 /// The drop-in for a web gateway: its socket is there, its user's alone, in a folder that he can pass through; also after a
-/// restart. Its twin: without the drop-in the daemon says what it cannot do.
+/// restart. Its twin: without the drop-in the daemon runs, and says what it cannot do.
 #[test]
 fn the_web_gateways_socket_under_the_unit() {
     let drop_in = fs::read_to_string(units().join("web.conf")).unwrap();
@@ -238,4 +238,94 @@ fn the_web_gateways_socket_under_the_unit() {
     drop(booted);
     let booted = Booted::start("none", &binary(), &units().join("enforcer.service"), &setup(""));
     eventually("it says why", BOUND, || booted.journal().contains("/run/enforcer-web").then_some(()));
+    booted.until("SubState", |state| state == "running");
+    let check = booted.run("enforcer", &["check"]).stdout;
+    assert!(check.contains("web: NO gateway is served"), "{check}");
+}
+
+/// A web gateway whose application is nobody's: what it lets through ends in 502.
+const WEB: &str = r#"
+ip link set lo up
+systemd-sysusers /etc/gateway.sysusers
+systemd-tmpfiles --create /etc/gateway.tmpfiles
+printf 'secret\n' | enforcer passwd --file /etc/enforcer/web-users alice
+cd /etc/enforcer
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=web -keyout web.key -out web.pem
+chgrp enforcer-web web.key
+chmod 640 web.key
+cat > enforcer.toml <<'END'
+[kernel]
+outer = []
+inner = []
+[web]
+[gateway]
+listen = ["127.0.0.1:443"]
+redirect = ["127.0.0.1:80"]
+certificates = [{ certificate = "/etc/enforcer/web.pem", key = "/etc/enforcer/web.key" }]
+users-file = "/etc/enforcer/web-users"
+[[gateway.origins]]
+host = "localhost"
+to = "http://127.0.0.1:1"
+END
+"#;
+
+/// Logs in with curl, and asks for something: the answers' codes.
+const LOG_IN: &str = r#"
+set -eu
+ask() { curl -sk -m 20 -b /tmp/jar -H 'Accept: text/html' "$@"; }
+login=https://localhost/.enforcer/login
+form=$(ask -c /tmp/jar "$login" | grep -o 'name="form" value="[^"]*"' | cut -d'"' -f4)
+ask -c /tmp/jar -o /dev/null -w '%{http_code} ' --data-urlencode "form=$form" -d user=alice -d password=secret "$login"
+ask -o /dev/null -w '%{http_code}' https://localhost/
+"#;
+
+/// The web gateway under its unit, as the page for administrators says it: it serves on the ports of the web without being
+/// root, is read again, stops cleanly, and nothing that it needs is denied to it.
+#[test]
+fn the_web_gateway_under_its_unit() {
+    let file = |name: &str| fs::read_to_string(units().join(name)).unwrap();
+    let put = |path: &str, text: &str| format!("cat > {path} <<'END'\n{text}\nEND\n");
+    let setup = [
+        "mkdir -p /etc/systemd/system/enforcer.service.d\n".to_owned(),
+        put("/etc/systemd/system/enforcer.service.d/web.conf", &file("web.conf")),
+        put("/etc/systemd/system/enforcer-gateway.service", &file("enforcer-gateway.service")),
+        put("/etc/gateway.sysusers", &file("enforcer-gateway.sysusers.conf")),
+        put("/etc/gateway.tmpfiles", &file("enforcer-gateway.tmpfiles.conf")),
+        WEB.to_owned(),
+    ]
+    .concat();
+    let booted = Booted::start("gateway", &binary(), &units().join("enforcer.service"), &setup);
+    let journal = || {
+        booted
+            .run("journalctl", &["--no-pager", "--output", "cat", "--unit", "enforcer-gateway.service"])
+            .stdout
+    };
+    let started = booted.run("systemctl", &["start", "enforcer-gateway.service"]);
+    assert_eq!(started.code, 0, "{}{}", started.stderr, journal());
+    eventually(&format!("somebody logs in; {}", journal()), BOUND, || {
+        (booted.run("sh", &["-c", LOG_IN]).stdout == "303 502").then_some(())
+    });
+    let pid =
+        booted.run("systemctl", &["show", "--value", "--property", "MainPID", "enforcer-gateway.service"]);
+    let status = booted.run("cat", &[&format!("/proc/{}/status", pid.stdout.trim())]).stdout;
+    let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert!(
+        !field("Uid:").is_empty() && !field("Uid:").split_whitespace().skip(1).any(|uid| uid == "0"),
+        "{status}"
+    );
+    for set in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        assert!(field(set).ends_with("0000000000000000"), "{status}");
+    }
+    assert_eq!(booted.run("systemctl", &["reload", "enforcer-gateway.service"]).code, 0);
+    eventually("it reads everything again", BOUND, || {
+        journal().contains("the configuration was read again").then_some(())
+    });
+    assert_eq!(booted.run("systemctl", &["stop", "enforcer-gateway.service"]).code, 0);
+    let result =
+        booted.run("systemctl", &["show", "--value", "--property", "Result", "enforcer-gateway.service"]);
+    assert_eq!(result.stdout.trim(), "success", "{}", journal());
+    let denied = ["not permitted", "Permission denied", "Read-only", "Bad system call", "ERROR"];
+    for line in journal().lines() {
+        assert!(!denied.iter().any(|word| line.contains(word)), "{line}");
+    }
 }

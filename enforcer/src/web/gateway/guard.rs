@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, COOKIE, HeaderValue, SET_COOKIE, USER_AGENT};
 use hyper::http::{Response, StatusCode, request, response};
 
 use crate::web::learned::Keeper;
-use crate::web::link::Link;
+use crate::web::link::{Cause, Link};
 use crate::web::oidc::Oidc;
 use crate::web::proxy::{Admission, Asked, Guard, Origin, SessionKey};
 use crate::web::seal::{KeyFile, MasterKeys};
@@ -40,6 +40,9 @@ pub struct Gateway {
     pub(super) oidc: Option<Arc<Oidc>>,
 }
 
+/// Browsers come by TLS, also where a server before us ends it: without it none would keep the session's cookie.
+const SECURE: bool = true;
+
 /// What the answer to a request needs.
 pub struct Context(Option<Box<Sealed>>);
 
@@ -48,7 +51,6 @@ struct Sealed {
     rules: Arc<Rules>,
     host: String,
     path: String,
-    secure: bool,
     deletions: Vec<Deletion>,
     /// The gateway's own.
     cookies: Vec<HeaderValue>,
@@ -97,7 +99,7 @@ impl Gateway {
             Ok(held) => held,
             Err(why) => {
                 tracing::warn!(session = %present.session.key, "a session is ended, since its secret does not open: {why}");
-                self.end(&present, crate::web::link::Cause::Logout).await?;
+                self.end(&present, Cause::Logout).await?;
                 return Err(Box::new(self.send_to_login(&asked, &rules)));
             }
         };
@@ -115,7 +117,6 @@ impl Gateway {
         let Some(origin) = asked.origin else {
             return Ok(Admission::Forward { session: None, context: Context(None) });
         };
-        let secure = true;
         let path = asked.head.uri.path().to_owned();
         let headers = &mut asked.head.headers;
         let fields: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -128,7 +129,7 @@ impl Gateway {
             learned: &learned,
             host: asked.host.as_bytes(),
             path: path.as_bytes(),
-            secure,
+            secure: SECURE,
         };
         let incoming = sealing.incoming(&fields, Instant::now());
         drop(learned);
@@ -161,7 +162,6 @@ impl Gateway {
             held,
             host: asked.host.to_owned(),
             path,
-            secure,
             deletions: incoming.deletions,
             cookies: present.cookies,
             rules,
@@ -192,7 +192,7 @@ impl Gateway {
                 learned: &learned,
                 host: sealed.host.as_bytes(),
                 path: sealed.path.as_bytes(),
-                secure: sealed.secure,
+                secure: SECURE,
             };
             let now = Now { wall: SystemTime::now(), steady: Instant::now() };
             sealing.outgoing(&fields, &sealed.deletions, now)

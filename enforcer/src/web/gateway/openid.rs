@@ -44,6 +44,19 @@ impl Gateway {
             return Ok(not_allowed("GET"));
         }
         let cookie = cookies::value(&asked.head.headers, oidc::COOKIE);
+        let done = self.finish(oidc, asked, rules, cookie).await;
+        // it has served, whatever came of it
+        let forget = |answer| page::with_cookies(answer, [oidc::forget_cookie()]);
+        done.map(forget).map_err(|instead| Box::new(forget(*instead)))
+    }
+
+    async fn finish(
+        &self,
+        oidc: &Oidc,
+        asked: &Asked<'_>,
+        rules: &Rules,
+        cookie: Option<&[u8]>,
+    ) -> Result<Response<Bytes>, Instead> {
         let login = oidc.finish(&query(asked), cookie).await.map_err(|error| refused(&error))?;
         let wish = wish(&Fields::parse(login.target.as_bytes()), rules)?;
         self.end_former(asked, rules, &login.user).await?;
@@ -54,8 +67,7 @@ impl Gateway {
             self.end(&present, Cause::BackChannel).await?;
             return Err(refused(&error));
         }
-        let there = self.go_on(asked, rules, present, wish).await?;
-        Ok(page::with_cookies(there, [oidc::forget_cookie()]))
+        self.go_on(asked, rules, present, wish).await
     }
 
     /// The provider says that somebody has logged out there. It is answered when the sessions have ended.
