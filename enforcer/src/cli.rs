@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bulk;
+mod gateway_keys;
 mod listing;
 mod occtl;
 mod output;
@@ -145,6 +146,28 @@ pub enum Command {
                       staff bob < FILE"
     )]
     Passwd(passwd::Passwd),
+    /// The web gateway, in the foreground: it seals the cookies of the applications behind it
+    #[command(
+        after_help = "It needs [web] and [gateway] in the configuration, and the daemon (`enforcer run`). Started as root \
+                      it takes its ports, reads its certificates, and becomes the user of [web].\n\nSIGHUP reads \
+                      certificates, master keys, users and rules again; SIGTERM stops it, after what is on its way. \
+                      ENFORCER_LOG=enforcer=debug makes it tell everything that happens.\n\nExamples:\n  enforcer \
+                      gateway\n  enforcer gateway --config /etc/enforcer/gateway.toml\n  enforcer disconnect user -i \
+                      alice      ends alice's web sessions too"
+    )]
+    Gateway,
+    /// The master keys of the web gateway: what the sessions' secrets are wrapped with
+    #[command(
+        name = "gateway-keys",
+        subcommand_required = true,
+        after_help = "A new key logs nobody out: each session's secret is wrapped under it when the session is next seen. \
+                      A gateway that runs notices the change by itself; SIGHUP makes it look at once.\n\nExamples:\n  \
+                      enforcer gateway-keys rotate && systemctl reload enforcer-gateway\n  enforcer gateway-keys retire"
+    )]
+    GatewayKeys {
+        #[command(subcommand)]
+        what: gateway_keys::Keys,
+    },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }

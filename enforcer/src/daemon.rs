@@ -165,7 +165,7 @@ pub fn unload(config: &Config) -> anyhow::Result<Unloaded> {
 
 /// Runs the daemon in the foreground until SIGTERM or SIGINT. What is in force in the kernel stays in force.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    start_log();
+    crate::logging::start();
     anyhow::ensure!(
         nix::unistd::geteuid().is_root(),
         "the daemon needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE …)"
@@ -183,18 +183,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = (tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())
         .context("cannot start the runtime")?;
     runtime.block_on(daemon.serve(control, gate, web, received))
-}
-
-fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ENFORCER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let _ = tracing_log::LogTracer::init();
-    let logger = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .finish();
-    let _ = tracing::subscriber::set_global_default(logger);
 }
 
 fn now() -> Now {

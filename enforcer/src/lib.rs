@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod exit;
 pub mod gate;
 pub mod links;
+mod logging;
 mod netlink;
 pub mod ocserv;
 pub mod process;

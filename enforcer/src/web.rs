@@ -2,10 +2,11 @@
 //! ends what a session has in browsers, in applications and on sockets.
 //!
 //! A process of its own without privileges. Its parts are adapters: they know neither each other's insides nor the
-//! registry; `link` is the client of the daemon's `Web` service.
+//! registry; `link` is the client of the daemon's `Web` service. `gateway` puts them together.
 
 pub mod attempts;
 pub mod cookie;
+pub mod gateway;
 pub mod learned;
 pub mod link;
 pub mod oidc;

@@ -1,56 +1,22 @@
-//! Sealing from the outside: a corpus of real-life and odd fields goes through unchanged but for the value, and nothing
+//! Sealing from the outside: its rules, how real applications read what it lets pass; a corpus of real-life and odd fields goes through unchanged but for the value, and nothing
 //! that was changed opens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+#[path = "web/disk.rs"]
+mod disk;
+#[path = "web/readers.rs"]
+mod readers;
+#[path = "web/rules.rs"]
+mod rules;
+#[path = "web/world.rs"]
+mod world;
+
 use std::collections::BTreeSet;
-use std::time::{Instant, SystemTime};
 
 use enforcer::web::cookie::{self, Fate, Rewritten};
-use enforcer::web::learned::{Entry, Learned};
-use enforcer::web::seal::{Group, PREFIX, Sealer, SealingSecret};
-use enforcer::web::sealing::{Now, Policy, Recent, Sealing, Why};
-
-struct World {
-    sealer: Sealer,
-    recent: Recent,
-    policy: Policy,
-    groups: Vec<Group>,
-    learned: Learned,
-}
-
-impl World {
-    fn new() -> Self {
-        let group = Group::new("app").unwrap();
-        Self {
-            sealer: Sealer::new(&SealingSecret::new().unwrap()).unwrap(),
-            recent: Recent::default(),
-            policy: Policy::new(group.clone()),
-            groups: vec![group, Group::new("other").unwrap()],
-            learned: Learned::default(),
-        }
-    }
-
-    fn sealing(&self) -> Sealing<'_> {
-        Sealing {
-            sealer: &self.sealer,
-            recent: &self.recent,
-            policy: &self.policy,
-            groups: &self.groups,
-            learned: &self.learned,
-            host: b"app.example",
-            path: b"/page",
-            secure: true,
-        }
-    }
-
-    fn seal(&self, name: &[u8], value: &[u8]) -> Vec<u8> {
-        self.sealer.seal(&self.policy.group, name, value).unwrap()
-    }
-}
-
-fn now() -> Now {
-    Now { wall: SystemTime::now(), steady: Instant::now() }
-}
+use enforcer::web::seal::{PREFIX, Sealer, SealingSecret};
+use enforcer::web::sealing::{Policy, Why};
+use world::{World, group};
 
 /// The lines of a corpus, with `\xHH`, `\\` and `\{N*TEXT}` read.
 fn lines(text: &str) -> Vec<Vec<u8>> {
@@ -118,10 +84,10 @@ fn the_corpus_is_large_and_has_no_line_twice() {
 
 #[test]
 fn every_set_cookie_of_the_corpus_is_the_same_but_for_its_value() {
-    let world = World::new();
+    let world = World::plain();
     let mut wrong = Vec::new();
     for (sealed, field) in set_cookies() {
-        let mut outgoing = world.sealing().outgoing(&[&field], &[], now()).unwrap();
+        let mut outgoing = world.sealing().outgoing(&[&field], &[], world.now).unwrap();
         assert!(outgoing.notes.is_empty() && outgoing.fields.len() == 1);
         let written = outgoing.fields.remove(0);
         let back = match sealed {
@@ -145,9 +111,9 @@ fn every_set_cookie_of_the_corpus_is_the_same_but_for_its_value() {
 /// All of them in one answer: in their order, each as it would be alone.
 #[test]
 fn many_fields_keep_their_order() {
-    let world = World::new();
+    let world = World::plain();
     let (sealed, fields): (Vec<bool>, Vec<Vec<u8>>) = set_cookies().into_iter().unzip();
-    let outgoing = world.sealing().outgoing(&fields, &[], now()).unwrap();
+    let outgoing = world.sealing().outgoing(&fields, &[], world.now).unwrap();
     assert_eq!(outgoing.fields.len(), fields.len());
     for ((sealed, field), written) in sealed.into_iter().zip(&fields).zip(&outgoing.fields) {
         let (one, other) = (cookie::SetCookie::parse(field), cookie::SetCookie::parse(written));
@@ -159,16 +125,15 @@ fn many_fields_keep_their_order() {
 
 #[test]
 fn every_cookie_field_of_the_corpus_comes_out_as_it_was_set() {
-    let mut world = World::new();
+    let mut world = World::plain();
     for field in cookies() {
-        let passed = world.sealing().incoming(&[&field], Instant::now());
+        let passed = world.incoming(&[&field]);
         assert_eq!(passed.fields, std::slice::from_ref(&field), "unsealed: {}", field.escape_ascii());
         assert!(passed.stripped.is_empty() && passed.deletions.is_empty());
     }
     for field in cookies() {
         for pair in cookie::pairs(&field) {
-            let name = cookie::Folded::of(pair.name());
-            world.learned.learn(Entry::Sealed { group: world.policy.group.clone(), name });
+            world.learn_sealed(pair.name());
         }
         // as the browser has them
         let sent = cookie::rewrite(&field, |pair| match pair.value() {
@@ -177,7 +142,7 @@ fn every_cookie_field_of_the_corpus_comes_out_as_it_was_set() {
         });
         let Rewritten::Changed(sent) = sent else { continue };
         assert_ne!(sent, field);
-        let opened = world.sealing().incoming(&[&sent], Instant::now());
+        let opened = world.incoming(&[&sent]);
         assert_eq!(opened.fields, std::slice::from_ref(&field), "sealed: {}", field.escape_ascii());
         assert!(opened.stripped.is_empty(), "{}: {:?}", field.escape_ascii(), opened.stripped);
     }
@@ -186,22 +151,22 @@ fn every_cookie_field_of_the_corpus_comes_out_as_it_was_set() {
 /// R2: the whole corpus in another session, and under another group's policy: not a value of it comes through.
 #[test]
 fn r2_nothing_of_the_corpus_opens_in_another_session_or_group() {
-    let (world, mut other) = (World::new(), World::new());
+    let (world, mut other) = (World::plain(), World::plain());
     let mut tried = 0;
     for (_, field) in set_cookies().into_iter().filter(|(sealed, _)| *sealed) {
-        let written = world.sealing().outgoing(&[&field], &[], now()).unwrap().fields.remove(0);
+        let written = world.sealing().outgoing(&[&field], &[], world.now).unwrap().fields.remove(0);
         let cookie = cookie::SetCookie::parse(&written);
         let sent = [cookie.name(), b"=", cookie.value()].concat();
-        let stale = other.sealing().incoming(&[&sent], Instant::now());
+        let stale = other.incoming(&[&sent]);
         assert!(stale.fields.is_empty() && stale.stripped[0].why == Why::Stale);
         assert!(!stale.deletions.is_empty());
         // the same session, another application
         other.sealer = Sealer::new(&SealingSecret::new().unwrap()).unwrap();
-        let mut elsewhere = World { policy: Policy::new(Group::new("other").unwrap()), ..World::new() };
+        let mut elsewhere = World { policy: Policy::new(group("other")), ..World::plain() };
         std::mem::swap(&mut elsewhere.sealer, &mut other.sealer);
         let value = elsewhere.sealer.seal(&world.policy.group, cookie.name(), b"x").unwrap();
         let sent = [cookie.name(), b"=", &value].concat();
-        let kept = elsewhere.sealing().incoming(&[&sent], Instant::now());
+        let kept = elsewhere.incoming(&[&sent]);
         assert!(kept.fields.is_empty() && kept.deletions.is_empty());
         assert_eq!(kept.stripped[0].why, Why::OtherGroup);
         tried += 1;
@@ -212,10 +177,9 @@ fn r2_nothing_of_the_corpus_opens_in_another_session_or_group() {
 /// R2: 10,000 changed copies of sealed values. Not one opens, and none makes anything panic; the unchanged ones do open.
 #[test]
 fn r2_no_changed_copy_of_a_sealed_value_opens() {
-    let mut world = World::new();
+    let mut world = World::plain();
     let name = b"sid";
-    let learned = Entry::Sealed { group: world.policy.group.clone(), name: cookie::Folded::of(name) };
-    world.learned.learn(learned);
+    world.learn_sealed(name);
     let values: Vec<Vec<u8>> = [&b"v"[..], b"0123456789abcdef0123456789", &[b'x'; 300]]
         .map(|value| world.seal(name, value))
         .to_vec();
@@ -239,7 +203,7 @@ fn r2_no_changed_copy_of_a_sealed_value_opens() {
         let trimmed = cookie::pairs(&changed).map(|pair| pair.value().len()).sum::<usize>() != changed.len();
         if !changed.is_empty() && !trimmed && !changed.contains(&b'=') {
             let field = [name, &b"="[..], &changed].concat();
-            let incoming = world.sealing().incoming(&[&field], Instant::now());
+            let incoming = world.incoming(&[&field]);
             assert!(incoming.fields.is_empty(), "{}", field.escape_ascii());
             assert!(matches!(incoming.stripped[0].why, Why::Stale | Why::Unsealed));
             sent += 1;

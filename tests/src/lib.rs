@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod occtl;
 pub mod ocserv;
 pub mod openvpn;
+pub mod portal;
 pub mod probe;
 pub mod process;
 pub mod receipt;

@@ -57,6 +57,10 @@ fn try_run(cli: Cli) -> anyhow::Result<Code> {
     match cli.command {
         Command::Run => crate::daemon::run(config()?).map(|()| Code::Done),
         Command::Gate => Ok(crate::gate::run(cli.common.config.as_deref())),
+        Command::Gateway => {
+            crate::web::gateway::run(config()?, cli.common.config.clone()).map(|()| Code::Done)
+        }
+        Command::GatewayKeys { what } => super::gateway_keys::run(what, &config()?, cli.common.json),
         Command::Passwd(asked) => super::passwd::run(asked, cli.common.json),
         Command::Unload => {
             let config = config()?;
@@ -152,7 +156,12 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             output::print(json, &findings, output::findings)?;
             Ok(worst(&findings))
         }
-        Command::Run | Command::Gate | Command::Unload | Command::Passwd(_) => {
+        Command::Run
+        | Command::Gate
+        | Command::Gateway
+        | Command::GatewayKeys { .. }
+        | Command::Unload
+        | Command::Passwd(_) => {
             Err(anyhow::anyhow!("not a question to the daemon"))
         }
     }

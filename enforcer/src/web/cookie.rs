@@ -15,7 +15,7 @@ use std::ops::Range;
 
 pub use date::parse as parse_date;
 pub use name::{Folded, refused_without_name, smuggled};
-pub use place::{Place, Scope, default_path, domain_matches, path_matches};
+pub use place::{Place, Scope, default_path, domain_matches, folders, path_matches};
 pub use set::{Attribute, SetCookie};
 
 /// One piece of a `Cookie` field: what stands between two semicolons.
@@ -30,6 +30,11 @@ impl<'a> Pair<'a> {
     fn read(text: &'a [u8]) -> Self {
         let (name, value) = split(text);
         Self { text, name: part(text, &name), value }
+    }
+
+    /// All of it, as it stands there.
+    pub fn text(&self) -> &'a [u8] {
+        self.text
     }
 
     /// Without the spaces around it. Empty where there is no `=`.

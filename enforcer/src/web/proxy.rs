@@ -33,7 +33,7 @@ mod page;
 mod redirect;
 mod register;
 mod service;
-mod settings;
+pub(crate) mod settings;
 mod socket;
 mod strict;
 mod sweep;

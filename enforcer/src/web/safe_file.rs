@@ -1,8 +1,9 @@
 //! Files that hold secrets: read only if nobody else could have read or written them, and replaced as a whole.
 //!
 //! A file is replaced by a new one under its name (rename(2)), so that a reader sees the old one or the new one and a
-//! crash leaves one of them. Who changes a file holds a lock of flock(2) on its folder ([`Folder`]): the lock is gone
-//! with its process, however that ends, and no file is left behind for it.
+//! crash leaves one of them. Who changes a file in a folder holds a lock of flock(2) ([`Folder`]) on the empty file
+//! [`LOCK`] there: the lock is gone with its process, however that ends. Whoever can open a file can lock it, so that file
+//! is for the folder's owner alone (and root); the folder itself may be open to everybody.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+/// The file that is locked, in the folder of what is changed. It stays.
+pub const LOCK: &str = ".enforcer.lock";
 
 /// No file that is longer is read.
 pub const MAX_LENGTH: u64 = 64 * 1024 * 1024;
@@ -94,6 +98,10 @@ pub fn stamp(path: &Path) -> Result<Stamp, FileError> {
 /// # Errors
 /// [`FileError`]
 pub fn read(path: &Path, forbidden: Forbidden) -> Result<Contents, FileError> {
+    read_for(path, forbidden, None)
+}
+
+fn read_for(path: &Path, forbidden: Forbidden, owner: Option<u32>) -> Result<Contents, FileError> {
     // a FIFO of that name must not hold us up
     let file = OpenOptions::new()
         .read(true)
@@ -101,7 +109,7 @@ pub fn read(path: &Path, forbidden: Forbidden) -> Result<Contents, FileError> {
         .open(path)
         .map_err(|error| FileError::of(path, "open it", &error))?;
     let about = file.metadata().map_err(|error| FileError::of(path, "look at it", &error))?;
-    examine(path, &about, forbidden)?;
+    examine(path, &about, forbidden, owner)?;
     let mut bytes = Vec::with_capacity(usize::try_from(about.len()).unwrap_or_default() + 1);
     let length = file
         .take(MAX_LENGTH + 1)
@@ -117,7 +125,13 @@ fn too_long(path: &Path) -> FileError {
     FileError::Failed { path: path.display().to_string(), what: format!("is longer than {MAX_LENGTH} bytes") }
 }
 
-fn examine(path: &Path, about: &fs::Metadata, forbidden: Forbidden) -> Result<(), FileError> {
+/// `owner`: who else may own it, beside root and this process's user.
+fn examine(
+    path: &Path,
+    about: &fs::Metadata,
+    forbidden: Forbidden,
+    owner: Option<u32>,
+) -> Result<(), FileError> {
     let refuse = |what: String| Err(FileError::Unsafe { path: path.display().to_string(), what });
     if !about.is_file() {
         return refuse("is no ordinary file".to_owned());
@@ -126,7 +140,7 @@ fn examine(path: &Path, about: &fs::Metadata, forbidden: Forbidden) -> Result<()
         return Err(too_long(path));
     }
     let me = nix::unistd::geteuid().as_raw();
-    if about.uid() != me && about.uid() != 0 {
+    if about.uid() != me && about.uid() != 0 && owner != Some(about.uid()) {
         return refuse(format!(
             "belongs to uid {}, who could change it: it has to belong to root or to uid {me}, `chown` it",
             about.uid()
@@ -148,7 +162,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A file's folder, locked against everybody else who changes files in it this way.
 #[derive(Debug)]
 pub struct Folder {
-    lock: Flock<File>,
+    _lock: Flock<File>,
+    folder: File,
     file: PathBuf,
 }
 
@@ -164,41 +179,44 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
             Err(error) => return Err(FileError::of(path, "find it", &error)),
         };
-        let folder = match file.parent() {
+        let at = match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut open =
-            File::open(folder).map_err(|error| FileError::of(folder, "open the folder", &error))?;
+        let folder = File::open(at).map_err(|error| FileError::of(at, "open the folder", &error))?;
+        let lock = at.join(LOCK);
+        let mut open = open_lock(&lock, &folder)?;
         let give_up = Instant::now() + PATIENCE;
         loop {
             let what = match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { lock, file }),
+                Ok(_lock) => return Ok(Self { _lock, folder, file }),
                 Err((again, Errno::EWOULDBLOCK)) if Instant::now() < give_up => {
                     open = again;
                     std::thread::sleep(Duration::from_millis(5));
                     continue;
                 }
                 Err((_, Errno::EWOULDBLOCK)) => {
-                    "somebody holds a lock on this folder (flock, as lslocks(8) shows it): end that process"
-                        .to_owned()
+                    "somebody holds a lock on it (flock, as lslocks(8) shows it): end that process".to_owned()
                 }
-                Err((_, error)) => format!("cannot lock the folder: {}", error.desc()),
+                Err((_, error)) => format!("cannot lock it: {}", error.desc()),
             };
-            return Err(FileError::Failed { path: folder.display().to_string(), what });
+            return Err(FileError::Failed { path: lock.display().to_string(), what });
         }
     }
 
-    /// As [`read`].
+    /// As [`read`]; the file may belong to the folder's owner as well, who could replace it anyway: so root can change
+    /// the files of a gateway in that one's own folder.
     ///
     /// # Errors
     /// [`FileError`]
     pub fn read(&self, forbidden: Forbidden) -> Result<Contents, FileError> {
-        read(&self.file, forbidden)
+        let about = self.folder.metadata();
+        let owner = about.map_err(|error| FileError::of(&self.file, "look at its folder", &error))?.uid();
+        read_for(&self.file, forbidden, Some(owner))
     }
 
-    /// Puts these contents in the file's place, with the owner, the group and the mode of the one that was there (0600
-    /// where there was none), and does not come back before they are on the disk.
+    /// Puts these contents in the file's place, with the owner, the group and the mode of the one that was there (where
+    /// there was none: mode 0600, and if root makes it the owner of the folder), and does not come back before they are on the disk.
     ///
     /// # Errors
     /// [`FileError`]. Then the file is as it was, unless only the folder could not be written to the disk.
@@ -219,23 +237,60 @@ impl Folder {
             }
             _ => {}
         }
-        let written = write(&new, contents, former.as_ref()).and_then(|()| fs::rename(&new, &self.file));
+        let written =
+            write(&new, contents, former.as_ref(), &self.folder).and_then(|()| fs::rename(&new, &self.file));
         if let Err(error) = written {
             let _ = fs::remove_file(&new);
             let what = format!("cannot replace it: {error}");
             return Err(FileError::Failed { path: self.file.display().to_string(), what });
         }
-        self.lock.sync_all().map_err(|error| failed("write its folder to the disk", &error))
+        self.folder.sync_all().map_err(|error| failed("write its folder to the disk", &error))
     }
 }
 
-fn write(path: &Path, contents: &[u8], former: Option<&fs::Metadata>) -> io::Result<()> {
+/// Opens the file that is locked, and makes it where there is none.
+fn open_lock(path: &Path, folder: &File) -> Result<File, FileError> {
+    let options = |new: bool| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(new).mode(0o600);
+        // no link leads elsewhere, and a FIFO of that name holds nobody up
+        options.custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC);
+        options.open(path)
+    };
+    let failed = |error: io::Error| FileError::of(path, "open the file that is locked", &error);
+    let file = match options(true) {
+        Ok(file) => {
+            to_owner_of(folder, &file).map_err(failed)?;
+            file
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options(false).map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+    };
+    let about = file.metadata().map_err(failed)?;
+    let owner = folder.metadata().map_err(failed)?.uid();
+    examine(path, &about, OWNER_ONLY, Some(owner))?;
+    Ok(file)
+}
+
+/// What root makes in somebody's folder is that one's, who could not open it otherwise.
+fn to_owner_of(folder: &File, file: &File) -> io::Result<()> {
+    let about = folder.metadata()?;
+    if nix::unistd::geteuid().is_root() && about.uid() != 0 {
+        fchown(file, Some(about.uid()), Some(about.gid()))?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, contents: &[u8], former: Option<&fs::Metadata>, folder: &File) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(contents)?;
-    if let Some(former) = former {
-        // first whose it is: chown takes away bits of the mode
-        fchown(&file, Some(former.uid()), Some(former.gid()))?;
-        file.set_permissions(fs::Permissions::from_mode(former.mode() & 0o7777))?;
+    match former {
+        Some(former) => {
+            // first whose it is: chown takes away bits of the mode
+            fchown(&file, Some(former.uid()), Some(former.gid()))?;
+            file.set_permissions(fs::Permissions::from_mode(former.mode() & 0o7777))?;
+        }
+        None => to_owner_of(folder, &file)?,
     }
     file.sync_all()
 }
@@ -299,8 +354,79 @@ mod tests {
         let about = fs::metadata(&path).unwrap();
         assert_eq!((about.gid(), about.mode() & 0o7777), (gid, 0o640));
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        let names = fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(names, 2, "nothing is left beside it");
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, [LOCK, "file", "link"], "nothing is left beside it but what is locked");
+    }
+
+    /// Whoever can open something can lock it: a stranger's lock on the folder holds nobody up, and what we lock a
+    /// stranger cannot open.
+    #[test]
+    fn r7_no_stranger_holds_a_writer_up() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.path().join("file");
+        let open = File::open(folder.path()).unwrap();
+        let theirs = Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, why)| why).unwrap();
+        Folder::lock(&path).unwrap().replace(b"text").unwrap();
+        let lock = folder.path().join(LOCK);
+        assert_eq!(fs::metadata(&lock).unwrap().mode() & 0o7777, 0o600);
+        // only root can be somebody else
+        if nix::unistd::geteuid().is_root() {
+            use std::os::unix::process::CommandExt as _;
+            let stranger = |what: &Path| {
+                let mut command = std::process::Command::new("flock");
+                command.args(["--nonblock", "--shared"]).arg(what).arg("true").uid(65_534).gid(65_534);
+                command.output().unwrap().status.success()
+            };
+            drop(theirs);
+            assert!(stranger(folder.path()), "the folder is open to him");
+            assert!(!stranger(&lock));
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_no_file_of_ours_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, lock) = (folder.path().join("file"), folder.path().join(LOCK));
+        let said = || Folder::lock(&path).unwrap_err().to_string();
+        put(&lock, "", 0o644);
+        assert!(said().contains("`chmod 600` it"), "{}", said());
+        fs::remove_file(&lock).unwrap();
+        nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(said().contains("no ordinary file"), "{}", said());
+        fs::remove_file(&lock).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), &lock).unwrap();
+        assert!(said().contains("cannot open the file that is locked"), "{}", said());
+        assert!(!folder.path().join("elsewhere").exists());
+    }
+
+    /// Root changes a file in the gateway's own folder, and makes one: the gateway can go on with both.
+    #[test]
+    fn what_root_makes_in_anothers_folder_is_that_ones() {
+        if !nix::unistd::geteuid().is_root() {
+            // nobody else can
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::os::unix::fs::chown(folder.path(), Some(12_345), Some(12_346)).unwrap();
+        for text in [&b"new"[..], b"newer"] {
+            let locked = Folder::lock(&path).unwrap();
+            locked.replace(text).unwrap();
+            assert_eq!(locked.read(OWNER_ONLY).unwrap().bytes, text);
+            for name in ["file", LOCK] {
+                let about = fs::metadata(folder.path().join(name)).unwrap();
+                assert_eq!((about.uid(), about.gid(), about.mode() & 0o7777), (12_345, 12_346, 0o600));
+            }
+        }
+        assert!(
+            matches!(read(&path, OWNER_ONLY), Err(FileError::Unsafe { .. })),
+            "without the folder's owner"
+        );
+        std::os::unix::fs::chown(&path, Some(12_347), None).unwrap();
+        assert!(matches!(Folder::lock(&path).unwrap().read(OWNER_ONLY), Err(FileError::Unsafe { .. })));
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! Secrets have no `Debug` and no `Display`, and are wiped from memory when they are dropped. What `ring` makes of a key
 //! for its own use (the expanded AES key, the states of HMAC) it does not wipe; the derived key itself is never here.
 
+mod key_file;
 mod keys;
 mod secret;
 
@@ -31,7 +32,8 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-pub use keys::{KeyFileError, MAX_KEYS, MasterKeys, Opened, UnwrapError, Wrapped};
+pub use key_file::{KeyFile, KeyFileError, MAX_KEYS};
+pub use keys::{KeyInfo, MasterKeys, Opened, UnwrapError, Wrapped};
 pub use secret::{SealingSecret, Token};
 
 /// What every sealed value begins with: whose it is, and the version. No value of an application should.

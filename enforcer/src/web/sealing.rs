@@ -5,14 +5,16 @@
 //! 1. [`Sealing::incoming`] with the request's `Cookie` fields: what the application gets, what was stripped and why
 //!    (to be logged: by name, never by value), and which deletions the browser is owed.
 //! 2. [`Sealing::outgoing`] with the answer's `Set-Cookie` fields and those deletions: what the browser gets, what is
-//!    to be logged, and what is new to [`Learned`]. **The news have to be learned and on the disk before the answer is
-//!    sent.** What cannot be sealed is an error, and the answer is not sent: nothing passes unsealed for want of a key
-//!    or of random numbers.
+//!    to be logged, and what is new to [`Learned`]. **The news have to be on the disk before the answer is sent**:
+//!    [`Keeper::learn`](super::learned::Keeper::learn) says when they are. What cannot be sealed or kept is an error,
+//!    and the answer is not sent: nothing passes unsealed for want of a key or of random numbers, and nothing is sealed
+//!    that would not be known as sealed after a restart.
 //!
-//! An answer that the gateway gives itself (a login page) is owed the deletions as well: [`Deletion::field`]. At a logout
-//! [`Learned::deletable`] says what else can be deleted.
+//! An answer that the gateway gives itself (a login page) is owed the deletions as well: [`Deletion::field`]. What the
+//! answer to a logout says, says [`logout()`].
 //!
-//! Nothing here waits: a lock on [`Learned`] is held for the call alone. The [`Sealer`] and [`Recent`] belong to the
+//! Nothing here waits: a lock on [`Learned`] ([`Keeper::read`](super::learned::Keeper::read)) is held for the call alone.
+//! The [`Sealer`] and [`Recent`] belong to the
 //! session, and may be kept in memory for as long as the session is known to go on.
 //!
 //! What a cookie is, goes by its name and value:
@@ -37,6 +39,7 @@
 //! | everything else | sealed; every attribute stays as it is |
 
 mod incoming;
+mod logout;
 mod outgoing;
 mod policy;
 mod recent;
@@ -48,6 +51,7 @@ use super::learned::Learned;
 use super::seal::{Group, Sealer};
 
 pub use incoming::{Incoming, MAX_DELETIONS, Stripped, Why};
+pub use logout::{Clear, Logout, MAX_LOGOUT, logout};
 pub use outgoing::{Note, Outgoing, OutgoingError};
 pub use policy::{Oversized, Policy, ScriptSet};
 pub use recent::Recent;
@@ -93,6 +97,3 @@ impl Deletion {
         self.place.deletion(&self.name, secure)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -7,6 +7,7 @@ mod draining;
 mod ending;
 mod forwarding;
 mod hardening;
+mod refusing;
 mod smuggling;
 mod times;
 mod upgrades;

@@ -3,12 +3,16 @@
 //! First byte: what the rest is. Beside "no bytes make it panic": whatever is set is handed back with the same bytes,
 //! every byte of a field but its value stays, and nothing that was not sealed opens.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+#[path = "../../../enforcer/tests/web/world.rs"]
+mod world;
+
+use std::time::UNIX_EPOCH;
 
 use enforcer::web::cookie::{Folded, Rewritten, SetCookie, join, pairs, parse_date, rewrite};
 use enforcer::web::learned::{Entry, Learned};
-use enforcer::web::seal::{Group, Sealer, SealingSecret, Token, is_sealed};
-use enforcer::web::sealing::{Deletion, MAX_DELETIONS, Now, Oversized, Policy, Recent, ScriptSet, Sealing};
+use enforcer::web::seal::{Token, is_sealed};
+use enforcer::web::sealing::{Deletion, MAX_DELETIONS, Oversized, ScriptSet};
+use world::World;
 
 pub fn body(input: &[u8]) {
     let Some((&first, bytes)) = input.split_first() else { return };
@@ -24,48 +28,19 @@ pub fn body(input: &[u8]) {
     }
 }
 
-struct World {
-    sealer: Sealer,
-    recent: Recent,
-    policy: Policy,
-    groups: [Group; 2],
-    learned: Learned,
-}
-
-impl World {
-    fn new(choice: u8) -> Option<Self> {
-        let groups = [Group::new("app").ok()?, Group::new("other").ok()?];
-        let mut policy = Policy::new(groups[0].clone()).with_own(b"__Host-enforcer");
-        policy.oversized = [Oversized::Pass, Oversized::Strip][usize::from(choice / 8 % 2)];
-        policy.script_set = [ScriptSet::Pass, ScriptSet::Strip][usize::from(choice / 16 % 2)];
-        policy.readable.insert(b"csrftoken".to_vec());
-        let mut learned = Learned::default();
-        learned.learn(Entry::Sealed { group: groups[0].clone(), name: Folded::of(b"sid") });
-        let sealer = Sealer::new(&SealingSecret::new().ok()?).ok()?;
-        Some(Self { sealer, recent: Recent::default(), policy, groups, learned })
-    }
-
-    fn sealing(&self) -> Sealing<'_> {
-        Sealing {
-            sealer: &self.sealer,
-            recent: &self.recent,
-            policy: &self.policy,
-            groups: &self.groups,
-            learned: &self.learned,
-            host: b"app.example",
-            path: b"/a/b?c",
-            secure: true,
-        }
-    }
-}
-
-fn now() -> Now {
-    Now { wall: UNIX_EPOCH + Duration::from_secs(1_800_000_000), steady: Instant::now() }
+/// A world whose policy this byte decides, in which `sid` was sealed.
+fn world(choice: u8) -> World {
+    let mut world = World::new();
+    world.policy.oversized = [Oversized::Pass, Oversized::Strip][usize::from(choice / 8 % 2)];
+    world.policy.script_set = [ScriptSet::Pass, ScriptSet::Strip][usize::from(choice / 16 % 2)];
+    world.learn_sealed(b"sid");
+    world
 }
 
 fn set(field: &[u8], choice: u8) {
-    let Some(mut world) = World::new(choice) else { return };
-    let outgoing = world.sealing().outgoing(&[field], &[], now()).expect("nothing is refused by this policy");
+    let mut world = world(choice);
+    let outgoing =
+        world.sealing().outgoing(&[field], &[], world.now).expect("nothing is refused by this policy");
     let original = SetCookie::parse(field);
     for entry in outgoing.news {
         assert_eq!(Entry::read(&entry.write()).as_ref(), Some(&entry));
@@ -80,26 +55,26 @@ fn set(field: &[u8], choice: u8) {
     if written.value() == original.value() {
         return;
     }
-    assert!(is_sealed(written.value()) && !original.deletes(now().wall));
+    assert!(is_sealed(written.value()) && !original.deletes(world.now.wall));
     let in_request = |value: &[u8]| match original.name() {
         b"" => value.to_vec(),
         name => [name, b"=", value].concat(),
     };
-    let incoming = world.sealing().incoming(&[in_request(written.value())], now().steady);
+    let incoming = world.incoming(&[in_request(written.value())]);
     assert_eq!(incoming.fields, [in_request(original.value())]);
-    if let Some(place) = original.place(b"app.example", b"/a/b?c") {
+    if let Some(place) = original.place(world.host.as_bytes(), world.path.as_bytes()) {
         let deletion = place.deletion(original.name(), true);
         let read = SetCookie::parse(&deletion);
-        assert!(read.deletes(UNIX_EPOCH) && read.place(b"app.example", b"/elsewhere") == Some(place));
+        assert!(read.deletes(UNIX_EPOCH) && read.place(world.host.as_bytes(), b"/elsewhere") == Some(place));
         assert_eq!(read.name(), original.name());
     }
 }
 
 fn sent(field: &[u8], choice: u8) {
-    let Some(world) = World::new(choice) else { return };
+    let world = world(choice);
     // cut as HTTP/2 may cut it
     let crumbs: Vec<&[u8]> = field.split(|&byte| byte == b'\t').collect();
-    let incoming = world.sealing().incoming(&crumbs, now().steady);
+    let incoming = world.incoming(&crumbs);
     let count = |fields: &[Vec<u8>]| fields.iter().map(|field| pairs(field).count()).sum::<usize>();
     let before: usize = crumbs.iter().map(|crumb| pairs(crumb).count()).sum();
     assert_eq!(count(&incoming.fields) + incoming.stripped.len(), before);
@@ -115,11 +90,11 @@ fn sent(field: &[u8], choice: u8) {
             );
         }
     }
-    let again = world.sealing().incoming(&incoming.fields, now().steady);
+    let again = world.incoming(&incoming.fields);
     assert_eq!(again.fields, incoming.fields);
     assert!(again.stripped.is_empty());
     let owed: Vec<Deletion> = incoming.deletions;
-    let answer = world.sealing().outgoing::<&[u8]>(&[], &owed, now()).expect("nothing is set");
+    let answer = world.sealing().outgoing::<&[u8]>(&[], &owed, world.now).expect("nothing is set");
     assert_eq!(answer.fields.len(), owed.len());
     if incoming.stripped.is_empty() {
         assert_eq!(join(&incoming.fields), join(&crumbs));
@@ -127,7 +102,7 @@ fn sent(field: &[u8], choice: u8) {
 }
 
 fn sealed(value: &[u8]) {
-    let Some(world) = World::new(0) else { return };
+    let world = world(0);
     for name in [&b"sid"[..], b""] {
         assert_eq!(world.sealer.open(&world.groups[0], name, value), None);
         assert_eq!(world.sealer.open(&world.groups[0], name, &[b"es1.", value].concat()), None);
@@ -142,7 +117,8 @@ fn line(bytes: &[u8]) {
     if let Some(entry) = Entry::read(text) {
         assert_eq!(entry.write(), text);
         let mut learned = Learned::default();
-        assert!(learned.learn(entry.clone()).is_none_or(|new| new == entry));
+        learned.learn(entry.clone());
+        assert!(!learned.is_news(&entry));
     }
     // a users file; a hash that a line of it holds is not computed
     if let Err((number, what)) = enforcer::web::users::Users::parse(bytes) {

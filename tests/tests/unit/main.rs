@@ -4,6 +4,7 @@
 mod booted;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use booted::Booted;
@@ -80,6 +81,45 @@ fn the_unit_stays_hardened() {
         assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
         assert!(said.stdout.contains("Overall exposure level"), "{}", said.stdout);
     }
+}
+
+/// The web gateway's unit, its user and its files: systemd takes them, and it is no more exposed than was reached.
+#[test]
+fn systemd_takes_the_web_gateways_unit_and_it_stays_hardened() {
+    let root = Root::new("gateway", &[]);
+    let program = root.0.join("usr/sbin/enforcer");
+    fs::copy("/bin/true", root.0.join("bin/kill")).unwrap();
+    let path = root.unit().with_file_name("enforcer-gateway.service");
+    let unit = fs::read_to_string(units().join("enforcer-gateway.service")).unwrap();
+    fs::write(&path, unit.replace("/usr/sbin/enforcer", program.to_str().unwrap())).unwrap();
+    let mut verify = command("systemd-analyze", ["verify", "--man=no"]);
+    verify.arg(&path);
+    let said = output(verify, "");
+    let ours: Vec<_> = said.stderr.lines().filter(|line| line.contains("enforcer")).collect();
+    assert_eq!((said.code, ours), (0, vec![]), "{}", said.stderr);
+    let mut security =
+        command("systemd-analyze", ["security", "--offline=true", "--no-pager", "--threshold=17"]);
+    security.arg(&path);
+    let said = output(security, "");
+    assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+    assert!(said.stdout.contains("Overall exposure level"), "{}", said.stdout);
+    for (program, file) in [
+        ("systemd-sysusers", "enforcer-gateway.sysusers.conf"),
+        ("systemd-tmpfiles", "enforcer-gateway.tmpfiles.conf"),
+    ] {
+        fs::create_dir_all(root.0.join("etc/enforcer")).unwrap();
+        fs::write(root.0.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
+        fs::write(root.0.join("etc/group"), "root:x:0:\nenforcer-web:x:990:\n").unwrap();
+        let mut taken = command(program, [format!("--root={}", root.0.display())]);
+        if program == "systemd-tmpfiles" {
+            taken.arg("--create");
+        }
+        taken.arg(units().join(file));
+        let said = output(taken, "");
+        assert_eq!(said.code, 0, "{file}: {}{}", said.stdout, said.stderr);
+    }
+    let users = fs::metadata(root.0.join("etc/enforcer/web-users")).unwrap();
+    assert_eq!((users.gid(), users.mode() & 0o7777), (990, 0o640));
 }
 
 /// A gateway between two hosts: `near` has two client addresses, `far` is in the LAN.

@@ -1,14 +1,20 @@
-//! Which cookie an application takes a name for: applications read names less exactly than browsers write them.
+//! Which cookies an application reads in what a browser has sent: applications read names less exactly than browsers
+//! write them.
+
+use std::collections::BTreeSet;
 
 use ring::digest::{SHA256, digest};
 
 use super::is_space;
 
-/// A name as the most careless application reads it, as a digest: ASP.NET does not look at the case, PHP makes `_` of
-/// `.`, space and `[`, Rack and others decode `%XX`, Python strips every space of Unicode. Two names that some
-/// application takes for one have the same; two that are the same here may still be two to the application.
+/// A name as the most careless application reads it, as a digest: ASP.NET does not look at the case; PHP makes `_` of
+/// `.`, space and `[`, and an array `sid` of `sid[x]`; Rack, Perl and PHP have decoded `%XX` and `+`, and PHP stopped at a
+/// NUL; Python strips every space of Unicode. Two names that some application takes for one have the same; two that are
+/// the same here may still be two to the application.
 ///
-/// 128 bits of SHA-256, so that a name of any length takes as much room.
+/// 128 bits of SHA-256, so that a name of any length takes as much room. Digests are kept on the disk: whoever changes
+/// what is one name here changes the word `sealed` of [`crate::web::learned::Entry`] as well, since the digests of before
+/// would be those of other names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Folded(pub [u8; 16]);
 
@@ -23,18 +29,10 @@ impl Folded {
 }
 
 fn fold(name: &[u8]) -> Vec<u8> {
-    let mut folded = Vec::with_capacity(name.len());
-    let mut rest = name;
-    while let [first, after @ ..] = rest {
-        let (byte, after) = match (first, after) {
-            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
-                (Some(high), Some(low)) => (high << 4 | low, after),
-                _ => (b'%', rest.get(1..).unwrap_or_default()),
-            },
-            _ => (*first, after),
-        };
-        folded.push(byte);
-        rest = after;
+    let mut folded = decoded(name);
+    // a string of C ends there
+    if let Some(end) = folded.iter().position(|&byte| byte == 0) {
+        folded.truncate(end);
     }
     // whatever is a space to somebody stands outside of what can be seen in ASCII
     let graphic = |byte: &u8| byte.is_ascii_graphic();
@@ -42,6 +40,12 @@ fn fold(name: &[u8]) -> Vec<u8> {
     let to = folded.iter().rposition(graphic).map_or(folded.len(), |last| last + 1);
     folded.truncate(to);
     folded.drain(..from.min(to));
+    let bracket = folded.iter().position(|&byte| byte == b'[').filter(|&at| at > 0);
+    if let Some(open) = bracket
+        && folded.iter().skip(open).any(|&byte| byte == b']')
+    {
+        folded.truncate(open);
+    }
     for byte in &mut folded {
         *byte = match byte {
             b'.' | b' ' | b'[' => b'_',
@@ -51,20 +55,94 @@ fn fold(name: &[u8]) -> Vec<u8> {
     folded
 }
 
+/// `%XX` is that byte, `+` a space.
+fn decoded(name: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, after),
+                _ => (b'%', rest.get(1..).unwrap_or_default()),
+            },
+            (b'+', _) => (b' ', after),
+            _ => (*first, after),
+        };
+        decoded.push(byte);
+        rest = after;
+    }
+    decoded
+}
+
 fn hex(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-/// Whether an application could find a cookie inside this value that `is_meant` knows by its name: some cut a field at
-/// commas (RFC 2965), spaces (Python's `http.cookies`) and quotes as well as at semicolons; and where there is no name,
-/// some look for it in the value.
-pub fn smuggled(name: &[u8], value: &[u8], mut is_meant: impl FnMut(&[u8]) -> bool) -> bool {
-    let cuts = |byte: &u8| is_space(*byte) || matches!(byte, b',' | b'"');
-    let first = usize::from(!name.is_empty());
-    value.split(cuts).skip(first).any(|piece| match piece.iter().position(|&byte| byte == b'=') {
-        Some(at) => is_meant(piece.get(..at).unwrap_or_default()),
-        None => false,
-    })
+/// Whether some application could find a cookie in this pair that `is_meant` knows by its name, beside the pair's own
+/// name. `pair`: all of it, name and value.
+///
+/// Some cut a field at commas as well as at semicolons (RFC 2109: Tomcat's legacy processor, Jetty, Perl, old Rack and
+/// old Express). Python's `http.cookies` cuts at spaces, allows them on both sides of a `=`, and looked for the next name
+/// behind whatever cannot stand in one. Tomcat's legacy processor passes over separators before a name. And where there
+/// is no name, some look for it in the value. Who takes quotes for what they are cuts at fewer places than these.
+pub fn smuggled(pair: &[u8], mut is_meant: impl FnMut(&Folded) -> bool) -> bool {
+    let Some(first) = pair.iter().position(|&byte| byte == b'=') else { return false };
+    let own = pair.get(..first).unwrap_or_default().trim_ascii();
+    let cuts = |byte: &u8| !is_pythons(byte) || is_comma(byte);
+    if own.first().is_some_and(is_token) && !pair.trim_ascii().iter().any(cuts) {
+        // nobody cuts anywhere
+        return false;
+    }
+    let pair = closed_up(pair);
+    let by_commas = pair.split(is_comma).flat_map(|piece| [name_of(piece), name_of(bare(piece))]);
+    let by_python = pair.split(|byte| !is_pythons(byte)).map(name_of);
+    let by_both = pair.split(cuts).map(name_of);
+    let names: BTreeSet<&[u8]> = by_commas.chain(by_python).chain(by_both).flatten().collect();
+    names.into_iter().any(|name| name != own && is_meant(&Folded::of(name)))
+}
+
+/// Without what somebody passes over at a `=`: spaces on both sides, a quote and what is not ASCII before it.
+fn closed_up(pair: &[u8]) -> Vec<u8> {
+    let mut closed = Vec::with_capacity(pair.len());
+    for &byte in pair {
+        match byte {
+            b'=' => {
+                let skipped = |byte: &u8| is_space(*byte) || *byte == b'"' || !byte.is_ascii();
+                let kept = closed.iter().rposition(|byte| !skipped(byte)).map_or(0, |last| last + 1);
+                closed.truncate(kept);
+                closed.push(byte);
+            }
+            _ if is_space(byte) && closed.ends_with(b"=") => {}
+            _ => closed.push(byte),
+        }
+    }
+    closed
+}
+
+/// What stands before the first `=`.
+fn name_of(piece: &[u8]) -> Option<&[u8]> {
+    let end = piece.iter().position(|&byte| byte == b'=')?;
+    piece.get(..end).map(<[u8]>::trim_ascii).filter(|name| !name.is_empty())
+}
+
+/// Without the separators at its start.
+fn bare(piece: &[u8]) -> &[u8] {
+    let from = piece.iter().position(is_token).unwrap_or(piece.len());
+    piece.get(from..).unwrap_or_default()
+}
+
+fn is_comma(byte: &u8) -> bool {
+    *byte == b','
+}
+
+/// What may stand in a name to `http.cookies`; a `=` may as well, behind the first letter.
+fn is_pythons(byte: &u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'"' | b'[' | b']' | b'\\')
+}
+
+/// What may stand in a name to everybody (RFC 9110 5.6.2).
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Browsers refuse a cookie without a name whose value begins like one of these names: it would be sent as if it had
@@ -93,10 +171,16 @@ mod tests {
             b"my_sid\xa0",
             b"my_sid%20",
             b" my_sid",
+            b"+my+sid",
+            b"my_sid%00x",
+            b"my_sid[]",
+            b"my.sid[x][y]z",
+            b"my_sid%5bx%5d",
         ] {
             assert_eq!(Folded::of(other), name, "{}", other.escape_ascii());
         }
-        for other in [&b"mysid"[..], b"my-sid", b"my_sid2", b"my%sid", b"", b"my%5", b"my_sid]"] {
+        for other in [&b"mysid"[..], b"my-sid", b"my_sid2", b"my%sid", b"", b"my%5", b"my_sid]", b"[my_sid]"]
+        {
             assert_ne!(Folded::of(other), name, "{}", other.escape_ascii());
         }
         assert_eq!(fold(b"%"), b"%");
@@ -104,16 +188,76 @@ mod tests {
         assert_eq!(fold(b"\xff\xff"), b"\xff\xff");
     }
 
+    /// What is on the disk of a gateway is what it was.
     #[test]
-    fn a_cookie_inside_a_value_is_seen() {
-        let sid = |name: &[u8]| name == b"sid";
-        for value in [&b"1,sid=x"[..], b"1 sid=x", b"1, sid=x", b"\"a sid=x\"", b"a\tsid=x", b"\"\"sid=x"] {
-            assert!(smuggled(b"a", value, sid), "{}", value.escape_ascii());
+    fn the_digest_of_a_name_does_not_change() {
+        let digits: String = Folded::of(b"SessionID").0.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digits, "a781fe2dc1a122c6d4c683752d382749");
+    }
+
+    #[test]
+    fn r2_a_cookie_inside_another_is_seen() {
+        let inside = |pair: &[u8]| smuggled(pair, |name| *name == Folded::of(b"sid"));
+        for pair in [
+            &b"a=1,sid=x"[..],
+            b"a=1 sid=x",
+            b"a=1, sid=x",
+            b"a=\"a sid=x\"",
+            b"a=a\tsid=x",
+            b"a=\"\"sid=x",
+            b"=sid=x",
+            b"==sid=x",
+            // a name with spaces, and spaces at the `=`
+            b"secure sid=x",
+            b"secure sid =x",
+            b"a=1 sid =x",
+            b"a=1\tsid\t=\tx",
+            b"a=1, sid = x",
+            // a comma in the name
+            b"a,sid=x",
+            b"a,sid =x",
+            b"$Version=1,sid=x",
+            // separators, quotes and other bytes before it
+            b"(sid=x",
+            b"a=1,\"sid\"=x",
+            b"\"sid=x",
+            b"[sid=x",
+            b"a[sid=x",
+            b"a=\xe9sid=x",
+            b"a\xa0sid\xa0=x",
+            b"a=1,%73id=x",
+            b"a=1,sid[0]=x",
+            b"a=b=c,d=e sid=f=g",
+        ] {
+            assert!(inside(pair), "{}", pair.escape_ascii());
         }
-        for value in [&b"sid=x"[..], b"1,side=x", b"1,sid", b"a=b=c", b"", b"1, 2, 3"] {
-            assert!(!smuggled(b"a", value, sid), "{}", value.escape_ascii());
+        for pair in [
+            &b"a=sid=x"[..],
+            b"a= sid=x",
+            b"a=1,side=x",
+            b"a=1,sid",
+            b"a=b=c",
+            b"",
+            b"a=1, 2, 3",
+            b"sid",
+            b"a sid",
+            // its own name is asked for elsewhere
+            b"sid=x",
+            b" sid = x",
+            // a name to nobody: an address that a script has kept
+            b"from=/page?sid=x&sid=y",
+            b"a=1,2sid=x",
+            b"a={\"u\":\"/?a=1&sid=x\"}",
+            b"a={\"u\":\"/?sid=x\"}",
+        ] {
+            assert!(!inside(pair), "{}", pair.escape_ascii());
         }
-        assert!(smuggled(b"", b"sid=x", sid) && !smuggled(b"", b"sid", sid));
+    }
+
+    #[test]
+    fn a_name_with_a_comma_inside_another_cookie_is_seen() {
+        let inside = |pair: &[u8]| smuggled(pair, |name| *name == Folded::of(b"x,sid"));
+        assert!(inside(b"a=1 x,sid=2") && !inside(b"a=1 y,sid=2"));
     }
 
     #[test]

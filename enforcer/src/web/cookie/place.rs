@@ -66,14 +66,44 @@ impl Place {
     }
 }
 
-/// The path of a cookie that names none (RFC 6265 5.1.4). `path`: of the request, with or without its query.
-pub fn default_path(path: &[u8]) -> &[u8] {
+/// The path of a cookie that names none (RFC 6265 5.1.4). `path`: of the request, with or without its query. None where
+/// no `Path` attribute can name it: who asks for `/a;b/c` gets a cookie at `/a;b`, and a deletion there would be read as
+/// one at `/a`, with an attribute `b`.
+pub fn default_path(path: &[u8]) -> Option<&[u8]> {
     let path = without_query(path);
-    match path.iter().rposition(|&byte| byte == b'/') {
+    let folder = match path.iter().rposition(|&byte| byte == b'/') {
         Some(last) if last > 0 && path.starts_with(b"/") => path.get(..last).unwrap_or(b"/"),
         _ => b"/",
-    }
+    };
+    // browsers escape what is no ASCII, so none of theirs is asked for
+    (can_be_named(folder) && folder.iter().all(u8::is_ascii_graphic)).then_some(folder)
 }
+
+/// The folders of a path, from the root to its own, at which a request for it may have a cookie that names no path. Those
+/// alone that an attribute can name; at the most `most`, the root and the next ones to it, and its own.
+pub fn folders(path: &[u8], most: usize) -> Vec<&[u8]> {
+    let own = without_query(path);
+    let ends = own.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let all = std::iter::once(&b"/"[..]).chain(ends.filter_map(|end| own.get(..end)));
+    let mut folders: Vec<&[u8]> =
+        all.filter(|folder| default_path(path).is_some() && folder.starts_with(b"/")).collect();
+    folders.dedup();
+    if folders.len() > most {
+        let last = folders.pop();
+        folders.truncate(most.saturating_sub(1));
+        folders.extend(last);
+    }
+    folders
+}
+
+/// Whether a `Path` attribute can have this value, and browsers look at it.
+pub(super) fn can_be_named(path: &[u8]) -> bool {
+    let odd = |byte: &u8| *byte == b';' || byte.is_ascii_control();
+    path.len() <= LONGEST_ATTRIBUTE && path.trim_ascii() == path && !path.iter().any(odd)
+}
+
+/// Browsers do not look at an attribute whose value is longer.
+pub(super) const LONGEST_ATTRIBUTE: usize = 1024;
 
 /// Whether a cookie of path `cookie` is sent with a request for `path` (RFC 6265 5.1.4).
 pub fn path_matches(path: &[u8], cookie: &[u8]) -> bool {
@@ -121,8 +151,51 @@ mod tests {
             ("?a=/b", "/"),
             ("*", "/"),
         ] {
-            assert_eq!(default_path(path.as_bytes()), default.as_bytes(), "{path}");
+            assert_eq!(default_path(path.as_bytes()), Some(default.as_bytes()), "{path}");
         }
+    }
+
+    /// R3: what an attribute cannot name would name another place, or bring in attributes of the asker's choice.
+    #[test]
+    fn r3_a_default_path_that_no_attribute_can_name_is_none() {
+        let long = [b"/", &*b"x".repeat(LONGEST_ATTRIBUTE), b"/page"].concat();
+        for path in [
+            &b"/a;b/c"[..],
+            b"/a; Domain=example.com/c",
+            b"/a;/c?d",
+            b"/a\tb/c",
+            b"/a\r\nb/c",
+            b"/a\0/c",
+            b"/a\x7f/c",
+            b"/a b/c",
+            b"/\xe9/c",
+            &long,
+        ] {
+            assert_eq!(default_path(path), None, "{}", path.escape_ascii());
+            assert!(folders(path, 9).is_empty(), "{}", path.escape_ascii());
+        }
+        // behind the folder it counts for nothing
+        assert_eq!(default_path(b"/a/b;c?d=/;e"), Some(&b"/a"[..]));
+        assert_eq!(
+            default_path(&[b"/", &*b"x".repeat(LONGEST_ATTRIBUTE - 1), b"/y"].concat()).map(<[u8]>::len),
+            Some(1024)
+        );
+    }
+
+    #[test]
+    fn r7_the_folders_of_a_path() {
+        let folders = |path: &'static str, most| -> Vec<&str> {
+            folders(path.as_bytes(), most)
+                .into_iter()
+                .map(|folder| std::str::from_utf8(folder).unwrap())
+                .collect()
+        };
+        assert_eq!(folders("/", 9), ["/"]);
+        assert_eq!(folders("/x", 9), ["/"]);
+        assert_eq!(folders("/x/y/z?a/b", 9), ["/", "/x", "/x/y"]);
+        assert_eq!(folders("*", 9), ["/"]);
+        assert_eq!(folders("//x/y", 9), ["/", "//x"]);
+        assert_eq!(folders("/1/2/3/4/5/6", 3), ["/", "/1", "/1/2/3/4/5"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::place::{Place, Scope, default_path};
+use super::place::{LONGEST_ATTRIBUTE, Place, Scope, can_be_named, default_path};
 use super::{date, domain_matches, part, replaced, split, trim};
 
 /// A `Set-Cookie` field, as it stands there. Every field is one: what a browser would refuse is for the browser to
@@ -29,9 +29,6 @@ impl Attribute<'_> {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
 }
-
-/// Browsers do not look at an attribute that is longer.
-const LONGEST_ATTRIBUTE: usize = 1024;
 
 impl<'a> SetCookie<'a> {
     pub fn parse(field: &'a [u8]) -> Self {
@@ -94,17 +91,16 @@ impl<'a> SetCookie<'a> {
         over_by_age.or(over_by_date).unwrap_or(false)
     }
 
-    /// Where a browser keeps it that asked `host` for `path`. None where it would refuse the domain.
+    /// Where a browser keeps it that asked `host` for `path`. None where it would refuse the domain, and where no
+    /// attribute can name the path, so that no deletion can.
     ///
     /// `host`: in lower case, without a port. `path`: of the request, with or without the query.
     pub fn place(&self, host: &[u8], path: &[u8]) -> Option<Place> {
-        let (mut domain, mut at, mut partitioned) = (None, None, false);
+        let (mut domain, mut partitioned) = (None, false);
         for attribute in self.attributes() {
             if attribute.is("domain") {
                 let name = attribute.value.strip_prefix(b".").unwrap_or(attribute.value);
                 domain = Some(name.to_ascii_lowercase()).filter(|name| !name.is_empty());
-            } else if attribute.is("path") {
-                at = Some(attribute.value).filter(|path| path.starts_with(b"/"));
             } else if attribute.is("partitioned") {
                 partitioned = true;
             }
@@ -114,8 +110,17 @@ impl<'a> SetCookie<'a> {
             Some(domain) if domain_matches(host, &domain) => Scope::Domain(domain),
             Some(_) => return None,
         };
-        let path = at.unwrap_or_else(|| default_path(path)).to_vec();
-        Some(Place { scope, path, partitioned })
+        let path = match self.path() {
+            Some(path) => Some(path).filter(|path| can_be_named(path)),
+            None => default_path(path),
+        };
+        Some(Place { scope, path: path?.to_vec(), partitioned })
+    }
+
+    /// The `Path` that it names: the last one, if that begins with `/`. None: the path of the request decides.
+    pub fn path(&self) -> Option<&'a [u8]> {
+        let last = self.attributes().filter(|attribute| attribute.is("path")).last()?;
+        Some(last.value).filter(|path| path.starts_with(b"/"))
     }
 }
 
@@ -225,6 +230,10 @@ mod tests {
         assert_eq!(place(b"a=b; domain=app.example.com", b"/"), Some(domain(b"app.example.com")));
         assert_eq!(place(b"a=b; Domain=other.example", b"/"), None);
         assert_eq!(place(b"a=b; Domain=example.com; Domain=other.example", b"/"), None);
+        // what no deletion can name is no place
+        assert_eq!(place(b"a=b", b"/x;y/z"), None);
+        assert_eq!(place(b"a=b; Path=/x\ty", b"/"), None);
+        assert_eq!(place(b"a=b; Path=/\xe9 z", b"/x;y/z"), Some(host(b"/\xe9 z")));
         let partitioned = place(b"a=b; Secure; Path=/; partitioned", b"/");
         assert_eq!(partitioned, Some(Place { partitioned: true, ..host(b"/") }));
     }

@@ -10,7 +10,7 @@ use crate::web::seal::Group;
 /// ```text
 /// sealed GROUP DIGEST                            16 bytes as 32 hexadecimal digits
 /// full GROUP
-/// place GROUP =NAME host|domain HOST PATH [partitioned]
+/// place GROUP =NAME host|domain HOST PATH [default] [partitioned]
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Entry {
@@ -18,8 +18,9 @@ pub enum Entry {
     Sealed { group: Group, name: Folded },
     /// The group has had more names than can be kept.
     Full { group: Group },
-    /// Where browsers keep a cookie of the group.
-    Place { group: Group, name: Vec<u8>, place: Place },
+    /// Where browsers keep a cookie of the group. `stated`: the application has named the path; otherwise (`default`) it
+    /// comes of the path that was asked for.
+    Place { group: Group, name: Vec<u8>, place: Place, stated: bool },
 }
 
 impl Entry {
@@ -37,14 +38,15 @@ impl Entry {
                 format!("sealed {group} {digits}")
             }
             Self::Full { group } => format!("full {group}"),
-            Self::Place { group, name, place } => {
+            Self::Place { group, name, place, stated } => {
                 let (kind, host) = match &place.scope {
                     Scope::Host(host) => ("host", host),
                     Scope::Domain(domain) => ("domain", domain),
                 };
+                let default = if *stated { "" } else { " default" };
                 let partitioned = if place.partitioned { " partitioned" } else { "" };
                 let (name, host, path) = (escape(name), escape(host), escape(&place.path));
-                format!("place {group} ={name} {kind} {host} {path}{partitioned}")
+                format!("place {group} ={name} {kind} {host} {path}{default}{partitioned}")
             }
         }
     }
@@ -65,15 +67,18 @@ impl Entry {
                     _ => return None,
                 };
                 let path = unescape(path).filter(|path| path.starts_with(b"/"))?;
-                let partitioned = match rest {
-                    [] => false,
-                    ["partitioned"] => true,
+                let (stated, partitioned) = match rest {
+                    [] => (true, false),
+                    ["partitioned"] => (true, true),
+                    ["default"] => (false, false),
+                    ["default", "partitioned"] => (false, true),
                     _ => return None,
                 };
                 Self::Place {
                     group: Group::new(group).ok()?,
                     name: unescape(name.strip_prefix('=')?)?,
                     place: Place { scope, path, partitioned },
+                    stated,
                 }
             }
             _ => return None,
@@ -134,14 +139,24 @@ mod tests {
             ),
             (Entry::Full { group: group.clone() }, "full app"),
             (
-                Entry::Place { group: group.clone(), name: b"s=\xff".to_vec(), place: place.clone() },
+                Entry::Place {
+                    group: group.clone(),
+                    name: b"s=\xff".to_vec(),
+                    place: place.clone(),
+                    stated: true,
+                },
                 "place app =s=%ff domain a.example /x%20y%25 partitioned",
+            ),
+            (
+                Entry::Place { group: group.clone(), name: b"s".to_vec(), place, stated: false },
+                "place app =s domain a.example /x%20y%25 default partitioned",
             ),
             (
                 Entry::Place {
                     group,
                     name: Vec::new(),
                     place: Place { scope: Scope::Host(Vec::new()), path: b"/".to_vec(), partitioned: false },
+                    stated: true,
                 },
                 "place app = host  /",
             ),
@@ -166,6 +181,8 @@ mod tests {
             "place app =sid host h x",
             "place app =sid other h /",
             "place app =sid host h / twice",
+            "place app =sid host h / partitioned default",
+            "place app =sid host h / default default",
             "place app =%4 host h /",
             "place app =%41 host h /",
             "place app =\u{e9} host h /",
@@ -181,9 +198,10 @@ mod tests {
             host in prop::collection::vec(any::<u8>(), 0..20),
             rest in prop::collection::vec(any::<u8>(), 0..20),
             partitioned: bool,
+            stated: bool,
         ) {
             let place = Place { scope: Scope::Host(host), path: [b"/", &*rest].concat(), partitioned };
-            let entry = Entry::Place { group: Group::new("g").unwrap(), name, place };
+            let entry = Entry::Place { group: Group::new("g").unwrap(), name, place, stated };
             let line = entry.write();
             prop_assert!(!line.contains('\n'));
             prop_assert_eq!(Entry::read(&line), Some(entry));

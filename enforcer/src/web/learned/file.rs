@@ -38,6 +38,8 @@ pub enum LearnedError {
     Line { path: String, line: usize },
     #[error("{path} is open in another gateway: stop that one, or give this one another file")]
     Busy { path: String },
+    #[error("cannot start the thread that writes what was learned: {0}")]
+    Thread(String),
 }
 
 impl LearnedFile {
@@ -85,15 +87,15 @@ impl LearnedFile {
 
     /// Adds what is new, and does not come back before it is on the disk.
     ///
-    /// `news`: what [`Learned::learn`] has handed back. `learned`: with all of it.
+    /// `learned`: all that is in the file, without the news.
     ///
     /// # Errors
     /// [`LearnedError`]. Then nothing of it counts as written, and it can be tried again.
     pub fn add(&mut self, news: &[Entry], learned: &Learned) -> Result<(), LearnedError> {
-        if self.length >= self.anew.saturating_add(GROWTH) {
-            return self.write_anew(learned);
-        }
         let text: String = news.iter().map(|entry| entry.write() + "\n").collect();
+        if self.length >= self.anew.saturating_add(GROWTH) {
+            return self.write_anew(learned, &text);
+        }
         let length = self.length;
         // what a failed write has left behind is written over
         let written = self
@@ -114,10 +116,11 @@ impl LearnedFile {
         }
     }
 
-    fn write_anew(&mut self, learned: &Learned) -> Result<(), LearnedError> {
+    fn write_anew(&mut self, learned: &Learned, news: &str) -> Result<(), LearnedError> {
         // held until the new file is locked as well
         let folder = Folder::lock(&self.path)?;
-        let text = written(learned);
+        let mut text = written(learned);
+        text.extend_from_slice(news.as_bytes());
         folder.replace(&text)?;
         self.file = Self::lock(&self.path)?;
         self.length = text.len() as u64;
@@ -159,19 +162,23 @@ mod tests {
         LearnedFile::open(path, Bounds::default()).unwrap()
     }
 
+    fn knows(learned: &Learned, name: &str) -> bool {
+        learned.is_sealed(&group(), &Folded::of(name.as_bytes()))
+    }
+
     #[test]
     fn r5_what_was_added_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("learned");
         let (mut file, mut learned) = open(&path);
         for name in ["sid", "other"] {
-            let news = learned.learn(sealed(name)).unwrap();
-            file.add(&[news], &learned).unwrap();
+            file.add(&[sealed(name)], &learned).unwrap();
+            learned.learn(sealed(name));
         }
         drop(file);
         let (_, learned) = open(&path);
-        assert!(learned.is_sealed(&group(), b"sid") && learned.is_sealed(&group(), b"other"));
-        assert!(!learned.is_sealed(&group(), b"third"));
+        assert!(knows(&learned, "sid") && knows(&learned, "other"));
+        assert!(!knows(&learned, "third"));
     }
 
     #[test]
@@ -186,12 +193,12 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let (mut file, learned) = open(&path);
             let one = sealed("one").write().len() < cut;
-            assert_eq!(learned.is_sealed(&group(), b"one"), one, "{cut}");
+            assert_eq!(knows(&learned, "one"), one, "{cut}");
             file.add(&[sealed("three")], &learned).unwrap();
             drop(file);
             let (_, learned) = open(&path);
-            assert_eq!(learned.is_sealed(&group(), b"one"), one, "{cut}");
-            assert!(learned.is_sealed(&group(), b"three"), "{cut}");
+            assert_eq!(knows(&learned, "one"), one, "{cut}");
+            assert!(knows(&learned, "three"), "{cut}");
         }
     }
 
@@ -240,16 +247,15 @@ mod tests {
         file.add(&many, &learned).unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() > 6_000_000);
         file.add(&many, &learned).unwrap();
-        learned.learn(sealed("two"));
         file.add(&[sealed("two")], &learned).unwrap();
+        learned.learn(sealed("two"));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 * (sealed("one").write().len() as u64 + 1));
         // and it goes on, under its lock
-        learned.learn(sealed("three"));
         file.add(&[sealed("three")], &learned).unwrap();
         assert!(matches!(LearnedFile::open(&path, Bounds::default()), Err(LearnedError::Busy { .. })));
         drop(file);
         let (_, learned) = open(&path);
-        assert!(["one", "two", "three"].iter().all(|name| learned.is_sealed(&group(), name.as_bytes())));
-        assert!(!learned.is_sealed(&group(), b"gone"));
+        assert!(["one", "two", "three"].iter().all(|name| knows(&learned, name)));
+        assert!(!knows(&learned, "gone"));
     }
 }

@@ -22,14 +22,23 @@ pub trait Guard: Send + Sync + 'static {
     /// origin sees. Hop-by-hop fields are gone from it already, `Forwarded` and `X-Forwarded-*` come after it.
     fn admit(&self, asked: Asked<'_>) -> impl Future<Output = Admission<Self::Context>> + Send;
 
-    /// Changes the head of an origin's answer before the client sees it. Hop-by-hop fields are gone from it.
-    fn outgoing(&self, context: &mut Self::Context, origin: &Origin, head: &mut response::Parts);
+    /// Changes the head of an origin's answer before the client sees it, or refuses it: then the client is given `Err`
+    /// in its place, and the connection to the origin is closed. Hop-by-hop fields are gone from the head. It is asked
+    /// of the consent to a tunnel too, before anything passes through that; over HTTP/2 its status is 200 (RFC 8441),
+    /// otherwise 101. The end of the session ends the wait for it.
+    fn outgoing(
+        &self,
+        context: &mut Self::Context,
+        origin: &Origin,
+        head: &mut response::Parts,
+    ) -> impl Future<Output = Result<(), Response<Bytes>>> + Send;
 }
 
 /// What becomes of a request.
 #[derive(Debug)]
 pub enum Admission<C> {
-    /// The gateway answers by itself.
+    /// The gateway answers by itself. A success in answer to an extended `CONNECT` would be the consent to speak another
+    /// protocol: 403 stands in its place.
     Answer(Response<Bytes>),
     /// It goes to [`Asked::origin`], on behalf of that session; without one it is nobody's, and nothing ends it. Where
     /// there is no origin the answer is 404.

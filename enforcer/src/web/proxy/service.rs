@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use hyper::http::{Extensions, Method, Request, Response, StatusCode, request};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
+use hyper::http::{Extensions, Method, Request, Response, StatusCode, request, response};
 use hyper::upgrade::OnUpgrade;
 use tracing::warn;
 
@@ -18,7 +18,7 @@ use super::origin::Origin;
 use super::page::page;
 use super::register::{Connection, Fault, Flight, Own, Place, Present, Refused, Registered, STREAM};
 use super::tunnel::{self, Tunnel};
-use super::upstream::{Failure, Line, Pools, connect};
+use super::upstream::{Failure, Line, Pools, connect, unless_ended};
 use super::{Gate, websocket};
 
 /// A client's connection as its requests see it.
@@ -136,11 +136,7 @@ impl<G: Guard> Visit<G> {
             body: &mut body,
         };
         let (session, mut context) = match gate.guard.admit(asked).await {
-            // a success would be the consent to speak another protocol
-            Admission::Answer(answer) if extended.is_some() && answer.status().is_success() => {
-                return Err(page(StatusCode::FORBIDDEN, "This is not open to you."));
-            }
-            Admission::Answer(answer) => return Err(answer),
+            Admission::Answer(answer) => return Err(instead(answer, extended.is_some())),
             Admission::Forward { session, context } => (session, context),
         };
         let Some(origin) = origin else {
@@ -173,16 +169,24 @@ impl<G: Guard> Visit<G> {
             Err(failure) => return Err(excuse(origin, flight, failure)),
         };
         let (mut head, incoming) = answer.into_parts();
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let switched = errand.switch(self, line, registered, own, extended.is_some(), &mut head).await?;
-            gate.guard.outgoing(&mut context, origin, &mut head);
+        let switches = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if switches {
+            errand.agree(&mut head, extended.is_some())?;
+        } else if extended.is_some() && head.status.is_success() {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
+        } else {
+            head::answered(&mut head);
+        }
+        // on every way out of here without them, the socket to the origin and what it may still say are dropped
+        match unless_ended(flight, gate.guard.outgoing(&mut context, origin, &mut head)).await {
+            Some(Ok(())) => {}
+            Some(Err(answer)) => return Err(instead(answer, extended.is_some())),
+            None => return Err(ended()),
+        }
+        if switches {
+            let switched = errand.switch(self, line, registered, own, extended.is_some()).await?;
             return Ok(Response::from_parts(head, switched));
         }
-        if extended.is_some() && head.status.is_success() {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application does not speak that protocol."));
-        }
-        head::answered(&mut head);
-        gate.guard.outgoing(&mut context, origin, &mut head);
         let own = own.take().unwrap_or_else(|| connection.own());
         let body = self.relay(incoming, line, registered, &errand, own).await;
         Ok(Response::from_parts(head, body))
@@ -280,6 +284,25 @@ impl<G: Guard> Visit<G> {
 }
 
 impl Errand<'_> {
+    /// Gives the origin's consent to another protocol the shape in which the client gets it, if it is to what was asked.
+    fn agree(&self, head: &mut response::Parts, extended: bool) -> Result<(), Response<Bytes>> {
+        let protocol = head.headers.get(UPGRADE).cloned();
+        head::answered(head);
+        let (Some(asked), Some(protocol)) = (&self.upgrade, protocol) else {
+            return Err(unasked());
+        };
+        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
+            return Err(page(StatusCode::BAD_GATEWAY, "The application speaks another protocol."));
+        }
+        if extended {
+            head.status = StatusCode::OK;
+            websocket::forget(&mut head.headers);
+        } else {
+            head::outgoing(&mut head.headers, Some(protocol), false);
+        }
+        Ok(())
+    }
+
     /// Joins the client's connection and the origin's, both of which speak something else from now on.
     async fn switch<G: Guard>(
         self,
@@ -288,26 +311,12 @@ impl Errand<'_> {
         registered: Option<Registered>,
         own: &mut Option<Own>,
         extended: bool,
-        head: &mut hyper::http::response::Parts,
     ) -> Result<ResponseBody, Response<Bytes>> {
         let connection = visit.held.connection();
-        let protocol = head.headers.get(hyper::header::UPGRADE).cloned();
-        head::answered(head);
-        let (Some(asked), Some(protocol), Some(client)) = (self.upgrade, protocol, self.on_upgrade) else {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application answers what nobody asked."));
-        };
-        if !asked.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()) {
-            return Err(page(StatusCode::BAD_GATEWAY, "The application speaks another protocol."));
-        }
+        let client = self.on_upgrade.ok_or_else(unasked)?;
         let Some((origin, early)) = line.switched().await else {
             return Err(page(StatusCode::BAD_GATEWAY, "The application hung up."));
         };
-        if extended {
-            head.status = StatusCode::OK;
-            websocket::forget(&mut head.headers);
-        } else {
-            head::outgoing(&mut head.headers, Some(protocol), false);
-        }
         self.flight.answering();
         if !extended {
             connection.switches();
@@ -334,6 +343,19 @@ fn copy(request: &Request<RequestBody>, flight: &Arc<Flight>) -> Request<Request
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
     copy
+}
+
+/// What the guard gives in place of an origin's answer. Where another protocol was asked for, a success would be the
+/// consent to speak it.
+fn instead(answer: Response<Bytes>, extended: bool) -> Response<Bytes> {
+    if extended && answer.status().is_success() {
+        return page(StatusCode::FORBIDDEN, "This is not open to you.");
+    }
+    answer
+}
+
+fn unasked() -> Response<Bytes> {
+    page(StatusCode::BAD_GATEWAY, "The application answers what nobody asked.")
 }
 
 fn too_long() -> Response<Bytes> {

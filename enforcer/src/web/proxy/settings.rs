@@ -1,7 +1,7 @@
 //! What the proxy is told, as plain types that a section of the TOML file can hold.
 
 mod network;
-mod time;
+pub(crate) mod time;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::{Deletion, Oversized, ScriptSet, Sealing};
-use crate::web::cookie::{Fate, Pair, Place, Rewritten, Scope, default_path, pairs, rewrite, smuggled};
+use crate::web::cookie::{Fate, Folded, Pair, Place, Rewritten, Scope, folders, pairs, rewrite, smuggled};
 use crate::web::seal::{is_sealed, sealed_len};
 
 /// No answer carries more deletions. What is left is deleted with the next answers.
 pub const MAX_DELETIONS: usize = 32;
+
+/// In how many folders a cookie is deleted of which it is not known where it is.
+const MAX_GUESSES: usize = 8;
 
 /// What becomes of a request's cookies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +45,7 @@ pub enum Why {
     Own,
     /// It is not sealed, and there are more sealed names in the group than can be kept: it may be one of them.
     TooManyNames,
-    /// Some application could find another cookie inside its value.
+    /// Some application could find another cookie inside it, of a name that was sealed or of the gateway's own.
     Smuggled,
     /// Only a script can have set it, and the policy does not let such pass.
     ScriptSet,
@@ -108,7 +111,8 @@ impl Sealing<'_> {
 
     fn decide(&self, pair: &Pair<'_>) -> Result<Fate, Why> {
         let (name, value) = (pair.name(), pair.value());
-        if self.policy.is_own(name) {
+        let folded = Folded::of(name);
+        if self.policy.is_own(&folded) {
             return Err(Why::Own);
         }
         if value.is_empty() {
@@ -123,11 +127,11 @@ impl Sealing<'_> {
                 None => Err(Why::Stale),
             };
         }
-        let was_sealed = |name: &[u8]| self.learned.is_sealed(&self.policy.group, name);
+        let was_sealed = |name: &Folded| self.learned.is_sealed(&self.policy.group, name);
         if !self.policy.is_readable(name) {
             let length = name.len().saturating_add(sealed_len(value.len()));
             let may_be_unsealed = self.policy.oversized == Oversized::Pass && length > self.policy.longest;
-            if was_sealed(name) && !may_be_unsealed {
+            if was_sealed(&folded) && !may_be_unsealed {
                 return Err(Why::Unsealed);
             }
             if self.learned.is_full(&self.policy.group) && !may_be_unsealed {
@@ -138,7 +142,7 @@ impl Sealing<'_> {
             }
         }
         // whatever passes unsealed hides nothing that would not
-        if smuggled(name, value, |name| was_sealed(name) || self.policy.is_own(name)) {
+        if smuggled(pair.text(), |name| was_sealed(name) || self.policy.is_own(name)) {
             return Err(Why::Smuggled);
         }
         Ok(Fate::Keep)
@@ -150,12 +154,13 @@ impl Sealing<'_> {
         let stale: Vec<bool> = why.iter().map(|why| why.is_some_and(Why::deletes)).collect();
         let known = self.learned.places(&self.policy.group, name);
         let mut places: Vec<Place> =
-            known.iter().filter(|place| place.is_sent_to(self.host, self.path)).cloned().collect();
+            known.filter(|place| place.is_sent_to(self.host, self.path)).cloned().collect();
+        let forgotten = self.learned.has_forgotten(&self.policy.group, name);
         if stale.iter().all(|&stale| stale) {
             // What is sealed is ours, wherever it is; what is not may be another application's below this host, unless
             // it is in a place that this one has set
-            if places.is_empty() && why.contains(&Some(Why::Stale)) {
-                return self.likely_places();
+            if (places.is_empty() || forgotten) && why.contains(&Some(Why::Stale)) {
+                places.extend(self.likely_places());
             }
             return places;
         }
@@ -166,21 +171,19 @@ impl Sealing<'_> {
             [one, other] => one.path.len() != other.path.len(),
             _ => true,
         });
-        if places.len() != stale.len() || !told_apart {
+        if places.len() != stale.len() || !told_apart || forgotten {
             return Vec::new();
         }
         places.into_iter().zip(stale).filter(|(_, stale)| *stale).map(|(place, _)| place).collect()
     }
 
-    /// A guess: where applications put a cookie, and where it is if they say nothing.
-    fn likely_places(&self) -> Vec<Place> {
-        let mut paths = vec![&b"/"[..], default_path(self.path)];
-        paths.dedup();
-        let place = |path: &[u8]| Place {
+    /// A guess: the host's own cookie in each folder of the request's path. Whatever of this name is there has come with
+    /// this request, but for what `SameSite` holds back.
+    fn likely_places(&self) -> impl Iterator<Item = Place> {
+        folders(self.path, MAX_GUESSES).into_iter().map(|path| Place {
             scope: Scope::Host(self.host.to_vec()),
             path: path.to_vec(),
             partitioned: false,
-        };
-        paths.into_iter().map(place).collect()
+        })
     }
 }

@@ -84,8 +84,9 @@ impl Sealing<'_> {
     ) -> Result<Option<Vec<u8>>, OutgoingError> {
         let (name, value) = (cookie.name(), cookie.value());
         // also where it stands in the value of a cookie without a name, which some browser may send as if it were one
-        if self.policy.is_own(name)
-            || (name.is_empty() && smuggled(name, value, |name| self.policy.is_own(name)))
+        let folded = Folded::of(name);
+        if self.policy.is_own(&folded)
+            || (name.is_empty() && smuggled(&[b"=", value].concat(), |name| self.policy.is_own(name)))
         {
             sealed.notes.push(Note::StrippedOwn { name: name.to_vec() });
             return Ok(None);
@@ -113,24 +114,20 @@ impl Sealing<'_> {
         } else {
             let group = &self.policy.group;
             let value = self.sealer.seal(group, name, value)?;
-            if !self.learned.is_full(group) && !self.learned.is_sealed(group, name) {
-                self.news(sealed, Entry::Sealed { group: group.clone(), name: Folded::of(name) });
-            }
+            self.news(sealed, Entry::Sealed { group: group.clone(), name: folded });
             self.recent.sealed(group, name, now.steady);
             cookie.with_value(&value)
         };
         // also of what passes unsealed: at a logout it can be deleted
-        if let Some(place) = cookie.place(self.host, self.path)
-            && !self.learned.places(&self.policy.group, name).contains(&place)
-        {
-            let group = self.policy.group.clone();
-            self.news(sealed, Entry::Place { group, name: name.to_vec(), place });
+        if let Some(place) = cookie.place(self.host, self.path) {
+            let (group, name) = (self.policy.group.clone(), name.to_vec());
+            self.news(sealed, Entry::Place { group, name, place, stated: cookie.path().is_some() });
         }
         Ok(Some(field))
     }
 
     fn news(&self, sealed: &mut Outgoing, entry: Entry) {
-        if !sealed.news.contains(&entry) {
+        if self.learned.is_news(&entry) && !sealed.news.contains(&entry) {
             sealed.news.push(entry);
         }
     }

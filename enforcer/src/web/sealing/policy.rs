@@ -63,8 +63,8 @@ impl Policy {
         self
     }
 
-    pub(super) fn is_own(&self, name: &[u8]) -> bool {
-        !self.own.is_empty() && self.own.contains(&Folded::of(name))
+    pub(super) fn is_own(&self, name: &Folded) -> bool {
+        self.own.contains(name)
     }
 
     pub(super) fn is_readable(&self, name: &[u8]) -> bool {

@@ -20,9 +20,12 @@ use super::{Http2, Papers, Raw};
 pub struct Watchman {
     /// Who is not let in any more.
     pub over: Mutex<HashSet<u8>>,
-    /// What `/hold` waits for after it was decided.
+    /// What `/hold` waits for after it was decided, and the answers of what is below `/late/`. Those below `/refused/`
+    /// are refused.
     pub held: Arc<Held>,
     pub peers: Mutex<Vec<Peer>>,
+    /// Paths, and the status of their answers when the guard was asked about them.
+    pub seen: Mutex<Vec<(String, u16)>>,
 }
 
 pub struct Held {
@@ -63,9 +66,23 @@ impl Guard for Watchman {
         Admission::Forward { session: session.map(|session| SessionKey([session; 16])), context: path }
     }
 
-    fn outgoing(&self, context: &mut String, origin: &Origin, head: &mut response::Parts) {
+    async fn outgoing(
+        &self,
+        context: &mut String,
+        origin: &Origin,
+        head: &mut response::Parts,
+    ) -> Result<(), Response<Bytes>> {
+        self.seen.lock().unwrap().push((context.clone(), head.status.as_u16()));
+        if context.starts_with("/late/") {
+            self.held.arrived.add_permits(1);
+            self.held.go_on.acquire().await.unwrap().forget();
+        }
+        if context.starts_with("/refused/") {
+            return Err(Response::builder().status(451).body("not this".into()).unwrap());
+        }
         let said = format!("{} {context}", origin.name());
         head.headers.insert("x-guarded", said.parse().unwrap());
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 /// The longest one: a timer of a year fits every clock.
 const MOST: u64 = 365 * 86_400_000;
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(from)?;
     parse(&text).map_err(de::Error::custom)
 }

@@ -1,100 +1,16 @@
+//! What becomes of each kind of cookie, in both directions.
+
 use std::time::Duration;
 
-use super::*;
-use crate::web::cookie::Scope;
-use crate::web::learned::{Bounds, Entry};
-use crate::web::seal::{SealingSecret, is_sealed, sealed_len};
+use enforcer::web::cookie::{Place, Scope, SetCookie};
+use enforcer::web::learned::{Bounds, Entry, Learned};
+use enforcer::web::seal::{is_sealed, sealed_len};
+use enforcer::web::sealing::{
+    Clear, MAX_DELETIONS, MAX_LOGOUT, Note, OutgoingError, Oversized, Policy, Recent, ScriptSet, Why, logout,
+};
 use proptest::prelude::*;
 
-/// A session at a gateway with two groups. Asks as `app.example` for `/app/page`, over TLS.
-struct World {
-    sealer: Sealer,
-    recent: Recent,
-    policy: Policy,
-    groups: Vec<Group>,
-    learned: Learned,
-    steady: Instant,
-}
-
-fn group(name: &str) -> Group {
-    Group::new(name).unwrap()
-}
-
-impl World {
-    fn new() -> Self {
-        let mut policy = Policy::new(group("app")).with_own(b"__Host-enforcer");
-        policy.readable.insert(b"csrftoken".to_vec());
-        Self {
-            sealer: Sealer::new(&SealingSecret::new().unwrap()).unwrap(),
-            recent: Recent::default(),
-            policy,
-            groups: vec![group("app"), group("other")],
-            learned: Learned::default(),
-            steady: Instant::now(),
-        }
-    }
-
-    /// Another session in the same browser, some time later.
-    fn another_session(&mut self) {
-        self.sealer = Sealer::new(&SealingSecret::new().unwrap()).unwrap();
-        self.recent = Recent::default();
-    }
-
-    fn sealing(&self) -> Sealing<'_> {
-        Sealing {
-            sealer: &self.sealer,
-            recent: &self.recent,
-            policy: &self.policy,
-            groups: &self.groups,
-            learned: &self.learned,
-            host: b"app.example",
-            path: b"/app/page?x=/y",
-            secure: true,
-        }
-    }
-
-    fn now(&self) -> Now {
-        Now { wall: SystemTime::now(), steady: self.steady }
-    }
-
-    fn outgoing(&mut self, fields: &[&str], deletions: &[Deletion]) -> Outgoing {
-        let sealed = self.sealing().outgoing(fields, deletions, self.now()).unwrap();
-        for entry in sealed.news.clone() {
-            self.learned.learn(entry);
-        }
-        sealed
-    }
-
-    /// The application sets a cookie: `name=value` as the browser keeps it.
-    fn set(&mut self, field: &str) -> String {
-        let sealed = self.outgoing(&[field], &[]);
-        let text = String::from_utf8(sealed.fields[0].clone()).unwrap();
-        text.split(';').next().unwrap().to_owned()
-    }
-
-    fn incoming(&self, fields: &[&str]) -> Incoming {
-        self.sealing().incoming(fields, self.steady)
-    }
-
-    /// What the application gets of one field, why something was stripped, and where what is deleted.
-    fn got(&self, field: &str) -> (String, Vec<Why>, Vec<String>) {
-        let incoming = self.incoming(&[field]);
-        let field = incoming.fields.first().cloned().unwrap_or_default();
-        let deleted = |deletion: &Deletion| {
-            let field = String::from_utf8(deletion.field(false)).unwrap();
-            field.replace("; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0", "")
-        };
-        (
-            String::from_utf8(field).unwrap(),
-            incoming.stripped.iter().map(|stripped| stripped.why).collect(),
-            incoming.deletions.iter().map(deleted).collect(),
-        )
-    }
-
-    fn later(&mut self) {
-        self.steady += Recent::WINDOW;
-    }
-}
+use super::world::{World, group};
 
 const NONE: Vec<String> = Vec::new();
 
@@ -133,6 +49,85 @@ fn r2_a_stale_cookie_of_an_unknown_place_is_deleted_where_it_may_be() {
     let (got, why, deleted) = world.got(&cookie);
     assert_eq!((got.as_str(), why), ("", vec![Why::Stale]));
     assert_eq!(deleted, ["sid=; Path=/", "sid=; Path=/app"]);
+    world.path = "/app/a/b/page";
+    assert_eq!(
+        world.got(&cookie).2,
+        ["sid=; Path=/", "sid=; Path=/app", "sid=; Path=/app/a", "sid=; Path=/app/a/b"]
+    );
+}
+
+/// R3: who asks for a path with a `;` gets no attributes of his choice into a deletion, and no other place deleted.
+#[test]
+fn r3_what_is_asked_for_gets_into_no_deletion() {
+    let mut world = World::new();
+    for path in ["/app;Domain=example/page", "/a\tb/page", "/%0d%0a;x/page", "/\u{e9}/page"] {
+        world.path = path;
+        let news = world.outgoing(&["sid=secret"], &[]).news;
+        assert!(!news.iter().any(|entry| matches!(entry, Entry::Place { .. })), "{path}: {news:?}");
+        let cookie = world.set("sid=secret");
+        world.another_session();
+        let (got, why, deleted) = world.got(&cookie);
+        assert_eq!((got.as_str(), why, deleted), ("", vec![Why::Stale], NONE), "{path}");
+    }
+    // and its twin
+    world.path = "/app/page;Domain=example?a;b";
+    let cookie = world.set("sid=secret");
+    world.another_session();
+    assert_eq!(world.got(&cookie).2, ["sid=; Path=/app"]);
+}
+
+/// R7: an application that names no path sets its cookie wherever somebody asks. That fills no table: where there are
+/// more places than are kept, a stale cookie is deleted in each folder of what is asked for.
+#[test]
+fn r7_who_asks_for_many_paths_hides_no_stale_cookie() {
+    let mut world = World::new();
+    world.set("sid=secret; Path=/app/deep");
+    let paths: Vec<String> = (0..100).map(|number| format!("/{number:03}/page")).collect();
+    for path in paths {
+        world.path = path.leak();
+        world.set("sid=secret");
+    }
+    assert_eq!(world.learned.places(&group("app"), b"sid").count(), 3);
+    world.path = "/app/deep/er/page";
+    let cookie = world.set("sid=secret");
+    world.another_session();
+    let deleted = world.got(&cookie).2;
+    assert_eq!(
+        deleted,
+        ["sid=; Path=/", "sid=; Path=/app", "sid=; Path=/app/deep", "sid=; Path=/app/deep/er"]
+    );
+}
+
+/// R3: hosts of one group share a `Domain` cookie: it opens on each of them. To a host of another group the browser sends
+/// it as well; that application does not get it, and the browser keeps it.
+#[test]
+fn r3_a_domain_cookie_opens_on_each_host_of_its_group_and_stays_beside_the_others() {
+    let mut world = World::new();
+    world.host = "one.example";
+    let cookie = world.set("sid=shared; Domain=example; Path=/");
+    let own = world.set("own=1; Path=/");
+    for host in ["one.example", "two.example", "example"] {
+        world.host = host;
+        assert_eq!(world.got(&cookie), ("sid=shared".to_owned(), vec![], NONE), "{host}");
+        assert_eq!(world.got("sid=planted").1, [Why::Unsealed], "{host}");
+    }
+    // another group's host, whose application has a cookie of that name in that place too
+    world.host = "three.example";
+    world.policy.group = group("other");
+    for _ in 0..2 {
+        let (got, why, deleted) = world.got(&format!("a=1; {cookie}; {own}"));
+        assert_eq!((got.as_str(), why), ("a=1", vec![Why::OtherGroup; 2]));
+        assert_eq!(deleted, NONE);
+        world.set("sid=theirs; Domain=example; Path=/");
+        world.later();
+    }
+    // in the next session it is stale on all of them
+    world.another_session();
+    world.host = "two.example";
+    world.policy.group = group("app");
+    let (got, why, deleted) = world.got(&cookie);
+    assert_eq!((got.as_str(), why), ("", vec![Why::Stale]));
+    assert_eq!(deleted, ["sid=; Path=/; Domain=example"]);
 }
 
 /// R3: two applications below one host share the browser's cookies.
@@ -167,12 +162,37 @@ fn r2_once_sealed_always_sealed() {
         ("a=\"1 sid=planted\"", Why::Smuggled),
         ("=sid=planted", Why::Smuggled),
         ("sid = planted", Why::Unsealed),
+        ("sid[]=planted", Why::Unsealed),
+        ("sid%00x=planted", Why::Unsealed),
+        ("+sid=planted", Why::Unsealed),
+        ("secure sid=planted", Why::Smuggled),
+        ("a=1 sid =planted", Why::Smuggled),
+        ("a=1\tsid\t=planted", Why::Smuggled),
+        ("a,sid=planted", Why::Smuggled),
+        ("a=1, sid = planted", Why::Smuggled),
+        ("$Version=1,sid=planted", Why::Smuggled),
+        ("\"sid\"=planted", Why::Smuggled),
+        ("(sid=planted", Why::Smuggled),
+        ("a=\"x\\\"sid=planted\"", Why::Smuggled),
     ] {
         assert_eq!(world.got(field).1, [why], "{field}");
     }
     assert_eq!(world.got("csrftoken=x,sid=planted").1, [Why::Smuggled], "nor on the allowlist's ticket");
     // and its twins pass
-    for field in ["side=x", "a=sid=x", "sid=", "sid", "a=1,b=2", "sid =", "csrftoken=a,b=c"] {
+    for field in [
+        "side=x",
+        "a=sid=x",
+        "a= sid=x",
+        "sid=",
+        "sid",
+        "a=1,b=2",
+        "sid =",
+        "csrftoken=a,b=c",
+        "from=/page?sid=x&y=z",
+        "a={\"from\":\"/page?sid=x\"}",
+        "a sid",
+        "a,sid",
+    ] {
         assert_eq!(world.got(field), (field.to_owned(), vec![], NONE), "{field}");
     }
     // in the other group nobody has sealed it
@@ -251,7 +271,7 @@ fn r7_what_is_too_long_goes_by_policy() {
     let long = format!("sid={}; Path=/", "x".repeat(3039));
     assert_eq!(world.outgoing(&[&fits], &[]).fields[0].len(), "sid=; Path=/".len() + sealed_len(3038));
     assert!(sealed_len(3038) + 3 <= 4096 && sealed_len(3039) + 3 > 4096);
-    let refused = world.sealing().outgoing(&["a=1", &long], &[], world.now());
+    let refused = world.sealing().outgoing(&["a=1", &long], &[], world.now);
     let error = refused.unwrap_err();
     assert_eq!(error, OutgoingError::Oversized { name: b"sid".to_vec(), length: 3042 });
     assert!(error.to_string().contains("the cookie \"sid\" of 3042 bytes"), "{error}");
@@ -397,17 +417,68 @@ fn r7_deletions_are_bounded_and_the_rest_comes_later() {
 fn news_are_said_until_they_are_learned() {
     let mut world = World::new();
     let fields = ["sid=1; Path=/", "sid=2; Path=/"];
-    let first = world.sealing().outgoing(&fields, &[], world.now()).unwrap();
+    let first = world.sealing().outgoing(&fields, &[], world.now).unwrap();
     assert_eq!(first.news.len(), 2, "a name and a place, each once: {:?}", first.news);
     assert_eq!(world.outgoing(&fields, &[]).news, first.news);
     assert!(world.outgoing(&fields, &[]).news.is_empty());
     let elsewhere = world.outgoing(&["sid=3; Path=/x"], &[]).news;
     let place =
         Place { scope: Scope::Host(b"app.example".to_vec()), path: b"/x".to_vec(), partitioned: false };
-    assert_eq!(elsewhere, [Entry::Place { group: group("app"), name: b"sid".to_vec(), place }]);
+    assert_eq!(elsewhere, [Entry::Place { group: group("app"), name: b"sid".to_vec(), place, stated: true }]);
     // a domain that the browser refuses: sealed, and nowhere to be found
     let news = world.outgoing(&["bad=1; Domain=elsewhere.example"], &[]).news;
     assert!(matches!(news[..], [Entry::Sealed { .. }]), "{news:?}");
+}
+
+#[test]
+fn a_logout_deletes_what_the_host_has_and_the_unsealed_ones_first() {
+    let mut world = World::new();
+    world.set("sid=1; Path=/app");
+    world.set("csrftoken=1; Path=/");
+    world.set("wide=1; Domain=example; Path=/");
+    world.host = "elsewhere.example";
+    world.set("not-here=1; Path=/");
+    world.host = "app.example";
+    let ours = world.policy.clone();
+    world.policy.group = group("other");
+    world.set("theirs=1; Path=/");
+    world.set("sid=1; Path=/app");
+    let theirs = world.policy.clone();
+    let said = |policies: &[&Policy], secure, clear| {
+        let logout = logout(&world.learned, policies.iter().copied(), b"app.example", secure, clear);
+        assert_eq!(logout.left_out, 0);
+        let names = logout.set_cookies.iter().map(|field| {
+            let cookie = SetCookie::parse(field);
+            assert!(cookie.deletes(std::time::UNIX_EPOCH));
+            String::from_utf8(cookie.name().to_vec()).unwrap()
+        });
+        (names.collect::<Vec<_>>(), logout.clear_site_data)
+    };
+    let host_alone = Some("\"cache\", \"storage\"");
+    assert_eq!(said(&[&ours], true, Clear::Host), (strings(["csrftoken", "wide", "sid"]), host_alone));
+    let both = strings(["csrftoken", "wide", "sid", "theirs"]);
+    assert_eq!(said(&[&ours, &theirs, &ours], true, Clear::Host), (both, host_alone));
+    let (_, whole_site) = said(&[], true, Clear::Site);
+    assert_eq!(whole_site, Some("\"cache\", \"cookies\", \"storage\""));
+    assert_eq!(said(&[&ours], false, Clear::Site).1, None);
+}
+
+fn strings<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn r7_a_logout_fits_into_a_head_and_says_what_is_left_out() {
+    let mut world = World::new();
+    for number in 0..200 {
+        world.set(&format!("sealed-{number}=x; Path=/"));
+    }
+    world.set("csrftoken=x; Path=/");
+    let logout = logout(&world.learned, [&world.policy], b"app.example", true, Clear::Host);
+    let length: usize = logout.set_cookies.iter().map(|field| field.len() + 14).sum();
+    assert!(length <= MAX_LOGOUT && length + 150 > MAX_LOGOUT, "{length}");
+    assert!(logout.set_cookies[0].starts_with(b"csrftoken=;"), "what would survive comes first");
+    assert_eq!(logout.set_cookies.len() + logout.left_out, 201);
 }
 
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -429,29 +500,29 @@ proptest! {
     #[test]
     fn rewriting_and_reading_back_gives_the_same_bytes(field in bytes(80), before in "[a-z=; ]{0,12}") {
         let mut world = World::new();
-        let sealed = world.sealing().outgoing(&[&field], &[], world.now()).unwrap();
-        for entry in sealed.news { world.learned.learn(entry); }
-        let original = crate::web::cookie::SetCookie::parse(&field);
+        let sealed = world.sealing().outgoing(&[&field], &[], world.now).unwrap();
+        world.learn(&sealed.news);
+        let original = SetCookie::parse(&field);
         if sealed.fields.is_empty() { return Ok(()); }
-        let kept = crate::web::cookie::SetCookie::parse(&sealed.fields[0]);
+        let kept = SetCookie::parse(&sealed.fields[0]);
         prop_assert_eq!(kept.with_value(original.value()), field.clone());
         if !is_sealed(kept.value()) {
             prop_assert_eq!(&sealed.fields[0], &field);
             return Ok(());
         }
         let sent = beside_a_neighbour(kept.name(), kept.value());
-        let got = world.sealing().incoming(&[&sent], world.steady);
+        let got = world.sealing().incoming(&[&sent], world.now.steady);
         prop_assert_eq!(got.fields, vec![beside_a_neighbour(original.name(), original.value())]);
-        let _ = world.sealing().incoming(&[before.as_bytes()], world.steady);
+        let _ = world.sealing().incoming(&[before.as_bytes()], world.now.steady);
     }
 
     /// What was let through once is let through again, byte for byte: nothing is left that a second look would strip.
     #[test]
     fn looking_again_changes_nothing(fields in prop::collection::vec(bytes(60), 0..4)) {
         let mut world = World::new();
-        world.learned.learn(Entry::Sealed { group: group("app"), name: crate::web::cookie::Folded::of(b"sid") });
-        let once = world.sealing().incoming(&fields, world.steady);
-        let again = world.sealing().incoming(&once.fields, world.steady);
+        world.learn_sealed(b"sid");
+        let once = world.sealing().incoming(&fields, world.now.steady);
+        let again = world.sealing().incoming(&once.fields, world.now.steady);
         prop_assert_eq!(&again.fields, &once.fields);
         prop_assert!(again.stripped.is_empty() && again.deletions.is_empty());
         if once.stripped.is_empty() {
