@@ -65,7 +65,8 @@ impl Portal {
              \"http://127.0.0.1:{}\" }}]",
             one.port, two.port
         );
-        let ocserv = Ocserv::new(&lab, Era::Bookworm, 0);
+        // it listens on every address, and 443 is the gateway's
+        let ocserv = Ocserv::new(&lab, Era::Bookworm, 0).port(4443);
         let config = Config::new(&[&ocserv])
             .set("web", "socket", &file("web"))
             .set("web", "user", &quoted(USER))

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output;
 use crate::config::Config;
 use crate::exit::Code;
-use crate::web::gateway::files;
+use crate::web::gateway::{self, files};
 use crate::web::seal::{KeyInfo, MasterKeys};
 
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
@@ -45,6 +45,8 @@ pub(super) fn run(what: Keys, config: &Config, json: bool) -> anyhow::Result<Cod
     let gateway = config.gateway.as_ref();
     let gateway =
         gateway.context("there is no [gateway] in the configuration: --config names another file")?;
+    // the file is the gateway's own, and nobody else's word counts for it
+    gateway::become_its_user(config)?;
     let path: PathBuf = files::keys(&gateway.state);
     let now = SystemTime::now();
     let (done, numbers) = match what {

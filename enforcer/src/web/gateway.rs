@@ -27,7 +27,7 @@ mod rules;
 mod sessions;
 mod wish;
 
-pub use process::run;
+pub use process::{become_its_user, run};
 
 /// The gateway's files below its `state` folder.
 pub mod files {

@@ -1,13 +1,18 @@
-//! A browser that is curl: it keeps cookies by the rules, follows redirects, and fills in forms.
+//! A browser that is curl: it keeps cookies, follows redirects, and fills in forms.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::namespace::Namespace;
 use crate::process::{Process, output};
 
 use super::WEB_V4;
+
+/// By host and name: values.
+type Jar = BTreeMap<(String, String), String>;
 
 /// curl with a jar of its own.
 pub struct Browser {
@@ -15,6 +20,7 @@ pub struct Browser {
     /// Its files begin so.
     files: PathBuf,
     headers: Vec<String>,
+    jar: Mutex<Jar>,
 }
 
 /// What came at the end of all redirects.
@@ -83,10 +89,18 @@ fn unescape(text: &str) -> String {
     plain.replace("&amp;", "&")
 }
 
+/// How far it is led before something is wrong.
+const HOPS: usize = 10;
+
 impl Browser {
     /// In that namespace; its files are named after `files`.
     pub fn new(namespace: &Namespace, files: &Path) -> Self {
-        Self { namespace: namespace.clone(), files: files.to_owned(), headers: Vec::new() }
+        Self {
+            namespace: namespace.clone(),
+            files: files.to_owned(),
+            headers: Vec::new(),
+            jar: Mutex::default(),
+        }
     }
 
     /// Sends this header with every request.
@@ -106,18 +120,27 @@ impl Browser {
     /// Another one with the same cookies: a thief's.
     pub fn copy(&self, namespace: &Namespace, name: &str) -> Self {
         let files = self.files.with_file_name(name);
-        fs::copy(self.file("jar"), with(&files, "jar")).expect("a jar");
-        Self { namespace: namespace.clone(), files, headers: self.headers.clone() }
+        let jar = Mutex::new(self.jar().clone());
+        Self { namespace: namespace.clone(), files, headers: self.headers.clone(), jar }
+    }
+
+    fn jar(&self) -> std::sync::MutexGuard<'_, Jar> {
+        self.jar.lock().expect("a jar")
     }
 
     fn file(&self, end: &str) -> PathBuf {
-        with(&self.files, end)
+        let mut name = self.files.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{end}"));
+        self.files.with_file_name(name)
     }
 
-    fn curl(&self) -> Command {
+    fn curl(&self, url: &str) -> Command {
         let mut curl = self.namespace.command("curl");
         curl.args(["-sS", "-k", "-m", "60", "--connect-to", &format!("::{WEB_V4}:")]);
-        curl.arg("-b").arg(self.file("jar"));
+        let cookies = self.cookies_of(host(url));
+        if !cookies.is_empty() {
+            curl.args(["-H", &format!("Cookie: {cookies}")]);
+        }
         if !self.headers.iter().any(|line| line.to_lowercase().starts_with("accept:")) {
             curl.args(["-H", "Accept: text/html,*/*"]);
         }
@@ -127,9 +150,15 @@ impl Browser {
         curl
     }
 
+    fn cookies_of(&self, host: &str) -> String {
+        let jar = self.jar();
+        let ours = jar.iter().filter(|((of, _), _)| of == host);
+        ours.map(|((_, name), value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ")
+    }
+
     /// What comes, wherever it leads. `None`: nothing came.
     pub fn try_get(&self, url: &str) -> Option<Page> {
-        self.run(&["-L", url])
+        self.follow(self.run(&[url])?)
     }
 
     #[track_caller]
@@ -140,28 +169,60 @@ impl Browser {
     /// The first answer alone.
     #[track_caller]
     pub fn once(&self, url: &str) -> Page {
-        self.run(&[url]).unwrap_or_else(|| panic!("{url}: no answer"))
+        self.ask(&[url])
     }
 
-    /// With more arguments of curl, such as another method.
+    /// The same with more arguments of curl, such as another method. The address is the last one.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Page {
         self.run(arguments).unwrap_or_else(|| panic!("{arguments:?}: no answer"))
     }
 
+    fn follow(&self, mut page: Page) -> Option<Page> {
+        for _ in 0..HOPS {
+            let Some(there) = page.field("location").filter(|_| (300..400).contains(&page.status)) else {
+                return Some(page);
+            };
+            assert!(there.starts_with("https://"), "a whole address: {there}");
+            page = self.run(&[&there.to_owned()])?;
+        }
+        panic!("it leads nowhere: {page:?}");
+    }
+
     fn run(&self, arguments: &[&str]) -> Option<Page> {
-        let mut curl = self.curl();
-        curl.arg("-c").arg(self.file("jar"));
+        let url = *arguments.last().expect("an address");
+        let mut curl = self.curl(url);
         curl.arg("-D").arg(self.file("head")).arg("-o").arg(self.file("body"));
-        curl.args(["-w", "%{http_code} %{url_effective}"]).args(arguments);
-        let said = output(curl, "");
-        let (status, url) = said.stdout.split_once(' ')?;
-        let status = status.parse().ok().filter(|status| *status != 0)?;
+        curl.args(["-w", "%{http_code}"]).args(arguments);
+        let status: u16 = output(curl, "").stdout.parse().ok().filter(|status| *status != 0)?;
         let heads = fs::read_to_string(self.file("head")).ok()?.replace("\r\n", "\n");
+        // what comes before is a 100
         let head = heads.trim_end().rsplit("\n\n").next().unwrap_or_default().to_owned();
         let body = fs::read(self.file("body")).map(|body| String::from_utf8_lossy(&body).into_owned());
         let _ = fs::remove_file(self.file("body"));
-        Some(Page { status, url: url.to_owned(), head, body: body.unwrap_or_default() })
+        let page = Page { status, url: url.to_owned(), head, body: body.unwrap_or_default() };
+        for field in page.fields("set-cookie") {
+            self.keep(host(url), field);
+        }
+        Some(page)
+    }
+
+    /// As far as it is needed here: every cookie is its host's, below `/`. (curl 7.88 brings back what was deleted, since
+    /// it reads its file once more at the end.)
+    fn keep(&self, host: &str, field: &str) {
+        let (pair, attributes) = field.split_once(';').unwrap_or((field, ""));
+        let (name, value) = pair.split_once('=').expect("a cookie with a name");
+        let attributes = attributes.to_lowercase();
+        if name.starts_with("__Host-") {
+            let is_one = attributes.contains("secure") && attributes.contains("path=/");
+            assert!(is_one && !attributes.contains("domain="), "no browser takes it: {field}");
+        }
+        let key = (host.to_owned(), name.to_owned());
+        if attributes.contains("max-age=0") {
+            self.jar().remove(&key);
+        } else {
+            self.jar().insert(key, value.to_owned());
+        }
     }
 
     /// Fills in the login page that an address leads to. What comes of it.
@@ -175,16 +236,15 @@ impl Browser {
     /// Sends that page's form.
     #[track_caller]
     pub fn submit(&self, page: &Page, user: &str, password: &str) -> Page {
-        let host = page.url.split('/').take(3).collect::<Vec<_>>().join("/");
         let mut fields = page.hidden();
         fields.extend([("user".to_owned(), user.to_owned()), ("password".to_owned(), password.to_owned())]);
-        let fields: Vec<String> = fields.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mut arguments = vec!["-L".to_owned()];
-        for field in fields {
-            arguments.extend(["--data-urlencode".to_owned(), field]);
+        let mut arguments = Vec::new();
+        for (name, value) in fields {
+            arguments.extend(["--data-urlencode".to_owned(), format!("{name}={value}")]);
         }
-        arguments.push(format!("{host}/.enforcer/login"));
-        self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        arguments.push(format!("https://{}/.enforcer/login", host(&page.url)));
+        let answer = self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        self.follow(answer).expect("an answer")
     }
 
     /// The same, and it must lead to the application.
@@ -197,25 +257,17 @@ impl Browser {
 
     /// A cookie's value as the browser keeps it for that host.
     pub fn cookie(&self, host: &str, name: &str) -> Option<String> {
-        let jar = fs::read_to_string(self.file("jar")).ok()?;
-        jar.lines().find_map(|line| {
-            let fields: Vec<&str> = line.strip_prefix("#HttpOnly_").unwrap_or(line).split('\t').collect();
-            let of_host = fields.first()?.trim_start_matches('.') == host;
-            (of_host && *fields.get(5)? == name)
-                .then(|| fields.get(6).copied().unwrap_or_default().to_owned())
-        })
+        self.jar().get(&(host.to_owned(), name.to_owned())).cloned()
     }
 
     /// Puts a cookie into the jar, as if it had been there.
     pub fn plant(&self, host: &str, name: &str, value: &str) {
-        let mut jar = fs::read_to_string(self.file("jar")).unwrap_or_default();
-        jar.push_str(&format!("{host}\tFALSE\t/\tTRUE\t0\t{name}\t{value}\n"));
-        fs::write(self.file("jar"), jar).expect("a jar");
+        self.jar().insert((host.to_owned(), name.to_owned()), value.to_owned());
     }
 
     /// Begins a download, which goes on until somebody ends it.
     pub fn download(&self, url: &str) -> Process {
-        let mut curl = self.curl();
+        let mut curl = self.curl(url);
         curl.args(["-m", "600", "-N", url]);
         Process::start("download", curl, &self.file("download"), None)
     }
@@ -226,8 +278,6 @@ impl Browser {
     }
 }
 
-fn with(files: &Path, end: &str) -> PathBuf {
-    let mut name = files.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{end}"));
-    files.with_file_name(name)
+fn host(url: &str) -> &str {
+    url.split('/').nth(2).unwrap_or_default()
 }

@@ -28,6 +28,8 @@ use super::rules::{self, Rules};
 
 /// How long what is on its way has at the end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// After this long the daemon should have been reached.
+const LATE: Duration = Duration::from_secs(5);
 /// Sessions whose secrets are in memory at once: some 600 bytes each.
 const HELD: usize = 200_000;
 
@@ -58,9 +60,17 @@ pub fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     let addresses = proxy.addresses().unwrap_or_default();
     let shown: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     tracing::info!("the gateway serves on {}", shown.join(", "));
-    let running = Running { proxy, gateway, path };
+    let running = Running { proxy, gateway, path, socket: web.socket };
     runtime.block_on(running.serve())?;
     threads.join().context("a thread that served")
+}
+
+/// Started as root: becomes the gateway's user, for what is done to its files from the command line.
+///
+/// # Errors
+/// There is no such user.
+pub fn become_its_user(config: &Config) -> anyhow::Result<()> {
+    Become::new(&config.web.clone().unwrap_or_default().user)?.for_good()
 }
 
 /// As many open files as it may have: two for each client.
@@ -153,6 +163,8 @@ struct Running {
     /// As it was started: what of it counts until the next start.
     gateway: config::Gateway,
     path: Option<PathBuf>,
+    /// The daemon's.
+    socket: PathBuf,
 }
 
 impl Running {
@@ -161,8 +173,15 @@ impl Running {
         let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut hup = signal(SignalKind::hangup()).context("SIGHUP")?;
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        let late = tokio::time::sleep(LATE);
+        tokio::pin!(late);
+        let mut looked = false;
         loop {
             tokio::select! {
+                () = &mut late, if !looked => {
+                    looked = true;
+                    self.look_for_the_daemon();
+                }
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 _ = hup.recv() => self.reload(),
@@ -175,6 +194,18 @@ impl Running {
             tracing::info!("{left} connections were still open, and were reset");
         }
         Ok(())
+    }
+
+    /// What an administrator looks for first who cannot log in.
+    fn look_for_the_daemon(&self) {
+        if self.proxy.guard().gateway().is_some_and(|guard| !guard.link.is_connected()) {
+            tracing::warn!(
+                "the enforcer's daemon is not reached at {}, so nobody is let in: is `enforcer run` there, with [web] in \
+                 its configuration, and may uid {} come to that socket?",
+                self.socket.display(),
+                nix::unistd::geteuid()
+            );
+        }
     }
 
     /// Certificates, master keys and rules. What cannot be read stays as it was.

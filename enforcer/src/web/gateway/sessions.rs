@@ -233,7 +233,8 @@ const SOON: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What is told where the daemon could not be asked. The error's own text is for the log.
 pub(super) fn trouble(error: &LinkError, for_a_person: bool) -> Response<Bytes> {
-    tracing::warn!("a request could not be judged: {error}");
+    // with every request: that the daemon is gone is said once, by the link
+    tracing::debug!("a request could not be judged: {error}");
     let text = "Whether you are logged in cannot be told at the moment, so nobody is let in. Try again in a moment; if it \
                 stays so, tell the administrator of this gateway.";
     page::after(note(for_a_person, StatusCode::SERVICE_UNAVAILABLE, "Not available", text), SOON)
