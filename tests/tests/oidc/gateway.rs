@@ -54,7 +54,7 @@ impl World {
         let link = page.body.split("href=\"").find(|link| link.starts_with("/.enforcer/oidc/begin"));
         let link = link.unwrap_or_else(|| panic!("no link to the provider: {page:?}"));
         let link = link.split('"').next().unwrap().replace("&amp;", "&");
-        let mut page = browser.get(&format!("https://{ONE}{link}"));
+        let mut page = self.follow(browser, browser.once(&format!("https://{ONE}{link}")));
         while page.url.starts_with(&self.provider.issuer()) {
             page = self.submit(browser, &page, &[("login", user), ("password", "any")]);
         }
@@ -77,14 +77,32 @@ impl World {
         let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let fields: Vec<String> =
             hidden.into_iter().chain(more).map(|(name, value)| format!("{name}={value}")).collect();
-        let mut arguments = vec!["-L"];
+        let mut arguments = Vec::new();
         for field in &fields {
             arguments.extend(["--data-urlencode", field]);
         }
-        let action =
-            if action.starts_with('/') { format!("{}{action}", self.provider.issuer()) } else { action };
+        let action = self.whole(&action);
         arguments.push(&action);
-        browser.ask(&arguments)
+        self.follow(browser, browser.ask(&arguments))
+    }
+
+    /// Where that leads. The provider's own redirects are paths.
+    fn follow(&self, browser: &Browser, mut page: Page) -> Page {
+        for _ in 0..20 {
+            let Some(there) = page.field("location").filter(|_| (300..400).contains(&page.status)) else {
+                return page;
+            };
+            page = browser.once(&self.whole(there));
+        }
+        panic!("it leads nowhere: {page:?}");
+    }
+
+    fn whole(&self, address: &str) -> String {
+        if address.starts_with('/') {
+            format!("{}{address}", self.provider.issuer())
+        } else {
+            address.to_owned()
+        }
     }
 }
 
