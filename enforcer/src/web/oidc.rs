@@ -24,7 +24,7 @@
 //! # How it is meant to be used
 //!
 //! ```text
-//! let oidc = Oidc::new(settings, &state.join("oidc-sessions"))?;      // before privileges are dropped
+//! let oidc = Oidc::new(settings, &state.join("oidc-sessions"))?;
 //!
 //! let begun = oidc.begin("https://HOST/.enforcer/oidc/callback", target).await?;   // at HOST itself
 //! // 303 to begun.location, with begun.set_cookie

@@ -26,7 +26,8 @@ pub struct Settings {
     pub issuer: String,
     /// What the provider calls this gateway.
     pub client_id: String,
-    /// A file with the client's secret in its only line: mode 0600, of root or of the gateway's user.
+    /// A file with the client's secret in its only line: of the gateway's user with mode 0600, or of root with mode 0640 and
+    /// the gateway's group.
     pub secret_file: PathBuf,
     /// `None`: whichever the provider says that it takes, Basic first.
     pub secret_by: Option<SecretBy>,
@@ -121,7 +122,7 @@ impl Secret {
     pub(super) fn read(path: &Path) -> Result<Self, OidcError> {
         let wrong =
             |what: &str| OidcError::Settings(format!("client-secret-file: {} {what}", path.display()));
-        let contents = safe_file::read(path, safe_file::OWNER_ONLY)
+        let contents = safe_file::read(path, safe_file::GROUP_READS)
             .map_err(|error| OidcError::Settings(format!("client-secret-file: {error}")))?;
         let mut bytes = Zeroizing::new(contents.bytes);
         while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -215,8 +216,10 @@ mod tests {
         assert_eq!(secret.text(), "hunter 2");
         assert!(!format!("{secret:?}").contains("hunter"));
         put("hunter2", 0o640);
+        assert_eq!(Secret::read(&path).unwrap().text(), "hunter2", "a group may read it");
+        put("hunter2", 0o644);
         let said = Secret::read(&path).unwrap_err().to_string();
-        assert!(said.contains("chmod 600") && !said.contains("hunter"), "{said}");
+        assert!(said.contains("chmod 640") && !said.contains("hunter"), "{said}");
         for text in ["", "\n", "two\nlines\n", "ümlaut", &"x".repeat(1025)] {
             put(text, 0o600);
             let said = Secret::read(&path).unwrap_err().to_string();
