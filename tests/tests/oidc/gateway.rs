@@ -1,10 +1,11 @@
 //! The provider before the whole gateway: its process, the daemon, an application, and curl as the browser.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 
 use enforcer_tests::enforcer::quoted;
-use enforcer_tests::portal::{Browser, ONE, Page, Portal, WEB_V4};
+use enforcer_tests::portal::{Browser, ONE, Page, Portal, USER, WEB_V4};
 use enforcer_tests::process::{BOUND, eventually};
+use nix::unistd::User;
 
 use crate::provider::{Claims, Papers, Place, Provider};
 
@@ -22,7 +23,11 @@ impl World {
         let papers = Papers::new(&host);
         let secret = papers.file("secret");
         std::fs::write(&secret, "the secret of ES256: +&%=\n").unwrap();
-        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+        // the gateway reads it as itself
+        let user = User::from_name(USER).unwrap().unwrap();
+        chown(&secret, None, Some(user.gid.as_raw())).unwrap();
+        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).unwrap();
+        std::fs::set_permissions(papers.file(""), PermissionsExt::from_mode(0o755)).unwrap();
         let file = |name: &str| quoted(&papers.file(name).display().to_string());
         let oidc = format!(
             "{{ issuer = \"https://{host}:{PORT}\", client-id = \"ES256\", client-secret-file = {}, ca = {} }}",
