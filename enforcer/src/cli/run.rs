@@ -161,9 +161,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         | Command::Gateway
         | Command::GatewayKeys { .. }
         | Command::Unload
-        | Command::Passwd(_) => {
-            Err(anyhow::anyhow!("not a question to the daemon"))
-        }
+        | Command::Passwd(_) => Err(anyhow::anyhow!("not a question to the daemon")),
     }
 }
 
