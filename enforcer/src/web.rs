@@ -8,6 +8,7 @@ pub mod attempts;
 pub mod cookie;
 pub mod learned;
 pub mod link;
+pub mod oidc;
 pub mod proxy;
 pub mod safe_file;
 pub mod seal;

@@ -69,6 +69,7 @@ pub use origin::{Origin, OriginError};
 pub use register::{Connection, Ended, Flight, Refused, Register, Registered, SessionKey, Ticket};
 pub use settings::{Certificate, Limits, Network, Origin as OriginSettings, Settings, Times};
 pub use tls::TlsError;
+pub(super) use tls::connector;
 
 /// How long connections that were reset may take to notice.
 const AFTER_ABORT: Duration = Duration::from_secs(2);

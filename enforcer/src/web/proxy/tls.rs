@@ -159,7 +159,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 /// What speaks TLS with an origin whose certificate leads to a root in that file; without a file, to one of the
 /// system's.
-pub(super) fn connector(roots: Option<&Path>) -> Result<TlsConnector, TlsError> {
+pub(in crate::web) fn connector(roots: Option<&Path>) -> Result<TlsConnector, TlsError> {
     let path = roots.unwrap_or(Path::new(SYSTEM_ROOTS));
     let mut store = RootCertStore::empty();
     let (added, _) = store.add_parsable_certificates(certificates(path)?);
