@@ -206,8 +206,11 @@ impl Config {
             ("[state] directory", &self.state.directory),
             ("[control] socket", &self.control.socket),
         ];
-        let web = self.web.as_ref().map(|web| ("[web] socket", &web.socket));
-        for (key, path) in paths.into_iter().chain(web) {
+        let web = self
+            .web
+            .as_ref()
+            .map(|web| [("[web] socket", &web.socket), ("[web] socket-table", &web.socket_table)]);
+        for (key, path) in paths.into_iter().chain(web.into_iter().flatten()) {
             if !path.is_absolute() {
                 return Err(format!("{key} = {path:?}: it is an absolute path"));
             }
@@ -294,6 +297,7 @@ mod tests {
             "realm",
             "case",
             "max-sessions",
+            "socket-table",
         ] {
             assert!(all.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is missing");
         }

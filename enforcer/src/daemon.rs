@@ -77,6 +77,11 @@ enum Input {
     },
     /// The cookies that a question had to wait for.
     Fetched(Vec<(ServerName, Vec<Cookie>)>, Then),
+    /// What a web gateway's table has of sessions that are over.
+    WebSockets {
+        id: u64,
+        found: web::Found,
+    },
     /// Connections were taken out of that namespace's tracking, or could not be.
     Forgotten {
         netns: Netns,
@@ -173,9 +178,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // before anything is loaded: two daemons would each take the other's entries out
     let control = control::bind(&config.control.socket)?;
     let gate = control::bind(&config.gate.socket)?;
-    let web = web::bind(&config)?;
+    // a web gateway that cannot be served is told of, and keeps nobody else waiting
+    let (web, unserved) = match web::bind(&config) {
+        Ok(web) => (web, None),
+        Err(error) => (None, Some(error)),
+    };
     let (inputs, received) = mpsc::channel(QUEUE);
     let mut daemon = Daemon::start(config, inputs)?;
+    if let Some(error) = unserved {
+        daemon.web_unserved(&error);
+    }
     // before the runtime starts threads, which inherit what is left
     if let Err(error) = privileges::drop_the_rest() {
         daemon.warn(format!("capabilities that are not needed could not be dropped: {error:#}"));
@@ -228,6 +240,7 @@ impl Daemon {
                 .map(config::Server::server_name)
                 .collect(),
             most_web_sessions: config.web.as_ref().map_or(0, |web| web.max_sessions as usize),
+            most_web_bytes: config.web.as_ref().map_or(0, config::Web::most_bytes),
             ..Rules::default()
         };
         let registry = Registry::new(servers.keys().cloned(), own, rules);
@@ -265,6 +278,7 @@ impl Daemon {
         }
         daemon.attach_own_interfaces();
         let wall = if loaded.fresh { 0 } else { loaded.wall };
+        let gateways = daemon.earlier_gateways();
         let left = Left {
             entries,
             records: loaded.records,
@@ -272,7 +286,7 @@ impl Daemon {
             wall,
             rebooted,
             web: loaded.web,
-            learned: loaded.learned,
+            gateways,
         };
         daemon.handle(Event::Adopt(Box::new(left)));
         daemon.dataplane.filled()?;
@@ -321,6 +335,7 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let remembered = std::mem::take(&mut self.remembered);
         self.remember_sessions(remembered);
+        self.watch_gateways();
         self.start_forgetting_all();
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
@@ -399,6 +414,7 @@ impl Daemon {
             Input::Listed { server, asked, outcome } => self.listed(server, asked, outcome),
             Input::Looked { name, look, observed, reply } => self.looked(name, look, observed, reply),
             Input::Fetched(cookies, then) => self.fetched(&cookies, then),
+            Input::WebSockets { id, found } => self.web_found(id, found),
             Input::Forgotten { netns, done } => self.forgotten(netns, done),
             Input::Disconnected { rows, notes, any, reply } => {
                 let _ = reply.send(answers::disconnected(rows, notes, any));
@@ -409,9 +425,7 @@ impl Daemon {
     /// The registry's rules, and what they want done, in their order.
     fn handle(&mut self, event: Event) {
         tracing::debug!(?event);
-        if let Event::WebWatchGone { watch } = &event {
-            self.web_break(*watch);
-        }
+        self.web_before(&event);
         let mut effects = self.registry.handle(event, now()).into_iter();
         loop {
             let some: Vec<Effect> = effects.by_ref().take(AT_ONCE).collect();

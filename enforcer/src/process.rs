@@ -67,6 +67,18 @@ pub fn start_time(pid: i32) -> Result<u64> {
     Ok(stat(pid)?.2)
 }
 
+/// The user whose rights it has (`Uid:` of `/proc/PID/status`: the effective one).
+pub fn uid_of(pid: i32) -> Result<u32> {
+    let status = read(pid, "status")?;
+    parse_uid(&String::from_utf8_lossy(&status))
+        .ok_or_else(|| ProcessError::Odd { path: format!("/proc/{pid}/status") })
+}
+
+fn parse_uid(status: &str) -> Option<u32> {
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    uids.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// The process that has this number now.
 pub fn identify(pid: i32) -> Result<Process> {
     Ok(Process { pid, start: start_time(pid)? })
@@ -243,6 +255,15 @@ mod tests {
         assert_eq!(parse_stat(line), Some((b'S', 3, 4711)));
         assert_eq!(parse_stat(b"7 (a"), None);
         assert_eq!(parse_stat(b"7 (a) S 3"), None);
+    }
+
+    #[test]
+    fn the_user_is_the_one_whose_rights_count() {
+        assert_eq!(parse_uid("Name:\tUid: 7\nUid:\t1000\t65534\t0\t0\n"), Some(65_534));
+        assert_eq!(parse_uid("Name:\tx\nUid:\t1000\n"), None);
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(uid_of(own).unwrap(), nix::unistd::geteuid().as_raw());
+        assert!(matches!(uid_of(i32::MAX), Err(ProcessError::Gone(_))));
     }
 
     #[test]

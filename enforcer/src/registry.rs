@@ -40,7 +40,7 @@ pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
 pub use sessions::{Phase, Session};
 pub use show::{Preview, SessionRow};
-pub use web::{NewWebSession, Told, WebAnswer, WebCause, WebEnding, WebRow, WebSession};
+pub use web::{NewWebSession, Told, WebAnswer, WebCause, WebRow, WebSession};
 pub use words::*;
 
 /// How many sessions, and how many finished revocations, are remembered. What is in force is never forgotten.
@@ -69,6 +69,8 @@ pub struct Rules {
     pub first_number: Number,
     pub realms: Realms,
     pub most_web_sessions: usize,
+    /// How many bytes all of them may take, about.
+    pub most_web_bytes: usize,
 }
 
 impl Default for Rules {
@@ -82,6 +84,7 @@ impl Default for Rules {
             first_number: 1,
             realms: Realms::default(),
             most_web_sessions: 100_000,
+            most_web_bytes: 100_000 * 1_024,
         }
     }
 }
@@ -256,13 +259,15 @@ impl Registry {
             }
             Event::WebSeen { uses } => self.web_seen(uses, now),
             Event::WebEnd { request, which, cause } => self.web_end(request, which, cause, now, &mut out),
-            Event::WebLearn { request, records } => self.web_learn(request, records, &mut out),
-            Event::WebWatch { watch } => self.web_watch(watch, &mut out),
+            Event::WebWatch { watch, gateway } => self.web_watch(watch, gateway, now, &mut out),
             Event::WebWatchGone { watch } => self.web_watch_gone(watch, now, &mut out),
             Event::WebAcknowledged { watch, closed, listed } => self.web_acknowledged(watch, closed, listed),
+            Event::WebGatewayGone { id } => self.web_gateway_gone(id, &mut out),
+            Event::WebDestroyed { id, gone, trouble } => self.web_destroyed(id, gone, trouble, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
         self.release_adopted(now, &mut out);
+        self.web_ask_tables(now, &mut out);
         self.advance(now, &mut out);
         if self.has_writes() {
             out.push(Effect::Save);

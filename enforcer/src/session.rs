@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 pub use realm::{Case, Realms};
 pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target, Write};
-pub use web::{WebDigest, WebKey, WebLearned, WebRecord, WebTokenRecord};
+pub use web::{WebDigest, WebKey, WebRecord, WebTokenRecord};
 
 /// ocserv's name for a cookie: SHA-1 of the cookie's 32 bytes (`safe_id` in ocserv's `src/sec-mod-cookies.c`).
 /// One-way, so it may be logged and stored; the cookie itself may not.

@@ -9,6 +9,7 @@
 mod diag;
 mod end;
 mod find;
+mod named;
 
 use std::fmt;
 use std::io;
@@ -20,6 +21,7 @@ use crate::session::{Flow, Netns};
 
 pub use end::{EndSettings, Ended, Method, end_worker};
 pub use find::connected_sockets;
+pub use named::{Named, NamedOutcome, destroy_named};
 
 /// The family of a socket, which is not that of its packets: an AF_INET6 socket carries IPv4 too (mapped).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -47,7 +47,7 @@ pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};
 
 pub use crate::session::Write;
-use crate::session::{Record, SessionRecord, WebLearned, WebRecord};
+use crate::session::{Record, SessionRecord, WebRecord};
 
 /// Where the state is, and the bounds of the audit log. Both are checked whenever a line is added, by the newest
 /// line's own time.
@@ -79,8 +79,6 @@ pub struct Loaded {
     pub sessions: Vec<SessionRecord>,
     /// In the order of their keys.
     pub web: Vec<WebRecord>,
-    /// What the web gateway has to know, in the order of the keys.
-    pub learned: Vec<WebLearned>,
     /// Why nothing can be written at present, for people. The writer tries again with every batch.
     pub unwritable: Option<String>,
     /// Whether the database was made just now.
@@ -95,8 +93,7 @@ fn is_lazy(write: &Write) -> bool {
         | Write::Lift(_)
         | Write::NextNumber(_)
         | Write::KeepWeb { lazy: false, .. }
-        | Write::WebGone(_)
-        | Write::Learn { .. } => false,
+        | Write::WebGone(_) => false,
         Write::Forget(_)
         | Write::Session(_)
         | Write::SessionGone(_)

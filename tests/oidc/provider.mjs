@@ -1,8 +1,8 @@
-// An identity provider for the tests: oidc-provider with its own login forms, over TLS on a free port.
+// An identity provider for the tests: oidc-provider with its own login forms, over TLS.
 //
 //   node provider.mjs NODE_MODULES KEY CERTIFICATE ADDRESS HOST BACK BACKCHANNEL CLAIMS
 //
-// ADDRESS is listened at, as HOST. BACK: where browsers are sent back to. BACKCHANNEL: where logout tokens go; CLIENT in it
+// ADDRESS (IPV4:PORT, 0 for a free one) is listened at, as HOST. BACK: where browsers are sent back to. BACKCHANNEL: where logout tokens go; CLIENT in it
 // is the client's name. CLAIMS: `id_token` where the ID token
 // has the user's name itself; otherwise it has to be asked for at the userinfo endpoint.
 // It prints `listening on PORT`, each request, and `rotated` after SIGHUP has given it other keys.
@@ -73,7 +73,8 @@ const server = createServer(
     handle(request, response);
   },
 );
-server.listen(0, address, () => {
+const [ip, wanted] = address.split(':');
+server.listen(wanted, ip, () => {
   const { port } = server.address();
   const start = () => {
     const provider = make(`https://${host}:${port}`);

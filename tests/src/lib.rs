@@ -34,6 +34,7 @@ pub mod timeline;
 pub mod traffic;
 pub mod tun;
 pub mod ways;
+pub mod web;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};
 pub use clock::Moment;

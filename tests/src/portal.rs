@@ -70,6 +70,7 @@ impl Portal {
         let config = Config::new(&[&ocserv])
             .set("web", "socket", &file("web"))
             .set("web", "user", &quoted(USER))
+            .set("web", "socket-table", &file("sockets"))
             .set("gateway", "listen", &format!("[\"{WEB_V4}:443\"]"))
             .set("gateway", "redirect", &format!("[\"{WEB_V4}:80\"]"))
             .set("gateway", "certificates", &certificate)

@@ -1,4 +1,4 @@
-//! The measurements: two programs, whose rows become one list.
+//! The measurements: three programs, whose rows become one list.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use crate::steps::{cargo, target};
 
 /// From the command to the last packet; measured by a program of `tests`.
 const ENDS: &str = "ends";
+/// The web gateway beside nginx; measured by a program of `tests`.
+const WEB: &str = "web";
 /// The groups of `enforcer/benches/dataplane`.
 const DATAPLANE: [&str; 4] = ["honest", "drops", "tables", "stops"];
 
@@ -18,8 +20,9 @@ const DATAPLANE: [&str; 4] = ["honest", "drops", "tables", "stops"];
 /// # Errors
 /// An unknown name, and whatever cannot be built or measured.
 pub fn bench(only: &[String], rounds: Option<u32>, json: Option<&Path>) -> Result<()> {
-    if let Some(unknown) = only.iter().find(|name| *name != ENDS && !DATAPLANE.contains(&name.as_str())) {
-        bail!("{unknown} is not measured: there are {ENDS}, {}", DATAPLANE.join(", "));
+    let is_known = |name: &str| name == ENDS || name == WEB || DATAPLANE.contains(&name);
+    if let Some(unknown) = only.iter().find(|name| !is_known(name)) {
+        bail!("{unknown} is not measured: there are {ENDS}, {WEB}, {}", DATAPLANE.join(", "));
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
     let mut parts = Vec::new();
@@ -32,11 +35,13 @@ pub fn bench(only: &[String], rounds: Option<u32>, json: Option<&Path>) -> Resul
         }
         options
     };
-    if wanted(ENDS) {
-        let build = ["build", "--release", "-p", "enforcer", "-p", "enforcer-tests"];
-        cargo(build.into_iter().chain(["--bin", "enforcer", "--bin", "bench"]))?;
-        let run = ["run", "--release", "--quiet", "-p", "enforcer-tests", "--bin", "bench", "--"];
-        cargo(run.map(str::to_owned).into_iter().chain(options(ENDS)))?;
+    for (name, program) in [(ENDS, "bench"), (WEB, "bench_web")] {
+        if wanted(name) {
+            let build = ["build", "--release", "-p", "enforcer", "-p", "enforcer-tests"];
+            cargo(build.into_iter().chain(["--bin", "enforcer", "--bin", program]))?;
+            let run = ["run", "--release", "--quiet", "-p", "enforcer-tests", "--bin", program, "--"];
+            cargo(run.map(str::to_owned).into_iter().chain(options(name)))?;
+        }
     }
     let groups: Vec<_> = DATAPLANE.into_iter().filter(|name| wanted(name)).map(str::to_owned).collect();
     if !groups.is_empty() {

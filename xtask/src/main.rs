@@ -27,15 +27,19 @@ enum Task {
     Setup,
     /// Builds the daemon (after setup), with its links enforcer-gate and occtl
     Build,
-    /// Ends a real VPN session before your eyes (after setup and build)
+    /// Ends a real VPN session before your eyes (after setup and build); `demo web`: sessions of web applications
     Demo {
+        /// `vpn`, or `web`: a browser that two people use, behind nginx and behind the enforcer
+        #[arg(value_parser = ["vpn", "web"], default_value = "vpn")]
+        what: String,
         /// The same as data
         #[arg(long)]
         json: bool,
     },
-    /// Measures: sessions beside stock ocserv, packets and tables beside other firewalls (after setup)
+    /// Measures: sessions beside stock ocserv, packets and tables beside other firewalls, the web gateway beside nginx
+    /// (after setup)
     Bench {
-        /// Only these of `ends`, `honest`, `drops`, `tables`
+        /// Only these of `ends`, `web`, `honest`, `drops`, `tables`, `stops`
         only: Vec<String>,
         /// In so many rounds (default: what each of them has)
         #[arg(long)]
@@ -77,12 +81,13 @@ fn run(task: Task) -> Result<ExitCode> {
             let binary = build()?;
             println!("{}", binary.display());
         }
-        Task::Demo { json } => {
+        Task::Demo { what, json } => {
             setup::setup()?;
             build()?;
+            let program = if what == "web" { "demo_web" } else { "demo" };
             // built apart from running, so that the compiler's output does not mix with the demo's
-            cargo(["build", "--quiet", "-p", "enforcer-tests", "--bin", "demo"])?;
-            let mut demo = steps::command(steps::target().join("debug/demo"))?;
+            cargo(["build", "--quiet", "-p", "enforcer-tests", "--bin", program])?;
+            let mut demo = steps::command(steps::target().join("debug").join(program))?;
             if json {
                 demo.arg("--json");
             }

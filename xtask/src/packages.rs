@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 18] = [
+pub const WANTED: [(&str, &str); 23] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
@@ -30,11 +30,22 @@ pub const WANTED: [(&str, &str); 18] = [
     ("sqlite3", "looks at the state as an administrator does"),
     ("bpftool", "a person's look into the kernel"),
     ("xdp-tools", "somebody else's XDP programs: xdp-filter"),
+    ("chromium", "the browser tests: the browser"),
+    ("nodejs", "the browser tests: drives it; and an identity provider"),
+    (NPM, "fetches what runs on it"),
+    ("nginx", "the browser tests: an access gateway that has the fault; and measured beside us"),
+    ("python3-venv", "the browser tests: Django and Jupyter"),
 ];
 
+/// A package of Debian's; other packages of nodejs have that program in them, and it cannot be beside those.
+const NPM: &str = "npm";
+
 /// What `cargo xtask bench` needs besides.
-pub const MEASURED: [(&str, &str); 2] =
-    [("ipset", "measured beside us"), ("ethtool", "sets up the devices that are measured")];
+pub const MEASURED: [(&str, &str); 3] = [
+    ("ipset", "measured beside us"),
+    ("ethtool", "sets up the devices that are measured"),
+    ("wrk", "asks the web gateway and nginx as fast as they answer"),
+];
 
 /// Whether this system has Debian's packages.
 pub fn is_debian() -> bool {
@@ -50,7 +61,8 @@ pub fn missing(wanted: &[(&'static str, &str)]) -> Result<Vec<&'static str>> {
     let output = query.output().context("dpkg-query")?;
     let text = String::from_utf8_lossy(&output.stdout);
     for (name, _) in wanted {
-        if !text.lines().any(|line| line == format!("installed {name}")) {
+        let other = *name == NPM && Path::new("/usr/bin/npm").exists();
+        if !other && !text.lines().any(|line| line == format!("installed {name}")) {
             missing.push(*name);
         }
     }

@@ -1,4 +1,6 @@
-//! What building and testing need: packages, bpf-linker, and the trees of newer Debians for the lab.
+//! What building and testing need: packages, bpf-linker, the trees of newer Debians for the lab, and the browser tests' own.
+
+mod web;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -41,6 +43,7 @@ pub fn setup() -> Result<()> {
             jobs.push((format!("a {suite} tree"), Box::new(move || make_tree(suite))));
         }
     }
+    jobs.extend(web::missing()?);
     did |= !jobs.is_empty();
     together(jobs)?;
     if did {
@@ -77,6 +80,10 @@ fn elsewhere() -> Result<()> {
         "haproxy",
         "openssl",
         "systemd-analyze",
+        "chromium",
+        "node",
+        "npm",
+        "nginx",
     ];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> =

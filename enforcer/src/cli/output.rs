@@ -131,46 +131,43 @@ fn number(n: u64) -> String {
     if n == 0 { "-".into() } else { n.to_string() }
 }
 
+pub const SESSIONS: [&str; 9] =
+    ["SERVER", "ID", "USER", "STATE", "CLIENT", "DEVICE", "ADDRESSES", "SINCE", "SESSION"];
+pub const NO_SESSIONS: &str = "No sessions.";
+
 pub fn sessions(list: &api::Sessions) -> String {
-    let rows = (list.sessions.iter())
-        .map(|s| {
-            vec![
-                s.server.clone(),
-                if s.id == 0 { "-".into() } else { s.id.to_string() },
-                s.user.clone(),
-                if s.revocation == 0 {
-                    s.state.clone()
-                } else {
-                    format!("{}, revoked by {}", s.state, s.revocation)
-                },
-                s.client.clone(),
-                s.device.clone(),
-                // where it is: its tunnel addresses, or the web gateway's hosts
-                if s.web.is_empty() { s.addresses.join(" ") } else { s.hosts.join(" ") },
-                ago(s.since),
-                if s.web.is_empty() { s.safe_id.clone() } else { s.web.clone() },
-            ]
-        })
-        .collect();
-    let head = ["SERVER", "ID", "USER", "STATE", "CLIENT", "DEVICE", "ADDRESSES", "SINCE", "SESSION"];
-    or_none(rows, &head, "No sessions.")
+    or_none(list.sessions.iter().map(session).collect(), &SESSIONS, NO_SESSIONS)
 }
 
-pub fn users(list: &api::Users) -> String {
-    let rows = (list.users.iter())
-        .map(|u| {
-            vec![
-                u.user.clone(),
-                u.sessions.to_string(),
-                number(u.revoked.into()),
-                lock(u),
-                ago(u.since),
-                u.servers.join(" "),
-            ]
-        })
-        .collect();
-    let head = ["USER", "SESSIONS", "REVOKED", "LOCKED", "SINCE", "SERVERS"];
-    or_none(rows, &head, "Nobody is connected, and nobody is locked.")
+/// A session's line in the table of [`SESSIONS`].
+pub fn session(s: &api::SessionInfo) -> Vec<String> {
+    vec![
+        s.server.clone(),
+        if s.id == 0 { "-".into() } else { s.id.to_string() },
+        s.user.clone(),
+        if s.revocation == 0 { s.state.clone() } else { format!("{}, revoked by {}", s.state, s.revocation) },
+        s.client.clone(),
+        s.device.clone(),
+        // where it is: its tunnel addresses, or the web gateway's hosts
+        if s.web.is_empty() { s.addresses.join(" ") } else { s.hosts.join(" ") },
+        ago(s.since),
+        if s.web.is_empty() { s.safe_id.clone() } else { s.web.clone() },
+    ]
+}
+
+pub const USERS: [&str; 6] = ["USER", "SESSIONS", "REVOKED", "LOCKED", "SINCE", "SERVERS"];
+pub const NO_USERS: &str = "Nobody is connected, and nobody is locked.";
+
+/// A user's line in the table of [`USERS`].
+pub fn user(u: &api::User) -> Vec<String> {
+    vec![
+        u.user.clone(),
+        u.sessions.to_string(),
+        number(u.revoked.into()),
+        lock(u),
+        ago(u.since),
+        u.servers.join(" "),
+    ]
 }
 
 fn lock(user: &api::User) -> String {
@@ -265,6 +262,13 @@ pub fn status(s: &api::Status) -> String {
             n => format!("{n} gateways are connected"),
         };
         let _ = match web.socket.as_str() {
+            _ if !web.trouble.is_empty() => writeln!(
+                text,
+                "web: {} of {} sessions; NO gateway is served: {}",
+                web.sessions,
+                web.most,
+                safe(&web.trouble)
+            ),
             "" => writeln!(text, "web: {} sessions; not served any more", web.sessions),
             socket => writeln!(
                 text,
@@ -274,6 +278,9 @@ pub fn status(s: &api::Status) -> String {
                 safe(socket)
             ),
         };
+        for away in &web.away {
+            let _ = writeln!(text, "web: {} runs, and is NOT told of ends", safe(away));
+        }
     }
     for warning in &s.warnings {
         let _ = writeln!(text, "WARNING: {}", safe(warning));

@@ -161,9 +161,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         | Command::Gateway
         | Command::GatewayKeys { .. }
         | Command::Unload
-        | Command::Passwd(_) => {
-            Err(anyhow::anyhow!("not a question to the daemon"))
-        }
+        | Command::Passwd(_) => Err(anyhow::anyhow!("not a question to the daemon")),
     }
 }
 
@@ -282,10 +280,8 @@ async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Res
         Show::Status => {
             output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?
         }
-        Show::Users => output::print(json, &client.show_users(nothing).await?.into_inner(), output::users)?,
-        Show::Sessions => {
-            output::print(json, &client.show_sessions(nothing).await?.into_inner(), output::sessions)?
-        }
+        Show::Users => return listing::users(client, json).await,
+        Show::Sessions => return listing::sessions(client, json).await,
         Show::Revocations { count: false } => return listing::revocations(client, json).await,
         Show::Revocations { count: true } => {
             output::print(json, &client.count_revocations(nothing).await?.into_inner(), output::count)?

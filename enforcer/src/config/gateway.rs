@@ -125,7 +125,7 @@ pub struct Oidc {
     pub issuer: String,
     /// What the provider calls this gateway.
     pub client_id: String,
-    /// A file of one line, mode 0600, of root or of the gateway's user.
+    /// A file of one line that the gateway's user can read: root's with mode 0640 and its group, or its own with 0600.
     pub client_secret_file: PathBuf,
     /// The claim that has the user's name; unset: `preferred_username`, or a verified `email`.
     #[serde(default)]

@@ -16,6 +16,8 @@ pub struct Web {
     /// The system user that the gateway runs as. Nobody else but root is served.
     pub user: String,
     pub max_sessions: u32,
+    /// The gateway's table of its sockets, by which they are destroyed where it hangs. The gateway's own file.
+    pub socket_table: PathBuf,
     /// The realms that its users may be of.
     pub realms: Vec<String>,
 }
@@ -29,12 +31,18 @@ impl Default for Web {
             socket: PathBuf::from("/run/enforcer-web/web.sock"),
             user: "enforcer-web".into(),
             max_sessions: 100_000,
+            socket_table: PathBuf::from("/run/enforcer-gateway/sockets"),
             realms: vec![DEFAULT_REALM.into()],
         }
     }
 }
 
 impl Web {
+    /// How many bytes all sessions may take: a session with a token or two takes less than 1,024.
+    pub(crate) fn most_bytes(&self) -> usize {
+        (self.max_sessions as usize).saturating_mul(1_024).max(1 << 20)
+    }
+
     pub(super) fn validate(&self) -> Result<(), String> {
         if self.max_sessions == 0 || self.max_sessions > MAX_WEB_SESSIONS {
             let most = self.max_sessions;
@@ -65,6 +73,7 @@ mod tests {
         Config::parse("[web]\nrealms = ['staff']\n[realms.staff]\ncase = 'fold'").unwrap();
         for bad in [
             "socket = 'a'",
+            "socket-table = 'a'",
             "user = ''",
             "max-sessions = 0",
             "max-sessions = 1000001",

@@ -33,9 +33,9 @@ async fn channel(socket: &Path) -> std::io::Result<Channel> {
         .map_err(std::io::Error::other)
 }
 
-/// Every session that there can be comes in one message: 262,144 of ocserv's and a million of the web gateway's at the
-/// most, each of some hundred bytes. It is our own daemon that sends it.
-const MAX_MESSAGE: usize = 1_024 * 1_024 * 1_024;
+/// Lists come in parts; a receipt comes with all the sessions that it tells of, some thousands at the very worst. It is our
+/// own daemon that sends it.
+const MAX_MESSAGE: usize = 64 * 1_024 * 1_024;
 
 pub async fn connect_control(socket: &Path) -> std::io::Result<ControlClient> {
     Ok(ControlClient::new(channel(socket).await?).max_decoding_message_size(MAX_MESSAGE))

@@ -2,7 +2,8 @@
 
 use std::pin::Pin;
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use prost::Message;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request as Rpc, Response, Status, Streaming};
@@ -10,6 +11,7 @@ use tonic::{Request as Rpc, Response, Status, Streaming};
 use super::api;
 use super::incoming::{Caller, MAX_CONNECTIONS, incoming};
 use super::web::{WebReply, WebRequest};
+use crate::session::WebKey;
 
 /// How many revocations one message of a stream may hold, and how many such messages may be on their way.
 pub const MAX_BATCH: usize = 1_024;
@@ -28,8 +30,9 @@ pub enum Request {
     Lock(api::LockRequest),
     Unlock(api::UnlockRequest),
     Status(api::ShowRequest),
-    Users(api::ShowRequest),
-    Sessions(api::ShowRequest),
+    Users,
+    /// A part of the list of sessions.
+    Sessions(SessionsFrom),
     /// A part of the list of revocations.
     Revocations(Page),
     CountRevocations(api::ShowRequest),
@@ -49,14 +52,24 @@ pub struct Page {
     pub up_to: Option<u64>,
 }
 
+/// The same of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionsFrom {
+    /// Those of ocserv, all of them.
+    Vpn,
+    /// Those of the web gateway, after this key.
+    Web(Option<WebKey>),
+}
+
 #[derive(Debug)]
 pub enum Reply {
     Disconnect(api::DisconnectReply),
     Receipt(Box<api::Receipt>),
     Bulk(api::BulkReceipt),
     Status(Box<api::Status>),
-    Users(api::Users),
-    Sessions(api::Sessions),
+    Users(Vec<api::User>),
+    /// Some of them, and where to go on if there are more.
+    Sessions(Vec<api::SessionInfo>, Option<SessionsFrom>),
     /// Some of them, and where to go on if there are more.
     Revocations(api::Revocations, Option<Page>),
     Count(api::RevocationCount),
@@ -126,6 +139,80 @@ impl Front {
     }
 }
 
+impl Front {
+    /// Everybody, in parts of some hundreds.
+    async fn users(
+        &self,
+        caller: Option<Caller>,
+    ) -> Result<impl Stream<Item = Result<Vec<api::User>, Status>> + Send + use<>, Status> {
+        match self.call(caller, Request::Users).await? {
+            Reply::Users(users) => Ok(futures::stream::iter(chopped(users).map(Ok))),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    /// Every session, in parts of some hundreds. Each question to the loop is made once the parts before it were read.
+    fn sessions(
+        &self,
+        caller: Option<Caller>,
+    ) -> impl Stream<Item = Result<Vec<api::SessionInfo>, Status>> + Send + use<> {
+        let front = self.clone();
+        let parts = futures::stream::try_unfold(Some(SessionsFrom::Vpn), move |from| {
+            let front = front.clone();
+            async move {
+                let Some(from) = from else { return Ok(None) };
+                match front.call(caller, Request::Sessions(from)).await? {
+                    Reply::Sessions(some, next) => Ok(Some((some, next))),
+                    _ => Err(mixed_up()),
+                }
+            }
+        });
+        parts.map_ok(|some| futures::stream::iter(chopped(some).map(Ok))).try_flatten()
+    }
+}
+
+/// A message of a list ends with the one by which it comes to one of these.
+const PART: usize = 512;
+const PART_BYTES: usize = 256 * 1_024;
+/// How much of a list is told in one message, for whoever asks for one: any client takes 4 MiB.
+const IN_ONE: usize = 3 * 1_024 * 1_024;
+
+fn chopped<T: Message + Send>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> + Send + use<T> {
+    let mut all = all.into_iter();
+    std::iter::from_fn(move || {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while part.len() < PART
+            && bytes < PART_BYTES
+            && let Some(one) = all.next()
+        {
+            bytes += one.encoded_len();
+            part.push(one);
+        }
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+async fn in_one<T: Message>(
+    parts: impl Stream<Item = Result<Vec<T>, Status>>,
+    what: &str,
+    instead: &str,
+) -> Result<Vec<T>, Status> {
+    let mut parts = std::pin::pin!(parts);
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    while let Some(part) = parts.next().await {
+        let part = part?;
+        bytes += part.iter().map(Message::encoded_len).sum::<usize>();
+        all.extend(part);
+        if bytes > IN_ONE {
+            let text = format!("there are more {what} than fit into one message: ask for them by {instead}");
+            return Err(Status::resource_exhausted(text));
+        }
+    }
+    Ok(all)
+}
+
+pub(super) type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 pub(super) fn caller<T>(rpc: &Rpc<T>) -> Option<Caller> {
     rpc.extensions().get::<Caller>().copied()
 }
@@ -173,8 +260,6 @@ service! {
     lock(api::LockRequest) as Request::Lock => Receipt(api::Receipt);
     unlock(api::UnlockRequest) as Request::Unlock => Receipt(api::Receipt);
     show_status(api::ShowRequest) as Request::Status => Status(api::Status);
-    show_users(api::ShowRequest) as Request::Users => Users(api::Users);
-    show_sessions(api::ShowRequest) as Request::Sessions => Sessions(api::Sessions);
     count_revocations(api::ShowRequest) as Request::CountRevocations => Count(api::RevocationCount);
     show_events(api::ShowRequest) as Request::Events => Events(api::Events);
     check(api::ShowRequest) as Request::Check => Findings(api::Findings);
@@ -189,7 +274,7 @@ service! {
         }
     }
 
-    type ListRevocationsStream = Pin<Box<dyn Stream<Item = Result<api::Revocations, Status>> + Send>>;
+    type ListRevocationsStream = Parts<api::Revocations>;
 
     async fn list_revocations(&self, rpc: Rpc<api::ListRequest>) -> Result<Response<Self::ListRevocationsStream>, Status> {
         let (front, caller) = (self.clone(), caller(&rpc));
@@ -203,6 +288,31 @@ service! {
                 front.revocations(caller, page).await.map(Some)
             }
         });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn show_users(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<api::Users>, Status> {
+        let parts = self.users(caller(&rpc)).await?;
+        let users = in_one(parts, "users", "ListUsers").await?;
+        Ok(Response::new(api::Users { users }))
+    }
+
+    type ListUsersStream = Parts<api::Users>;
+
+    async fn list_users(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::ListUsersStream>, Status> {
+        let parts = self.users(caller(&rpc)).await?.map_ok(|users| api::Users { users });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn show_sessions(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<api::Sessions>, Status> {
+        let sessions = in_one(self.sessions(caller(&rpc)), "sessions", "ListSessions").await?;
+        Ok(Response::new(api::Sessions { sessions }))
+    }
+
+    type ListSessionsStream = Parts<api::Sessions>;
+
+    async fn list_sessions(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::ListSessionsStream>, Status> {
+        let parts = self.sessions(caller(&rpc)).map_ok(|sessions| api::Sessions { sessions });
         Ok(Response::new(Box::pin(parts)))
     }
 
@@ -238,4 +348,39 @@ service! {
     look(api::GateLook) as Request::Look => Verdict(api::GateVerdict);
     left(api::GateLook) as Request::Left => Verdict(api::GateVerdict);
     {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sessions(count: usize, agent: usize) -> Vec<api::SessionInfo> {
+        let one = api::SessionInfo { agent: "x".repeat(agent), ..api::SessionInfo::default() };
+        (1..).map(|id| api::SessionInfo { id, ..one.clone() }).take(count).collect()
+    }
+
+    /// R7: no message of a list is large, whatever there is; and all of it comes.
+    #[test]
+    fn r7_a_list_comes_in_messages_that_are_bounded() {
+        for (count, agent, most) in [(0, 1, 0), (1, 1, 1), (512, 1, 1), (513, 1, 2), (600, 5_000, 12)] {
+            let all = sessions(count, agent);
+            let parts: Vec<_> = chopped(all.clone()).collect();
+            assert!(parts.len() <= most && parts.iter().all(|part| part.len() <= PART), "{count}");
+            for part in &parts {
+                let bytes = api::Sessions { sessions: part.clone() }.encoded_len();
+                assert!(bytes < PART_BYTES + 10_000, "{bytes}");
+            }
+            assert_eq!(parts.concat(), all);
+        }
+    }
+
+    /// R7: in one message so much and no more, and the error says how to ask for it.
+    #[tokio::test]
+    async fn r7_what_does_not_fit_one_message_is_refused() {
+        let parts = |count| futures::stream::iter(chopped(sessions(count, 1_000)).map(Ok));
+        assert_eq!(in_one(parts(2_000), "sessions", "ListSessions").await.unwrap().len(), 2_000);
+        let refused = in_one(parts(4_000), "sessions", "ListSessions").await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains("ListSessions"), "{refused}");
+    }
 }

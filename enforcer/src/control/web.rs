@@ -2,16 +2,13 @@
 //!
 //! Whoever is at this socket can make, check and end web sessions. What is asked is read in `web_words`.
 
-use std::pin::Pin;
-
-use futures::Stream;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request as Rpc, Response, Status};
 
 use super::api;
 use super::incoming::incoming;
-use super::serve::{Call, Front, Reply, Request, caller, mixed_up};
+use super::serve::{Call, Front, Parts, Reply, Request, caller, mixed_up};
 use crate::session::WebKey;
 
 /// How many keys one message of a list has: 74 KB.
@@ -31,9 +28,6 @@ pub enum WebRequest {
     Check(api::WebToken),
     Seen(api::WebSeen),
     End(api::WebEnd),
-    Learn(api::WebLearned),
-    /// What comes after this key, of what was learned.
-    Learned(Option<Vec<u8>>),
     Watch,
     Acknowledge(api::WebAcknowledged),
 }
@@ -42,8 +36,6 @@ pub enum WebRequest {
 pub enum WebReply {
     Alive(Box<api::WebAlive>),
     Done,
-    /// Some of it; empty: there is no more.
-    Learned(api::WebLearned),
     /// The news, and what is dropped together with the stream.
     Watch(mpsc::Receiver<News>, oneshot::Sender<()>),
 }
@@ -106,8 +98,6 @@ impl Front {
     }
 }
 
-type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl api::web_server::Web for Front {
     async fn create(&self, rpc: Rpc<api::WebCreate>) -> Result<Response<api::WebAlive>, Status> {
@@ -134,32 +124,8 @@ impl api::web_server::Web for Front {
         self.done(rpc, WebRequest::End).await
     }
 
-    async fn learn(&self, rpc: Rpc<api::WebLearned>) -> Result<Response<api::WebDone>, Status> {
-        self.done(rpc, WebRequest::Learn).await
-    }
-
     async fn acknowledge(&self, rpc: Rpc<api::WebAcknowledged>) -> Result<Response<api::WebDone>, Status> {
         self.done(rpc, WebRequest::Acknowledge).await
-    }
-
-    type LearnedStream = Parts<api::WebLearned>;
-
-    async fn learned(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::LearnedStream>, Status> {
-        let (front, caller) = (self.clone(), caller(&rpc));
-        // each part is a call of its own, made once the one before it was read
-        let parts = futures::stream::try_unfold(Some(None), move |after: Option<Option<Vec<u8>>>| {
-            let front = front.clone();
-            async move {
-                let Some(after) = after else { return Ok(None) };
-                let request = Request::Web(WebRequest::Learned(after));
-                let Reply::Web(WebReply::Learned(part)) = front.call(caller, request).await? else {
-                    return Err(mixed_up());
-                };
-                let next = part.records.last().map(|record| Some(record.key.clone()));
-                Ok(if part.records.is_empty() { None } else { Some((part, next)) })
-            }
-        });
-        Ok(Response::new(Box::pin(parts)))
     }
 
     type WatchStream = Parts<api::WebNews>;

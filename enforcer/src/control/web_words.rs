@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::api;
 use super::target::check_name;
-use crate::session::{DEFAULT_REALM, WebDigest, WebKey, WebLearned, WebTokenRecord};
+use crate::session::{DEFAULT_REALM, WebDigest, WebKey, WebTokenRecord};
 
 /// In bytes.
 pub const MAX_WRAPPED: usize = 512;
@@ -19,8 +19,6 @@ pub const MAX_PEER: usize = 64;
 pub const MAX_AGENT: usize = 256;
 /// How many one message may have.
 pub const MAX_USES: usize = 4_096;
-pub const MAX_RECORDS: usize = 256;
-pub const MAX_RECORD: usize = 1_024;
 /// The shortest and the longest time of a session, in seconds.
 pub const SECONDS: std::ops::RangeInclusive<u64> = 10..=366 * 86_400;
 
@@ -128,23 +126,6 @@ pub fn read_closed(request: &api::WebAcknowledged) -> Result<Vec<(WebKey, u64)>,
     request.closed.iter().map(|one| Ok((read_key(&one.key)?, one.sockets))).collect()
 }
 
-/// What the gateway has to know: keys and values.
-pub fn read_learned(request: api::WebLearned) -> Result<Vec<WebLearned>, Status> {
-    check_count(request.records.len(), MAX_RECORDS)?;
-    let read = |record: api::WebRecord| {
-        let (key, value) = (record.key, record.value);
-        if key.is_empty() || key.len() > MAX_RECORD || value.len() > MAX_RECORD {
-            return Err(bad(format!(
-                "a record with a key of {} bytes and a value of {}: 1 to {MAX_RECORD}, and up to {MAX_RECORD}",
-                key.len(),
-                value.len()
-            )));
-        }
-        Ok((key, value))
-    };
-    request.records.into_iter().map(read).collect()
-}
-
 fn check_count(found: usize, most: usize) -> Result<(), Status> {
     if found > most { Err(bad(format!("{found} in one message: at most {most}"))) } else { Ok(()) }
 }
@@ -210,13 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn records_and_lists_are_bounded() {
-        let learned = |key: usize, value: usize, count: usize| {
-            let record = api::WebRecord { key: vec![1; key], value: vec![2; value] };
-            read_learned(api::WebLearned { records: vec![record; count] }).is_ok()
-        };
-        assert!(learned(1, 0, 1) && learned(1_024, 1_024, 256));
-        assert!(!learned(0, 1, 1) && !learned(1_025, 1, 1) && !learned(1, 1_025, 1) && !learned(1, 1, 257));
+    fn lists_are_bounded() {
         let seen = |count| {
             read_seen(&api::WebSeen { uses: vec![api::WebUse { key: vec![7; 16], ago_ms: 1 }; count] })
         };
@@ -244,9 +219,6 @@ mod tests {
             }
             if let Ok(request) = api::WebEnd::decode(bytes.as_slice()) {
                 read_which(&request).map(drop).unwrap_or_else(told);
-            }
-            if let Ok(request) = api::WebLearned::decode(bytes.as_slice()) {
-                read_learned(request).map(drop).unwrap_or_else(told);
             }
         }
 

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::config::WhenBlind;
 use crate::control::target::{self, Asked, MAX_REASON};
-use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, api};
+use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, SessionsFrom, api};
 use crate::ocserv;
 use crate::registry::{Answer, Event, Order, SessionRow, Target, Verdict};
 use crate::session::{Audit, Cookie, Observed, ServerName, TokenKind};
@@ -46,10 +46,14 @@ impl Daemon {
             Request::Status(_) => {
                 let _ = reply.send(Ok(Reply::Status(Box::new(self.status()))));
             }
-            Request::Users(_) => {
+            Request::Users => {
                 let _ = reply.send(Ok(Reply::Users(self.users())));
             }
-            Request::Sessions(_) => self.fetch_cookies(Then::ShowSessions(reply)),
+            Request::Sessions(SessionsFrom::Vpn) => self.fetch_cookies(Then::ShowSessions(reply)),
+            Request::Sessions(SessionsFrom::Web(after)) => {
+                let (some, next) = self.web_sessions_after(after);
+                let _ = reply.send(Ok(Reply::Sessions(some, next)));
+            }
             Request::Revocations(page) => {
                 let (part, next) = self.revocations(page);
                 let _ = reply.send(Ok(Reply::Revocations(part, next)));
@@ -63,7 +67,7 @@ impl Daemon {
             Request::Check(_) => {
                 let _ = reply.send(Ok(Reply::Findings(self.findings())));
             }
-            Request::Web(request) => self.call_web(request, reply),
+            Request::Web(request) => self.call_web(request, caller, reply),
             Request::Look(look) => self.call_look(look, caller, reply),
             Request::Left(look) => {
                 // nothing is believed of a disconnect-script, which may come after the next session's
@@ -424,10 +428,8 @@ impl Daemon {
     pub(super) fn fetched(&mut self, cookies: &[(ServerName, Vec<Cookie>)], then: Then) {
         match then {
             Then::ShowSessions(reply) => {
-                let web = self.registry.web_rows(super::now());
-                let sessions =
-                    self.registry.rows(cookies).iter().map(row).chain(web.iter().map(web::row)).collect();
-                let _ = reply.send(Ok(Reply::Sessions(api::Sessions { sessions })));
+                let sessions = self.registry.rows(cookies).iter().map(row).collect();
+                let _ = reply.send(Ok(Reply::Sessions(sessions, Some(SessionsFrom::Web(None)))));
             }
             Then::Preview(order, reply) => {
                 let web = self.registry.web_preview(&order, super::now());

@@ -161,6 +161,7 @@ impl Daemon {
             Effect::WebListed { watch, keys, ends } => self.web_listed(watch, keys, ends),
             Effect::WebEnded { watch, key, cause, ends } => self.web_ended(watch, key, cause, ends),
             Effect::WebBreak { watch } => self.web_break(watch),
+            Effect::WebDestroy { id, keys } => self.web_destroy(id, keys),
             Effect::Numbered { next } => {
                 if let Err(error) = self.dataplane.set_next_revocation(next) {
                     self.warn(format!("the next revocation's number could not be kept: {error:#}"));

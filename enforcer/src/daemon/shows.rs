@@ -21,7 +21,7 @@ const PART_ENTRIES: usize = 4_096;
 const MAX_NOTES: usize = 100;
 
 impl Daemon {
-    pub(super) fn users(&self) -> api::Users {
+    pub(super) fn users(&self) -> Vec<api::User> {
         let mut users: BTreeMap<String, api::User> = BTreeMap::new();
         for row in self.registry.rows(&[]) {
             let user = users
@@ -80,7 +80,7 @@ impl Daemon {
             }
         }
         users.sort_by(|a, b| a.user.cmp(&b.user));
-        api::Users { users }
+        users
     }
 
     /// A part of the list: as much as the loop can tell without keeping others waiting.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::control::api;
 use crate::process;
-use crate::registry::{Event, Session, SessionKey, Sighting};
+use crate::registry::{Event, Session, SessionKey, Sighting, Ticket};
 use crate::session::{Audit, SessionRecord, Write};
 use crate::store::{self, Loaded, Outcome, Writer};
 
@@ -78,16 +78,9 @@ impl State {
 impl Daemon {
     /// What the registry wants on the disk goes to the writer. It never waits.
     pub(super) fn save(&mut self) {
-        let mut refused = Vec::new();
-        for (ticket, write) in self.registry.take_writes(now()) {
-            if let Err(error) = self.state.writer.write(ticket, write) {
-                refused.push((ticket, error.to_string()));
-            }
-        }
-        // only now: what the rules want written on hearing it has later tickets, and the writer tells of tickets in a row
-        for (ticket, error) in refused {
-            self.handle(Event::Stored { tickets: ticket..=ticket, outcome: Err(error) });
-        }
+        let writes = self.registry.take_writes(now());
+        let refused = hand_over(writes, |ticket, write| self.state.writer.write(ticket, write));
+        refused.into_iter().for_each(|refused| self.handle(refused));
     }
 
     pub(super) fn write_clock(&mut self) {
@@ -157,6 +150,19 @@ impl Daemon {
     }
 }
 
+/// Gives the disk all of these, and only then tells what it did not take: what the rules want written on hearing that has
+/// later tickets, and the writer tells of tickets in a row.
+fn hand_over<E: std::fmt::Display>(
+    writes: Vec<(Ticket, Write)>,
+    mut write: impl FnMut(Ticket, Write) -> Result<(), E>,
+) -> Vec<Event> {
+    let refused = writes.into_iter().filter_map(|(ticket, change)| {
+        let error = write(ticket, change).err()?;
+        Some(Event::Stored { tickets: ticket..=ticket, outcome: Err(error.to_string()) })
+    });
+    refused.collect()
+}
+
 /// Two states of a session that differ in what is written of it have different ones.
 fn fingerprint(session: &Session) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -203,7 +209,6 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
     let count = salvaged.records.len();
     let writes = (salvaged.records.into_iter().map(Write::Keep))
         .chain(salvaged.lifted.into_iter().map(Write::Lift))
-        .chain(salvaged.learned.into_iter().map(|(key, value)| Write::Learn { key, value }))
         .chain([Write::NextNumber(salvaged.next_number)]);
     let mut unwritten = BTreeSet::new();
     for (ticket, write) in (1..).zip(writes) {
@@ -240,4 +245,35 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
         findings.push(finding("error", text, "make the state directory writable"));
     }
     Ok(api::Findings { findings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R5: a disk without room is given every write in the order of the tickets, also those that follow from what it did not
+    /// take; and each of these is told once.
+    #[test]
+    fn r5_refused_writes_are_told_of_after_those_that_came_with_them() {
+        let given = std::cell::RefCell::new(Vec::new());
+        let write = |ticket: Ticket, _: Write| {
+            given.borrow_mut().push(ticket);
+            if ticket.is_multiple_of(2) { Err("full") } else { Ok(()) }
+        };
+        let mut told = Vec::new();
+        let mut last = 4;
+        let mut due: std::collections::VecDeque<Event> =
+            hand_over((1..=last).map(|ticket| (ticket, Write::Over(ticket))).collect(), write).into();
+        while let Some(Event::Stored { tickets, outcome }) = due.pop_front() {
+            assert!(outcome.is_err());
+            told.push(*tickets.start());
+            // the rules want something written on hearing it
+            if last < 8 {
+                last += 1;
+                due.extend(hand_over(vec![(last, Write::Over(last))], write));
+            }
+        }
+        assert_eq!(*given.borrow(), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(told, [2, 4, 6]);
+    }
 }

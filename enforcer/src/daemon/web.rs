@@ -1,6 +1,8 @@
 //! The web gateway's calls: what is asked becomes an event, what the registry answers becomes a record. And who is told of
 //! ends.
 
+mod gateways;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -11,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::config::{self, Config};
-use crate::control::{self, News, Reply, WebReply, WebRequest, api, web_words};
+use crate::control::{self, Caller, News, Reply, SessionsFrom, WebReply, WebRequest, api, web_words};
 use crate::ocserv;
 use crate::registry::{Event, NewWebSession, Request, Watch, WebAnswer, WebCause, WebRow, WebSession};
 use crate::session::{WebDigest, WebKey, WebTokenRecord};
@@ -21,17 +23,28 @@ use super::{Answerer, Daemon, Input};
 
 /// What may wait for a gateway beside an end of every session that there can be.
 const NEWS: usize = 4_096;
-/// How many records of the gateway are told in one message.
-const LEARNED: usize = 128;
+/// How many sessions are told at once: others are answered in between.
+const ROWS: usize = 1_024;
 
 /// What the loop has of the web gateway.
 pub(super) struct Web {
     /// Which run of the daemon this is.
     run: u64,
     random: std::fs::File,
-    watches: BTreeMap<Watch, mpsc::Sender<News>>,
-    next_watch: Watch,
+    watches: Watches,
+    gateways: gateways::Gateways,
+    /// Why no gateway is served, though one is configured.
+    unserved: Option<String>,
     waiting: BTreeMap<Request, Answerer>,
+}
+
+pub(super) use gateways::Found;
+
+/// The streams of ends that are read.
+#[derive(Default)]
+struct Watches {
+    all: BTreeMap<Watch, mpsc::Sender<News>>,
+    last: Watch,
 }
 
 /// The gateway's system user.
@@ -55,6 +68,29 @@ pub(super) fn bind(config: &Config) -> anyhow::Result<Option<(UnixListener, u32)
     Ok(Some((control::bind_for(&web.socket, uid)?, uid)))
 }
 
+impl Watches {
+    /// A further one, and where its news come out; `most` may wait there.
+    fn begin(&mut self, most: usize) -> (Watch, mpsc::Receiver<News>) {
+        // room is taken as it is needed
+        let (sender, news) = mpsc::channel(most);
+        self.last += 1;
+        self.all.insert(self.last, sender);
+        (self.last, news)
+    }
+
+    /// False: it does not read, or is gone; it is forgotten, and its stream ends.
+    #[must_use]
+    fn tell(&mut self, watch: Watch, news: News) -> bool {
+        let told = self.all.get(&watch).is_some_and(|sender| sender.try_send(news).is_ok());
+        told || self.all.remove(&watch).is_none()
+    }
+
+    /// It is told nothing any more, and hears so.
+    fn end(&mut self, watch: Watch) {
+        self.all.remove(&watch);
+    }
+}
+
 impl Web {
     pub(super) fn new() -> anyhow::Result<Self> {
         let mut random = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
@@ -63,8 +99,9 @@ impl Web {
         Ok(Self {
             run: u64::from_ne_bytes(run),
             random,
-            watches: BTreeMap::new(),
-            next_watch: 1,
+            watches: Watches::default(),
+            gateways: gateways::Gateways::default(),
+            unserved: None,
             waiting: BTreeMap::new(),
         })
     }
@@ -79,7 +116,13 @@ impl Web {
 }
 
 impl Daemon {
-    pub(super) fn call_web(&mut self, request: WebRequest, reply: Answerer) {
+    /// The VPN part does its work without a web gateway.
+    pub(super) fn web_unserved(&mut self, error: &anyhow::Error) {
+        tracing::error!("web: NO gateway is served: {error:#}");
+        self.web.unserved = Some(format!("{error:#}"));
+    }
+
+    pub(super) fn call_web(&mut self, request: WebRequest, caller: Caller, reply: Answerer) {
         match self.web_event(request) {
             Ok(Asked::Event(make)) => {
                 let request = self.next_request;
@@ -94,7 +137,7 @@ impl Daemon {
             Ok(Asked::Answered(answer)) => {
                 let _ = reply.send(Ok(Reply::Web(answer)));
             }
-            Ok(Asked::Watch) => self.web_watch(reply),
+            Ok(Asked::Watch) => self.web_watch(caller, reply),
             Err(status) => {
                 let _ = reply.send(Err(status));
             }
@@ -138,15 +181,6 @@ impl Daemon {
             WebRequest::End(end) => {
                 let (which, cause) = (web_words::read_which(&end)?, cause_of(end.cause())?);
                 Asked::event(move |request| Event::WebEnd { request, which, cause })
-            }
-            WebRequest::Learn(learned) => {
-                let records = web_words::read_learned(learned)?;
-                Asked::event(move |request| Event::WebLearn { request, records })
-            }
-            WebRequest::Learned(after) => {
-                let records = self.registry.web_learned(after.as_deref(), LEARNED);
-                let records = records.into_iter().map(|(key, value)| api::WebRecord { key, value }).collect();
-                Asked::Answered(WebReply::Learned(api::WebLearned { records }))
             }
             WebRequest::Watch => Asked::Watch,
             WebRequest::Acknowledge(acknowledged) => Asked::Told(Box::new(Event::WebAcknowledged {
@@ -199,13 +233,9 @@ impl Daemon {
         let _ = reply.send(answer.map(Reply::Web));
     }
 
-    fn web_watch(&mut self, reply: Answerer) {
+    fn web_watch(&mut self, caller: Caller, reply: Answerer) {
         let most = self.config.web.as_ref().map_or(0, |web| web.max_sessions as usize);
-        // room is taken as it is needed
-        let (sender, news) = mpsc::channel(most + NEWS);
-        let watch = self.web.next_watch;
-        self.web.next_watch += 1;
-        self.web.watches.insert(watch, sender);
+        let (watch, news) = self.web.watches.begin(most + NEWS);
         let (reading, ended) = oneshot::channel::<()>();
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
@@ -213,7 +243,8 @@ impl Daemon {
             let _ = ended.await;
             let _ = inputs.send(Input::Event(Event::WebWatchGone { watch })).await;
         });
-        self.handle(Event::WebWatch { watch });
+        let gateway = self.web_gateway(caller);
+        self.handle(Event::WebWatch { watch, gateway });
         let _ = reply.send(Ok(Reply::Web(WebReply::Watch(news, reading))));
     }
 
@@ -228,16 +259,32 @@ impl Daemon {
     }
 
     fn web_news(&mut self, watch: Watch, news: News) {
-        let told = self.web.watches.get(&watch).is_some_and(|sender| sender.try_send(news).is_ok());
-        if !told && self.web.watches.remove(&watch).is_some() {
-            // it does not read, or is gone
+        if !self.web.watches.tell(watch, news) {
             self.handle(Event::WebWatchGone { watch });
         }
     }
 
-    /// It is told nothing any more, and hears so.
+    /// What the rules say of streams and gateways that have ended is forgotten here as well.
+    pub(super) fn web_before(&mut self, event: &Event) {
+        match event {
+            Event::WebWatchGone { watch } => self.web_break(*watch),
+            Event::WebGatewayGone { id } => self.web.gateways.forget(*id),
+            _ => {}
+        }
+    }
+
     pub(super) fn web_break(&mut self, watch: Watch) {
-        self.web.watches.remove(&watch);
+        self.web.watches.end(watch);
+    }
+
+    /// Some of them, and where to go on.
+    pub(super) fn web_sessions_after(
+        &self,
+        after: Option<WebKey>,
+    ) -> (Vec<api::SessionInfo>, Option<SessionsFrom>) {
+        let rows = self.registry.web_rows_after(after, ROWS, super::now());
+        let last = rows.last().filter(|_| rows.len() == ROWS).map(|row| row.key);
+        (rows.iter().map(row).collect(), last.map(|last| SessionsFrom::Web(Some(last))))
     }
 
     pub(super) fn web_status(&self) -> Option<api::WebStatus> {
@@ -252,8 +299,9 @@ impl Daemon {
             gateways: u32::try_from(gateways).unwrap_or(u32::MAX),
             sessions,
             most: web.map_or(0, |web| web.max_sessions.into()),
-            learned: self.registry.web_learned_count() as u64,
             unacknowledged: unacknowledged as u64,
+            trouble: self.web.unserved.clone().unwrap_or_default(),
+            away: self.registry.web_away().iter().map(|name| name.to_string()).collect(),
         })
     }
 
@@ -262,7 +310,22 @@ impl Daemon {
             let left = self.registry.web_count();
             return if left == 0 { Vec::new() } else { vec![unserved(left)] };
         };
+        if let Some(why) = &self.web.unserved {
+            let text = format!("web: NO gateway is served: {why}");
+            return vec![finding(
+                "error",
+                text,
+                "mend that, and restart the daemon; the VPN part does its work",
+            )];
+        }
         let mut findings = vec![socket_finding(web)];
+        findings.extend(self.registry.web_away().into_iter().map(|name| {
+            finding(
+                "error",
+                format!("web: {name} runs, and does not read of ends: what it has in hand may go on"),
+                "does it hang? restart it",
+            )
+        }));
         let (gateways, _) = self.registry.web_watches();
         findings.push(if gateways > 0 {
             finding(
@@ -385,5 +448,33 @@ pub(super) fn row(row: &WebRow) -> api::SessionInfo {
         seen: row.seen,
         until: row.until,
         ..api::SessionInfo::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended() -> News {
+        News::Ended(api::WebEnded::default())
+    }
+
+    /// A stream that nobody reads any more, one that is full and one that was ended are forgotten, whoever noticed first;
+    /// the other one goes on.
+    #[test]
+    fn a_watch_that_is_gone_is_forgotten() {
+        let mut watches = Watches::default();
+        let streams: Vec<_> = (0..4).map(|_| watches.begin(2)).collect();
+        let [(gone, dropped), (full, _full), (broken, mut heard), (lives, mut news)] =
+            <[_; 4]>::try_from(streams).unwrap();
+        drop(dropped);
+        assert!(!watches.tell(gone, ended()), "that it is gone is told once");
+        assert!(watches.tell(gone, ended()), "and it is not known any more");
+        assert!(watches.tell(full, ended()) && watches.tell(full, ended()) && !watches.tell(full, ended()));
+        watches.end(broken);
+        assert!(heard.try_recv().is_err() && heard.is_closed(), "its stream ends");
+        assert!(watches.tell(broken, ended()));
+        assert_eq!(watches.all.len(), 1);
+        assert!(watches.tell(lives, ended()) && news.try_recv().is_ok());
     }
 }

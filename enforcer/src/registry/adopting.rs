@@ -13,7 +13,7 @@ use super::{Adopted, Effect, Effects, Left, Mark, Now, Number, Order, Registry, 
 
 impl Registry {
     pub(super) fn adopt(&mut self, left: Left, now: Now, out: &mut Effects) {
-        let Left { entries, records, lifted, wall, rebooted, web, learned } = left;
+        let Left { entries, records, lifted, wall, rebooted, web, gateways } = left;
         // a disk that took no write since the host was started does not know that it was
         let rebooted = rebooted && entries.is_empty();
         if !rebooted {
@@ -44,7 +44,9 @@ impl Registry {
         }
         self.expire(now, out);
         self.holdings.restored(out);
-        self.restore_web(web, learned, now.wall.max(wall), now);
+        // a gateway of before a reboot serves nobody
+        let gateways = if rebooted { Some(Vec::new()) } else { gateways };
+        self.restore_web(web, gateways, now.wall.max(wall), now);
         for number in over {
             self.holdings.touch(number);
         }

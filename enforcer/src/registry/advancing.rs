@@ -48,7 +48,7 @@ impl Registry {
                 let late = now.mono >= revocation.at.mono + self.rules.answer_within;
                 let acted = revocation.servers_told()
                     && revocation.sessions_done()
-                    && revocation.web_told()
+                    && revocation.web.is_told()
                     && !self.terminating(number);
                 if acted && self.nothing_matched(number) {
                     return self.answer_nothing(number, out);
@@ -181,6 +181,7 @@ impl Registry {
         if let Some(request) = revocation.request.take() {
             out.push(Effect::Answer { request, answer: Answer::Receipt(Box::new(receipt)) });
         }
+        revocation.web.fold();
         self.set_state(number, next);
     }
 

@@ -11,14 +11,14 @@ use std::time::Duration;
 use crate::session::{Audit, Entry, Guard, Guarded, Record, WebKey, Write};
 
 use super::revocation::Revocation;
-use super::{Effects, Now, Number, Receipt, Registry, Request};
+use super::{Effects, Now, Number, Receipt, Registry};
 
 /// The number of a write, in the order of the writes.
 pub type Ticket = u64;
 
 /// How often what could not be written is tried again, and how many at once.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
-const RETRIES: usize = 10_000;
+const RETRIES: usize = if cfg!(test) { 300 } else { 10_000 };
 
 /// A wall clock that moves this much against the monotonic one was set.
 pub(super) const CLOCK_JUMP: u64 = 2;
@@ -45,14 +45,20 @@ pub(super) enum Of {
     Web(WebKey),
     /// That it is over.
     WebGone(WebKey),
-    /// What the web gateway has told.
-    Learned(Request),
+}
+
+impl Of {
+    fn is_web(self) -> bool {
+        matches!(self, Self::Web(_) | Self::WebGone(_))
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Durable {
     last_ticket: Ticket,
     on_its_way: BTreeMap<Ticket, Of>,
+    /// How many of these are of web sessions.
+    web_on_its_way: usize,
     queue: Vec<Write>,
     /// Whose record on the disk is not what it should be, since a write failed or a clock was set; and the last write
     /// of which that is known: a later one mends it.
@@ -92,6 +98,9 @@ impl Registry {
         // before what may have ended them
         for (of, write) in self.take_web_writes(now) {
             let ticket = self.durable.ticket(Some(of));
+            if let Of::Web(key) = of {
+                self.web_given(key, ticket);
+            }
             writes.push((ticket, write));
         }
         for number in self.holdings.take_touched() {
@@ -183,6 +192,7 @@ impl Registry {
         self.durable.told(&outcome, out);
         let mut told = self.durable.on_its_way.split_off(tickets.start());
         self.durable.on_its_way.append(&mut told.split_off(&tickets.end().saturating_add(1)));
+        self.durable.web_on_its_way -= told.values().filter(|of| of.is_web()).count();
         for (ticket, of) in told {
             match of {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
@@ -190,7 +200,6 @@ impl Registry {
                 Of::Clock => self.durable.clock_failed = outcome.is_err(),
                 Of::Web(key) => self.web_stored(key, false, ticket, &outcome, out),
                 Of::WebGone(key) => self.web_stored(key, true, ticket, &outcome, out),
-                Of::Learned(request) => self.learned_stored(request, &outcome, out),
                 Of::Forget(number) => {
                     if outcome.is_err() {
                         self.durable.doubtful.insert(number);
@@ -235,7 +244,7 @@ impl Registry {
     pub(super) fn is_settled_on_disk(&self, revocation: &Revocation) -> bool {
         !matches!(revocation.disk, Disk::OnItsWay(_))
             && !self.holdings.is_touched(revocation.number)
-            && revocation.web_kept()
+            && revocation.web.is_kept()
     }
 
     /// What could not be written is tried again.
@@ -245,16 +254,27 @@ impl Registry {
         if nothing || now.mono < self.durable.tried + RETRY_EVERY {
             return;
         }
-        // a disk that hangs is not given the same again and again
-        if self.durable.on_its_way.len() >= RETRIES {
+        // a disk that hangs is not given the same again and again; and what is of the web keeps back nothing else
+        let web = self.web_on_their_way();
+        let others = self.durable.on_its_way.len() - web;
+        if others >= RETRIES && web >= RETRIES {
             return;
         }
         self.durable.tried = now.mono;
-        self.rewrite_clock(now);
-        for number in self.durable.unsaved.keys().take(RETRIES) {
-            self.holdings.touch(*number);
+        if others < RETRIES {
+            self.rewrite_clock(now);
+            for number in self.durable.unsaved.keys().take(RETRIES) {
+                self.holdings.touch(*number);
+            }
         }
-        self.retry_web(RETRIES);
+        if web < RETRIES {
+            self.retry_web(RETRIES);
+        }
+    }
+
+    /// How many changes of web sessions the disk was given and has not told of.
+    pub(super) fn web_on_their_way(&self) -> usize {
+        self.durable.web_on_its_way
     }
 
     /// Expiries are wall-clock times on the disk: they move with a clock that was set.
@@ -323,6 +343,7 @@ impl Durable {
 
     fn ticket(&mut self, of: Option<Of>) -> Ticket {
         self.last_ticket += 1;
+        self.web_on_its_way += usize::from(of.is_some_and(Of::is_web));
         if let Some(of) = of {
             self.on_its_way.insert(self.last_ticket, of);
         }

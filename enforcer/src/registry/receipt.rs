@@ -8,7 +8,6 @@ use super::durable::Disk;
 use super::revocation::{Connections, EndingState, Revocation, Step};
 use super::servers::ServerState;
 use super::show::SessionRow;
-use super::web::{Kept, Told};
 use super::{GateState, Now, Number, Registry, Target, WebRow};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +137,7 @@ impl Registry {
             elapsed: now.mono.saturating_sub(revocation.at.mono),
             layers,
             sessions: revocation.sessions.values().map(|ending| ending.info.clone()).collect(),
-            web: revocation.web.values().map(|ending| ending.row.clone()).collect(),
+            web: revocation.web.rows(),
             notes,
         })
     }
@@ -365,61 +364,66 @@ fn conntrack(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
 }
 
 fn web(revocation: &Revocation, notes: &mut Vec<String>) -> LayerResult {
-    let of = |told: Told| revocation.web.values().filter(|ending| ending.told == told).count() as u64;
-    let (done, guarded, failed) = (of(Told::Done), of(Told::Alone), of(Told::Late) + of(Told::Waiting));
-    let sockets = revocation.web.values().fold(0_u64, |sum, ending| sum.saturating_add(ending.sockets));
-    if guarded > 0 {
+    let (counts, beyond) = (revocation.web.counts(), revocation.web.beyond());
+    let missing = revocation.web.missing();
+    if counts.alone > 0 {
         notes.push(
             "no web gateway is connected: one that comes learns what has ended before it serves anybody"
                 .into(),
         );
     }
-    if failed > 0 {
-        notes.push(
-            "the web gateway has not said that it closed the connections of what has ended: it uses nothing that it \
-             has kept until it has begun anew, but what it had in hand may go on (does `enforcer gateway` hang?)"
-                .into(),
-        );
+    for name in &missing {
+        notes.push(format!(
+            "{name} has not said that it closed the connections of what has ended: it uses nothing that it has kept \
+             until it has begun anew, but what it had in hand may go on (does it hang?)"
+        ));
     }
+    if missing.is_empty() && counts.waiting > 0 {
+        notes.push("not every web gateway has said yet that it closed what has ended".into());
+    }
+    if beyond > 0 {
+        notes.push(format!(
+            "{beyond} further web sessions are over, and this receipt does not follow what becomes of their connections"
+        ));
+    }
+    let failed = counts.late + counts.waiting;
     let text = sentence(
         [
-            count(done, "session ended", "sessions ended"),
-            count(sockets, "connection closed", "connections closed"),
+            count(counts.done + counts.destroyed, "session ended", "sessions ended"),
+            count(counts.sockets, "connection closed", "connections closed"),
             count(
-                guarded,
+                counts.sockets_destroyed,
+                "socket destroyed for a gateway that did not answer",
+                "sockets destroyed for a gateway that did not answer",
+            ),
+            count(
+                counts.alone,
                 "session ended with no gateway there to be told",
                 "sessions ended with no gateway there to be told",
             ),
             count(
                 failed,
-                "session ended, NOT acknowledged by the gateway",
-                "sessions ended, NOT acknowledged by the gateway",
+                "session ended, NOT acknowledged by every gateway",
+                "sessions ended, NOT acknowledged by every gateway",
             ),
+            count(beyond, "NOT followed", "NOT followed"),
         ],
         "none",
     );
-    LayerResult { layer: Layer::Web, done, failed, guarded, text }
+    let done = counts.done + counts.destroyed;
+    LayerResult { layer: Layer::Web, done, failed: failed + beyond, guarded: counts.alone, text }
 }
 
 /// What is to be kept of the end of web sessions is that they are gone, beside what the revocation has to keep.
 fn disk_of_web(revocation: &Revocation, record: LayerResult, notes: &mut Vec<String>) -> LayerResult {
-    let (mut waiting, mut failed) = (0, BTreeSet::new());
-    for ending in revocation.web.values() {
-        match &ending.kept {
-            Kept::Written => {}
-            Kept::Waiting => waiting += 1,
-            Kept::Failed(why) => {
-                failed.insert(why);
-            }
-        }
-    }
-    for why in &failed {
+    let web = revocation.web.on_disk();
+    for why in &web.failed {
         notes.push(format!(
             "the web sessions are over, and would be there again if the daemon were started anew: {why}; it is tried \
              again every few seconds"
         ));
     }
-    let text = match (record.failed, failed.is_empty(), waiting) {
+    let text = match (record.failed, web.failed.is_empty(), web.waiting) {
         (0, false, _) => "NOT written: lost at a restart",
         (0, true, 1..) => "NOT written yet: lost at a restart until it is",
         (0, true, 0) if !revocation.web.is_empty() => "written",

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{Entry, Netns, SafeId, ServerName, WebKey};
+use crate::session::{Entry, Netns, SafeId, ServerName};
 
 use super::durable::Disk;
-use super::web::WebEnding;
+use super::web::Account;
 use super::{Ended, Now, Number, Order, Request, Session, SessionKey, Target};
 
 /// One decision that something is over.
@@ -38,7 +38,7 @@ pub struct Revocation {
     /// Of each address of its sessions what became of its connections, up to [`MAX_NOTED`].
     pub(super) connections: BTreeMap<(IpAddr, Netns), Connections>,
     /// The web sessions that it has ended.
-    pub(super) web: BTreeMap<WebKey, WebEnding>,
+    pub(super) web: Account,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl Revocation {
             flow_sockets: None,
             disk: Disk::Nothing,
             connections: BTreeMap::new(),
-            web: BTreeMap::new(),
+            web: Account::default(),
         }
     }
 
@@ -154,8 +154,7 @@ impl Revocation {
 
     /// Whose sessions it has ended, as far as it gives account of them.
     pub fn users(&self) -> BTreeSet<&str> {
-        let web = self.web.values().map(|ending| ending.row.user.as_str());
-        self.sessions.values().map(|ending| ending.info.user.as_str()).chain(web).collect()
+        self.sessions.values().map(|ending| ending.info.user.as_str()).chain(self.web.users()).collect()
     }
 
     pub fn is_busy(&self) -> bool {

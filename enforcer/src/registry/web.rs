@@ -7,7 +7,9 @@
 //! Whatever comes first counts: a session that is made before a revocation of its person is ended by it, one that is made
 //! after it is not; and one that is made while a lock stands is refused.
 
+mod account;
 mod ending;
+mod gateways;
 mod keeping;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,16 +19,19 @@ use crate::session::{Identity, WebDigest, WebKey, WebTokenRecord};
 
 use super::{Effect, Effects, Now, Registry, Request};
 
-pub(super) use ending::Kept;
-pub use ending::{Told, WebCause, WebEnding};
+pub(super) use account::Account;
+pub use ending::{Told, WebCause};
 
-use ending::{Gone, Watches};
+use gateways::{Ends, Gateways};
 use keeping::Keeping;
 
 /// How many tokens a session may have: one for each host.
 pub const MAX_TOKENS: usize = 64;
 /// How many sessions a person may have.
 pub const MAX_OF_ONE: usize = if cfg!(test) { 20 } else { 1_000 };
+/// What a session, and a token, take beside their words: in tables here and on the disk.
+const SESSION_WEIGHT: usize = 400;
+const TOKEN_WEIGHT: usize = 200;
 /// How many are ended for their time at once.
 const EXPIRED_AT_ONCE: usize = 2_000;
 
@@ -115,12 +120,23 @@ pub(super) struct Web {
     /// How many have ended.
     ends: u64,
     /// Those that are over while somebody has to be told, or the disk has to hear of it.
-    gone: BTreeMap<WebKey, Gone>,
-    watches: Watches,
+    gone: Ends,
+    /// Those by the tokens that they had.
+    gone_by: BTreeMap<WebDigest, WebKey>,
+    gateways: Gateways,
     keeping: Keeping,
+    /// How much all sessions take, as [`WebSession::weight`] counts it.
+    weight: usize,
 }
 
 impl WebSession {
+    /// About how many bytes of memory, and of the disk, it takes.
+    fn weight(&self) -> usize {
+        let words = [&self.user, &self.identity.realm, &self.identity.name, &self.peer, &self.agent];
+        let words: usize = words.into_iter().map(String::len).sum();
+        SESSION_WEIGHT + words + self.tokens.values().map(weight_of).sum::<usize>()
+    }
+
     fn ends_at(&self) -> Duration {
         self.idle_at.min(self.over_at)
     }
@@ -152,6 +168,10 @@ impl WebSession {
     }
 }
 
+fn weight_of(token: &WebTokenRecord) -> usize {
+    TOKEN_WEIGHT + token.host.len() + token.wrapped.len()
+}
+
 /// Rounded up: nothing ends early for having been written down.
 fn left(at: Duration, now: Now) -> u64 {
     let left = at.saturating_sub(now.mono);
@@ -179,7 +199,10 @@ impl Registry {
             over_at: now.mono + new.lasts,
             written_idle_at: now.mono + new.idle,
         };
-        self.web.keeping.touch(session.key, false);
+        if let Err(answer) = self.has_web_room(session.weight()) {
+            return out.push(Effect::WebAnswer { request, answer });
+        }
+        self.web.keeping.touch(session.key);
         self.web.insert(session);
         out.push(Effect::WebAnswer { request, answer: WebAnswer::Alive(digest) });
     }
@@ -211,7 +234,18 @@ impl Registry {
         if web.people.get(identity).is_some_and(|keys| keys.len() >= MAX_OF_ONE) {
             return Err(WebAnswer::Full(format!("{identity} has {MAX_OF_ONE} web sessions already")));
         }
-        Ok(())
+        self.web_backlog().map_or(Ok(()), Err)
+    }
+
+    /// Whether so much more may be stored of sessions.
+    fn has_web_room(&self, more: usize) -> Result<(), WebAnswer> {
+        let (weight, most) = (self.web.weight, self.rules.most_web_bytes);
+        if weight.saturating_add(more) <= most {
+            return Ok(());
+        }
+        Err(WebAnswer::Full(format!(
+            "web sessions take {weight} of {most} bytes already: 1,024 for each of [web] max-sessions in the configuration"
+        )))
     }
 
     pub(super) fn web_add_token(
@@ -233,6 +267,10 @@ impl Registry {
         if self.web.digests.contains_key(&token.digest) {
             return WebAnswer::Taken;
         }
+        let room = self.web_backlog().map_or(Ok(()), Err).and_then(|()| self.has_web_room(weight_of(&token)));
+        if let Err(answer) = room {
+            return answer;
+        }
         let Some(session) = self.web.sessions.get_mut(&key) else { return WebAnswer::Gone };
         if session.tokens.len() >= MAX_TOKENS {
             return WebAnswer::Full(format!(
@@ -240,12 +278,14 @@ impl Registry {
             ));
         }
         let digest = token.digest;
+        self.web.weight += weight_of(&token);
         session.tokens.insert(digest, token);
         self.web.digests.insert(digest, key);
-        self.web.keeping.touch(key, false);
+        self.web.keeping.touch(key);
         WebAnswer::Alive(digest)
     }
 
+    /// Answered once it is on the disk: whoever turns a key over may then forget the one before it.
     pub(super) fn web_rewrap(
         &mut self,
         request: Request,
@@ -254,19 +294,32 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
-        let key = self.web_session_of(&digest, now).map(|session| session.key);
-        let token = key
-            .and_then(|key| self.web.sessions.get_mut(&key))
-            .and_then(|session| session.tokens.get_mut(&digest));
-        let answer = match (key, token) {
-            (Some(key), Some(token)) => {
-                token.wrapped = wrapped;
-                self.web.keeping.touch(key, false);
-                WebAnswer::Alive(digest)
-            }
-            _ => WebAnswer::Gone,
-        };
-        out.push(Effect::WebAnswer { request, answer });
+        if let Err(answer) = self.rewrap(request, digest, wrapped, now) {
+            out.push(Effect::WebAnswer { request, answer });
+        }
+    }
+
+    fn rewrap(
+        &mut self,
+        request: Request,
+        digest: WebDigest,
+        wrapped: Vec<u8>,
+        now: Now,
+    ) -> Result<(), WebAnswer> {
+        let key = self.web_session_of(&digest, now).map(|session| session.key).ok_or(WebAnswer::Gone)?;
+        if let Some(answer) = self.web_backlog() {
+            return Err(answer);
+        }
+        let token = self.web.sessions.get(&key).and_then(|session| session.tokens.get(&digest));
+        let before = token.map_or(0, |token| token.wrapped.len());
+        self.has_web_room(wrapped.len().saturating_sub(before))?;
+        let session = self.web.sessions.get_mut(&key).ok_or(WebAnswer::Gone)?;
+        let token = session.tokens.get_mut(&digest).ok_or(WebAnswer::Gone)?;
+        self.web.weight = self.web.weight + wrapped.len() - before;
+        token.wrapped = wrapped;
+        self.web.keeping.touch(key);
+        self.web.keeping.wait(key, request, digest);
+        Ok(())
     }
 
     /// How long ago each of them was used. Of one that is over nothing is kept.
@@ -290,9 +343,10 @@ impl Registry {
         }
     }
 
-    /// When the next of them ends.
+    /// When the next of them ends, or the sockets of one have to be destroyed.
     pub(super) fn next_web_deadline(&self) -> Option<Duration> {
-        self.web.deadlines.first().map(|(at, _)| *at)
+        let ends = self.web.deadlines.first().map(|(at, _)| *at);
+        [ends, self.web.gateways.next_look()].into_iter().flatten().min()
     }
 
     /// The session of this token, if it is alive.
@@ -302,13 +356,21 @@ impl Registry {
         self.web.sessions.get(key).filter(|session| session.ends_at() > now.mono)
     }
 
+    /// Whether it has not ended.
+    pub fn is_web_alive(&self, key: &WebKey) -> bool {
+        self.web.sessions.contains_key(key)
+    }
+
     /// Every session that is alive.
     pub fn web_sessions(&self) -> impl Iterator<Item = &WebSession> {
         self.web.sessions.values()
     }
 
-    pub fn web_rows(&self, now: Now) -> Vec<WebRow> {
-        self.web_sessions().map(|session| session.row(now)).collect()
+    /// So many of those that are alive, after this key.
+    pub fn web_rows_after(&self, after: Option<WebKey>, most: usize, now: Now) -> Vec<WebRow> {
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let rest = self.web.sessions.range((from, std::ops::Bound::Unbounded));
+        rest.take(most).map(|(_, session)| session.row(now)).collect()
     }
 
     pub fn web_count(&self) -> usize {
@@ -323,6 +385,7 @@ impl Registry {
 
 impl Web {
     fn insert(&mut self, session: WebSession) {
+        self.weight += session.weight();
         self.realms.insert(session.identity.realm.clone());
         self.people.entry(session.identity.clone()).or_default().insert(session.key);
         self.digests.extend(session.tokens.keys().map(|digest| (*digest, session.key)));
@@ -332,6 +395,7 @@ impl Web {
 
     fn remove(&mut self, key: WebKey) -> Option<WebSession> {
         let session = self.sessions.remove(&key)?;
+        self.weight -= session.weight();
         for digest in session.tokens.keys() {
             self.digests.remove(digest);
         }
@@ -358,7 +422,7 @@ impl Web {
         let lag = (session.idle / 8).min(Duration::from_secs(60));
         if idle_at >= session.written_idle_at + lag {
             session.written_idle_at = idle_at;
-            self.keeping.touch(key, true);
+            self.keeping.used(key);
         }
     }
 }
@@ -378,6 +442,7 @@ impl Registry {
         }
         let tokens: usize = web.sessions.values().map(|session| session.tokens.len()).sum();
         assert_eq!(tokens, web.digests.len());
+        assert_eq!(web.sessions.values().map(WebSession::weight).sum::<usize>(), web.weight);
         assert_eq!(web.people.values().map(BTreeSet::len).sum::<usize>(), web.sessions.len());
         assert_eq!(web.deadlines.len(), web.sessions.len());
         self.check_web_ends();

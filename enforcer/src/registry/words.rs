@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::session::{
     Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
-    Token, WebDigest, WebKey, WebLearned, WebRecord, WebTokenRecord,
+    Token, WebDigest, WebKey, WebRecord, WebTokenRecord,
 };
 
 use super::durable::Ticket;
@@ -22,8 +22,19 @@ pub type Request = u64;
 /// Where a verdict goes.
 pub type Ask = u64;
 
-/// A web gateway that is told of ends. Above 0.
+/// A stream of ends that a web gateway reads.
 pub type Watch = u64;
+
+/// A web gateway as the daemon tells one from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gateway {
+    /// Never given twice in a run of the daemon.
+    pub id: u64,
+    /// Its end is told by [`Event::WebGatewayGone`]. `None`: it cannot be seen from here.
+    pub process: Option<Process>,
+    /// It keeps a table of its sockets, by which they can be destroyed: [`Effect::WebDestroy`].
+    pub table: bool,
+}
 
 /// The moment of an event. The registry has no clock of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +112,8 @@ pub struct Left {
     /// The disk was last written to before the host was started: nothing of a session is left.
     pub rebooted: bool,
     pub web: Vec<WebRecord>,
-    /// What the web gateway has to know: keys and values.
-    pub learned: Vec<WebLearned>,
+    /// The web gateways that there were before and that run still; `None`: nobody knows.
+    pub gateways: Option<Vec<Gateway>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,13 +276,10 @@ pub enum Event {
         which: Result<WebKey, WebDigest>,
         cause: WebCause,
     },
-    WebLearn {
-        request: Request,
-        records: Vec<WebLearned>,
-    },
     /// A gateway wants to be told of ends.
     WebWatch {
         watch: Watch,
+        gateway: Gateway,
     },
     /// It cannot be told any more.
     WebWatchGone {
@@ -282,6 +290,17 @@ pub enum Event {
         watch: Watch,
         closed: Vec<(WebKey, u64)>,
         listed: bool,
+    },
+    /// That gateway's process has ended, and its sockets with it.
+    WebGatewayGone {
+        id: u64,
+    },
+    /// Answers [`Effect::WebDestroy`]: of which sessions nothing is left in that gateway, and how many sockets of each were
+    /// destroyed; of those that are not named that cannot be said, and `trouble` says why.
+    WebDestroyed {
+        id: u64,
+        gone: Vec<(WebKey, u64)>,
+        trouble: Option<String>,
     },
     Tick,
 }
@@ -418,6 +437,11 @@ pub enum Effect {
     WebBreak {
         watch: Watch,
     },
+    /// Destroy what that gateway has of these, by its table of sockets.
+    WebDestroy {
+        id: u64,
+        keys: Vec<WebKey>,
+    },
     /// The next revocation's number has moved.
     Numbered {
         next: Number,
@@ -465,6 +489,7 @@ impl Effect {
             | Self::Probe { .. }
             | Self::WebListed { .. }
             | Self::WebEnded { .. }
+            | Self::WebDestroy { .. }
             | Self::WebBreak { .. } => 3,
             Self::Confirm { .. }
             | Self::GateAnswer { .. }

@@ -147,11 +147,6 @@ pub enum Write {
         lazy: bool,
     },
     WebGone(WebKey),
-    /// What the web gateway has to know; replaces what its key had.
-    Learn {
-        key: Vec<u8>,
-        value: Vec<u8>,
-    },
     /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
     /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.

@@ -120,9 +120,6 @@ pub struct WebRecord {
     pub tokens: Vec<WebTokenRecord>,
 }
 
-/// What the web gateway has to know for ever: a key and its value, the gateway's own bytes.
-pub type WebLearned = (Vec<u8>, Vec<u8>);
-
 /// A token of a web session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebTokenRecord {

@@ -93,7 +93,10 @@ fn cookie_from_wire(wire: [u8; 8]) -> u64 {
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub name: Name,
+    /// 0: no process has it any more.
     pub inode: u32,
+    /// Whose it is; nothing of one that no process has.
+    pub uid: u32,
     state: u8,
     /// Bytes that were written and that the peer has not acknowledged.
     unsent: u32,
@@ -226,24 +229,33 @@ impl Diag {
 
     /// Every connected TCP and UDP socket of the namespace: the way without pidfd_getfd.
     pub fn all(&mut self) -> Result<Vec<Found>, DestroyError> {
+        let mut all = self.all_of(Protocol::Tcp, |_| true)?;
+        all.extend(self.all_of(Protocol::Udp, |_| true)?);
+        Ok(all)
+    }
+
+    /// Those of one protocol that are wanted.
+    pub fn all_of(
+        &mut self,
+        protocol: Protocol,
+        wanted: impl Fn(&Found) -> bool,
+    ) -> Result<Vec<Found>, DestroyError> {
         let mut all = Vec::new();
-        for (protocol, number) in [(Protocol::Tcp, IPPROTO_TCP), (Protocol::Udp, IPPROTO_UDP)] {
-            for family in [AF_INET, AF_INET6] {
-                let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-                let request = InetRequest {
-                    family,
-                    protocol: number,
-                    extensions: ExtensionFlags::empty(),
-                    states: StateFlags::all(),
-                    socket_id,
-                };
-                let refused = self.ask(SockDiagMessage::InetRequest(request), NLM_F_DUMP, |payload| {
-                    all.extend(read(protocol, 0, payload));
-                    false
-                })?;
-                if let Some(error) = refused {
-                    return Err(other("listing sockets")(error));
-                }
+        for family in [AF_INET, AF_INET6] {
+            let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+            let request = InetRequest {
+                family,
+                protocol: protocol_number(protocol),
+                extensions: ExtensionFlags::empty(),
+                states: StateFlags::all(),
+                socket_id,
+            };
+            let refused = self.ask(SockDiagMessage::InetRequest(request), NLM_F_DUMP, |payload| {
+                all.extend(read(protocol, 0, payload).filter(&wanted));
+                false
+            })?;
+            if let Some(error) = refused {
+                return Err(other("listing sockets")(error));
             }
         }
         Ok(all)
@@ -271,6 +283,7 @@ fn read(protocol: Protocol, interface: u32, payload: NetlinkPayload<SockDiagMess
     connected.then(|| Found {
         name: Name { flow, family, interface, cookie: cookie_from_wire(id.cookie) },
         inode: header.inode,
+        uid: header.uid,
         state: header.state,
         unsent: header.send_queue,
     })

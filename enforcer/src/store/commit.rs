@@ -161,7 +161,6 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
             meta.generation += 1;
         }
         Write::WebGone(key) => web::drop_session(db, key)?,
-        Write::Learn { key, value } => web::learn(db, &web::learned_row(key, value)?)?,
         Write::Audit(line) => audit(db, line)?,
         Write::Clock { wall, boot_id } => {
             tables::key("wall", *wall)?;

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::row::{BadRow, record_of, session_of};
 use super::trouble::{bad_row, reading};
 use super::{OpenError, tables, web};
-use crate::session::{Guard, Record, SessionRecord, WebLearned, WebRecord};
+use crate::session::{Guard, Record, SessionRecord, WebRecord};
 
 /// The table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,6 @@ pub(super) struct Everything {
     pub lifted: Vec<u64>,
     pub sessions: Vec<SessionRecord>,
     pub web: Vec<WebRecord>,
-    pub learned: Vec<WebLearned>,
 }
 
 /// SQLite's own look at the file: the shape of every page, every row, every index.
@@ -47,7 +46,6 @@ pub(super) fn everything(db: &Connection, path: &Path) -> Result<Everything, Ope
         lifted: lifted(db, path)?,
         sessions: sessions(db, path)?,
         web: web::sessions(db, path)?,
-        learned: web::learned(db, path)?,
     };
     // a number is never given twice, whatever was written last
     let highest = |numbers: Option<u64>| numbers.map_or(0, |number| number.saturating_add(1));

@@ -54,7 +54,7 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         return Err(OpenError::Corrupt { path, what });
     }
     let (db, everything, unwritable) = read(&path, steps)?;
-    let Everything { meta, records, lifted, sessions, web, learned } = everything;
+    let Everything { meta, records, lifted, sessions, web } = everything;
     let loaded = Loaded {
         gateway: meta.gateway.clone(),
         boot_id: meta.boot_id.clone(),
@@ -64,7 +64,6 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         lifted,
         sessions,
         web,
-        learned,
         unwritable,
         fresh,
     };
@@ -209,7 +208,7 @@ fn checked(db: &Connection, path: &Path, steps: &[&str]) -> Result<Everything, O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Write;
+    use crate::store::{Write, web};
 
     /// A further version, as it might be.
     const NEXT: &str = "ALTER TABLE revocation ADD COLUMN note TEXT;
@@ -269,8 +268,32 @@ mod tests {
         drop(db);
         let (store, loaded) = open(&settings).unwrap();
         drop(store);
-        assert_eq!((loaded.lifted, loaded.web, loaded.learned), (vec![7], vec![], vec![]));
-        assert_eq!(number_of_tables_and_version(&settings).1, 2);
+        assert_eq!((loaded.lifted, loaded.web), (vec![7], vec![]));
+        assert_eq!(number_of_tables_and_version(&settings).1, schema::version_of(schema::STEPS));
+    }
+
+    /// R5: what the version that kept the web gateway's records wrote is there without them, and so is the rest.
+    #[test]
+    fn r5_a_state_with_what_the_web_gateway_had_learned_is_taken_over_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(&folder);
+        drop(open_as(&settings, &schema::STEPS[..2]).map(drop));
+        let db = connect::writer(&settings.directory.join(FILE)).unwrap();
+        assert_eq!(schema::version(&db).unwrap(), 2);
+        tables::lift(&db, 7, "0123456789abcdef0123456789abcdef", 1, 5).unwrap();
+        let session = web::tests::record();
+        web::put(&db, &web::rows_of(&session, "0123456789abcdef0123456789abcdef", 2).unwrap()).unwrap();
+        db.execute("INSERT INTO web_learned (key, value, sum) VALUES ('01', '02', 3)", []).unwrap();
+        drop(db);
+        let (store, loaded) = open(&settings).unwrap();
+        drop(store);
+        assert_eq!((loaded.lifted, loaded.web), (vec![7], vec![session]));
+        let db = Connection::open(settings.directory.join(FILE)).unwrap();
+        let is_there =
+            db.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'web_learned'", [], |row| {
+                row.get(0)
+            });
+        assert_eq!(is_there, Ok(0));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use rusqlite::{Connection, Row};
 
 use super::row::bare_record_of;
 use super::trouble::reading;
-use super::{ReadError, connect, load, tables, wal, web};
-use crate::session::{Record, WebLearned};
+use super::{ReadError, connect, load, tables, wal};
+use crate::session::Record;
 
 /// How many times a broken place is stepped over in one table, at most.
 const STEPS: u32 = 100_000;
@@ -23,8 +23,6 @@ pub struct Salvaged {
     pub records: Vec<Record>,
     /// Numbers that were lifted, rising. None of `records` is among them.
     pub lifted: Vec<u64>,
-    /// What the web gateway has to know: keys and values.
-    pub learned: Vec<WebLearned>,
     /// Rows that were seen and could not be understood, and places where an unknown count of rows could not be read.
     pub skipped: u64,
     /// For people: what was skipped, at most 100 lines.
@@ -78,9 +76,6 @@ pub fn salvage(path: &Path) -> Result<Salvaged, ReadError> {
     let Salvaged { records, lifted, .. } = &mut saved;
     records.retain(|record| lifted.binary_search(&record.number).is_err());
     guards(&db, &mut saved);
-    let (learned, notes) = web::salvage_learned(&db);
-    saved.learned = learned;
-    notes.into_iter().for_each(|note| saved.note(note));
     let highest = saved.records.last().map(|record| record.number).max(saved.lifted.last().copied());
     saved.next_number = saved.next_number.max(highest.map_or(0, |number| number.saturating_add(1))).max(1);
     Ok(saved)

@@ -8,7 +8,7 @@ use super::OpenError;
 pub(super) const APPLICATION_ID: i32 = 0x656e_6672;
 
 /// Step N makes version N + 1 out of version N. A step that was released is never changed: a new one is added.
-pub(super) const STEPS: &[&str] = &[FIRST, SECOND];
+pub(super) const STEPS: &[&str] = &[FIRST, SECOND, THIRD];
 
 const FIRST: &str = r"
 -- gateway, generation, next_number, wall, boot_id
@@ -135,6 +135,9 @@ CREATE TABLE web_learned (
   sum INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
+
+// the gateway keeps that itself, in a file of its own
+const THIRD: &str = "DROP TABLE web_learned";
 
 /// The version that these steps lead to.
 pub(super) fn version_of(steps: &[&str]) -> i64 {

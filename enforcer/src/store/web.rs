@@ -6,19 +6,18 @@ use std::path::Path;
 
 use rusqlite::{Connection, params};
 
+use super::OpenError;
 use super::row::{BadRow, Sum, bytes_of, hex, integer, natural, odd, text};
 use super::trouble::{bad_row, reading};
-use super::{OpenError, schema};
-use crate::session::{WebDigest, WebKey, WebLearned, WebRecord, WebTokenRecord};
+use crate::session::{WebDigest, WebKey, WebRecord, WebTokenRecord};
 
-/// The longest key, value and wrapped secret, in bytes.
+/// The longest wrapped secret, in bytes.
 const MAX_BYTES: usize = 4_096;
 
 const SESSIONS: &str =
     "SELECT key, gateway, generation, realm, username, since, seen, idle, lasts, until, peer, agent,
     tokens, sum FROM web_session NOT INDEXED ORDER BY key";
 const TOKENS: &str = "SELECT key, digest, host, wrapped, sum FROM web_token NOT INDEXED ORDER BY key, digest";
-const LEARNED: &str = "SELECT key, value, sum FROM web_learned NOT INDEXED ORDER BY key";
 
 /// One row of the table `web_session`.
 struct SessionRow {
@@ -105,10 +104,6 @@ fn token_of(
     Ok(WebTokenRecord { digest, host, wrapped })
 }
 
-fn learned_sum(key: &str, value: &str) -> i64 {
-    Sum::of("web_learned").text(key).text(value).end()
-}
-
 fn as_hex(column: &'static str, bytes: &[u8]) -> Result<String, BadRow> {
     if bytes.len() > MAX_BYTES {
         return Err(BadRow::TooLong { column, found: bytes.len() });
@@ -178,17 +173,6 @@ pub(super) fn drop_session(db: &Connection, key: &WebKey) -> rusqlite::Result<()
     db.prepare_cached("DELETE FROM web_session WHERE key = ?1")?.execute([key.to_string()]).map(drop)
 }
 
-/// A row of `web_learned`, ready to be put.
-pub(super) fn learned_row(key: &[u8], value: &[u8]) -> Result<(String, String), BadRow> {
-    Ok((as_hex("key", key)?, as_hex("value", value)?))
-}
-
-pub(super) fn learn(db: &Connection, (key, value): &(String, String)) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT OR REPLACE INTO web_learned (key, value, sum) VALUES (?1, ?2, ?3)")?
-        .execute(params![key, value, learned_sum(key, value)])
-        .map(drop)
-}
-
 /// All sessions, in the order of their keys.
 pub(super) fn sessions(db: &Connection, path: &Path) -> Result<Vec<WebRecord>, OpenError> {
     let sql = |error: rusqlite::Error| reading(path, &error);
@@ -243,68 +227,11 @@ fn tokens(db: &Connection, path: &Path) -> Result<BTreeMap<String, Vec<WebTokenR
     Ok(tokens)
 }
 
-fn learned_of(key: &str, value: &str, sum: i64) -> Result<WebLearned, BadRow> {
-    if sum != learned_sum(key, value) {
-        return Err(BadRow::Sum);
-    }
-    let bytes = |column, found: &str| {
-        bytes_of(found).ok_or_else(|| odd(column, found, "an even count of hexadecimal digits"))
-    };
-    Ok((bytes("key", key)?, bytes("value", value)?))
-}
-
-/// All that the gateway has to know, in the order of the keys.
-pub(super) fn learned(db: &Connection, path: &Path) -> Result<Vec<WebLearned>, OpenError> {
-    let mut all = Vec::new();
-    each_learned(db, |read| {
-        all.push(read.map_err(|why| bad_row(path, "web_learned", "of the web gateway", &why))?);
-        Ok(())
-    })
-    .map_err(|error| reading(path, &error))??;
-    Ok(all)
-}
-
-/// Each of its rows, until one of them could not be taken.
-fn each_learned<E>(
-    db: &Connection,
-    mut take: impl FnMut(Result<WebLearned, BadRow>) -> Result<(), E>,
-) -> rusqlite::Result<Result<(), E>> {
-    let mut all = db.prepare(LEARNED)?;
-    let mut all = all.query([])?;
-    while let Some(row) = all.next()? {
-        let (key, value): (String, String) = (row.get(0)?, row.get(1)?);
-        if let Err(error) = take(learned_of(&key, &value, row.get(2)?)) {
-            return Ok(Err(error));
-        }
-    }
-    Ok(Ok(()))
-}
-
-/// What can be read of it in a broken database, and what is to be said of the rest.
-pub(super) fn salvage_learned(db: &Connection) -> (Vec<WebLearned>, Vec<String>) {
-    let (mut all, mut notes) = (Vec::new(), Vec::new());
-    // of before there was such a table
-    if schema::version(db).is_ok_and(|version| version < 2) {
-        return (all, notes);
-    }
-    let read = each_learned::<std::convert::Infallible>(db, |read| {
-        match read {
-            Ok(learned) => all.push(learned),
-            Err(why) => notes.push(format!("a row of table web_learned: {why}")),
-        }
-        Ok(())
-    });
-    if let Err(error) = read {
-        notes.push(format!("table web_learned: {error}"));
-    }
-    (all, notes)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn record() -> WebRecord {
+    pub fn record() -> WebRecord {
         let token = |byte| WebTokenRecord {
             digest: WebDigest::from_bytes([byte; 32]),
             host: format!("{byte}.example"),

@@ -18,8 +18,9 @@ use super::open::whose;
 use super::trouble::{Kind, host, kind};
 use super::{OpenError, Outcome, Settings, Store, Write, connect, is_lazy, schema};
 
-/// How many writes may wait.
+/// How many writes may wait; of these, how many of web sessions. Whatever those write, revocations have room.
 pub const QUEUE: usize = 65_536;
+pub const WEB_QUEUE: usize = 40_960;
 /// The most writes of one transaction: what is answered is not kept waiting for all that came after it.
 const BATCH: usize = 4_096;
 /// How long a lazy write waits for company.
@@ -33,10 +34,19 @@ const STOP: Duration = Duration::from_secs(10);
 
 /// The queue has no room. The write was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "65536 changes wait for the disk already: this one cannot be stored now, try again when it has caught up"
-)]
-pub struct Full;
+pub enum Full {
+    #[error(
+        "{} changes wait for the disk already: this one cannot be stored now, try again when it has caught up",
+        QUEUE
+    )]
+    All,
+    #[error(
+        "{} changes of web sessions wait for the disk already: this one cannot be stored now, try again when it has \
+         caught up",
+        WEB_QUEUE
+    )]
+    Web,
+}
 
 /// The way to the thread that writes. Dropping it without [`Writer::stop`] lets the thread write what is queued, and
 /// does not wait for it.
@@ -59,6 +69,8 @@ struct Queue {
     waiting: VecDeque<(u64, Write)>,
     /// How many of them are not lazy.
     urgent: usize,
+    /// How many of them are of web sessions.
+    web: usize,
     /// Since when the first of them waits.
     since: Option<Instant>,
     stopping: bool,
@@ -90,6 +102,7 @@ impl Shared {
         let many = queue.waiting.len().min(BATCH);
         let batch: Vec<_> = queue.waiting.drain(..many).collect();
         queue.urgent -= batch.iter().filter(|(_, write)| !is_lazy(write)).count();
+        queue.web -= batch.iter().filter(|(_, write)| is_web(write)).count();
         // what stays was behind a full batch: it goes next, at once
         queue.since = None;
         Some(batch)
@@ -100,8 +113,12 @@ impl Writer {
     /// Hands a write over and returns at once. Tickets have to rise; the outcome tells them.
     pub fn write(&self, ticket: u64, write: Write) -> Result<(), Full> {
         let mut queue = self.shared.queue();
+        let web = is_web(&write);
         if queue.waiting.len() >= QUEUE {
-            return Err(Full);
+            return Err(Full::All);
+        }
+        if web && queue.web >= WEB_QUEUE {
+            return Err(Full::Web);
         }
         if queue.waiting.is_empty() {
             queue.since = Some(Instant::now());
@@ -110,6 +127,7 @@ impl Writer {
         let urgent = !is_lazy(&write);
         queue.waiting.push_back((ticket, write));
         queue.urgent += usize::from(urgent);
+        queue.web += usize::from(web);
         let news = queue.waiting.len() == 1 || (urgent && queue.urgent == 1) || queue.waiting.len() == BATCH;
         drop(queue);
         if news {
@@ -340,6 +358,10 @@ impl Thread {
     }
 }
 
+fn is_web(write: &Write) -> bool {
+    matches!(write, Write::KeepWeb { .. } | Write::WebGone(_))
+}
+
 /// Whether all of the log is in the database now.
 fn checkpoint(db: &Connection, how: &str) -> rusqlite::Result<bool> {
     db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| {
@@ -377,6 +399,7 @@ mod tests {
         let mut queue = shared.queue();
         queue.waiting = (1..).zip(writes).collect();
         queue.urgent = queue.waiting.iter().filter(|(_, write)| !is_lazy(write)).count();
+        queue.web = queue.waiting.iter().filter(|(_, write)| is_web(write)).count();
         queue.since = since;
         drop(queue);
         shared
@@ -405,6 +428,29 @@ mod tests {
         shared.queue().stopping = true;
         assert_eq!(tickets(shared.take()), [1]);
         assert!(shared.take().is_none());
+    }
+
+    /// R5, R7: whatever the web part writes, a revocation has room; and each bound says whose it is.
+    #[test]
+    fn r5_r7_changes_of_web_sessions_leave_room_for_revocations() {
+        let (_alive, ended) = channel();
+        let writer = Writer { shared: Arc::new(Shared::default()), thread: None, ended };
+        let gone = |number: u64| {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            Write::WebGone(crate::session::WebKey::from_bytes(key))
+        };
+        let refused =
+            (0..).find_map(|ticket| writer.write(ticket, gone(ticket)).err().map(|why| (ticket, why)));
+        assert_eq!(refused, Some((WEB_QUEUE as u64, Full::Web)));
+        assert!(Full::Web.to_string().contains("40960 changes of web sessions"), "{}", Full::Web);
+        let room =
+            (0..).find(|ticket| writer.write(WEB_QUEUE as u64 + ticket, Write::Over(*ticket)).is_err());
+        assert_eq!(room, Some((QUEUE - WEB_QUEUE) as u64));
+        assert_eq!(writer.write(u64::MAX, Write::Over(1)), Err(Full::All));
+        // what was taken makes room
+        let taken = writer.shared.take().unwrap();
+        assert!(taken.len() == BATCH && writer.write(u64::MAX, gone(1)).is_ok());
     }
 
     #[test]

@@ -24,8 +24,7 @@
 //!
 //! A login: [`Link::create`] with SHA-256 of the new token. A further host: [`Link::add_token`]. A logout, or another
 //! person on the same token: [`Link::end`]. What may be served is what [`Link::check`] says of the digest of the cookie's
-//! token; that the host is the right one ([`Session::host`]) is the caller's to compare. Before a cookie is sealed for the
-//! first time: [`Link::learn`], which answers once it is on the disk.
+//! token; that the host is the right one ([`Session::host`]) is the caller's to compare.
 
 mod cache;
 mod seen;
@@ -46,7 +45,7 @@ use crate::session::{WebDigest, WebKey};
 
 use cache::{Cache, Kept};
 
-pub use words::{Cause, LinkError, NewSession, Record, Session};
+pub use words::{Cause, LinkError, NewSession, Session};
 
 /// How long what ends a session here may take.
 pub const END_WITHIN: Duration = Duration::from_secs(3);
@@ -213,27 +212,6 @@ impl Link {
             Err(LinkError::Unavailable(why)) if why.starts_with(UNWRITTEN) => Err(LinkError::Unwritten(why)),
             other => other.map(drop),
         }
-    }
-
-    /// What has to be known for ever; on the disk when this returns.
-    pub async fn learn(&self, records: Vec<Record>) -> Result<(), LinkError> {
-        let records =
-            records.into_iter().map(|Record { key, value }| api::WebRecord { key, value }).collect();
-        let request = api::WebLearned { records };
-        self.call(|mut client| async move { client.learn(request).await }).await.map(drop)
-    }
-
-    /// All of that.
-    pub async fn learned(&self) -> Result<Vec<Record>, LinkError> {
-        let mut stream =
-            self.call(|mut client| async move { client.learned(api::ShowRequest {}).await }).await?;
-        let mut all = Vec::new();
-        while let Some(part) = self.within(stream.message()).await? {
-            all.extend(
-                part.records.into_iter().map(|record| Record { key: record.key, value: record.value }),
-            );
-        }
-        Ok(all)
     }
 
     fn whole(&self) -> Result<(), LinkError> {

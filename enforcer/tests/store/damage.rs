@@ -6,7 +6,7 @@ use enforcer::session::{Guard, Guarded, Record, Target};
 use enforcer::store::{self, Loaded, OpenError, Write};
 
 use crate::world::{
-    Dice, Folder, keep, keep_web, learn, load, record, safe_id, sample, server, session, settings, web,
+    Dice, Folder, keep, keep_web, load, record, safe_id, sample, server, session, settings, web,
 };
 
 const RECORDS: u64 = 300;
@@ -18,7 +18,6 @@ fn filled() -> Folder {
     run.done((1..=RECORDS + 60).map(keep));
     run.done((1..=20).map(|key| Write::Session(session(key))));
     run.done((1..=40).map(keep_web));
-    run.done((1..=40).map(learn));
     run.done((RECORDS + 1..=RECORDS + 50).map(Write::Over));
     run.done((RECORDS + 51..=RECORDS + 60).map(Write::Lift));
     run.done([Write::Clock { wall: 7, boot_id: "boot".to_owned() }]);
@@ -185,7 +184,6 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
     let saved = store::salvage(&plant(&file, None).file()).unwrap();
     assert_eq!((saved.records.clone(), saved.lifted.clone()), (whole.records.clone(), whole.lifted.clone()));
     assert_eq!((saved.skipped, saved.next_number), (0, whole.next_number));
-    assert_eq!((saved.learned.len(), &saved.learned), (40, &whole.learned));
     assert_eq!(whole.web, (1..=40).map(web).collect::<Vec<_>>());
     assert_eq!(saved.gateway.as_deref(), Some(whole.gateway.as_str()));
 

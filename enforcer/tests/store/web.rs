@@ -1,15 +1,15 @@
-//! Web sessions, and what the web gateway has to know: there after opening again, gone when they are over.
+//! Web sessions: there after opening again, gone when they are over.
 
 use enforcer::session::{WebKey, WebRecord};
 use enforcer::store::{OpenError, Write};
 
-use crate::world::{Folder, keep, keep_web, learn, look, sample, web};
+use crate::world::{Folder, keep, keep_web, look, sample, web};
 
 #[test]
 fn r5_a_web_session_is_there_until_it_is_over() {
     let folder = Folder::new();
     let (mut run, loaded) = folder.open();
-    assert!(loaded.web.is_empty() && loaded.learned.is_empty());
+    assert!(loaded.web.is_empty());
     run.done((1..=30).map(keep_web));
     run.done([1, 5, 99].map(|number| Write::WebGone(WebKey::from_bytes([number; 16]))));
     // used since, and with a token less: replaced whole
@@ -17,9 +17,6 @@ fn r5_a_web_session_is_there_until_it_is_over() {
     changed.seen += 50;
     changed.tokens.truncate(1);
     run.done([Write::KeepWeb { record: Box::new(changed.clone()), lazy: true }]);
-    run.done((1..=9).map(learn));
-    let Write::Learn { key, .. } = learn(3) else { unreachable!() };
-    run.done([Write::Learn { key: key.clone(), value: vec![7] }]);
     run.stop();
     let again = folder.load();
     let wanted: Vec<WebRecord> = (2..=30)
@@ -27,8 +24,6 @@ fn r5_a_web_session_is_there_until_it_is_over() {
         .map(|number| if number == 2 { changed.clone() } else { web(number) })
         .collect();
     assert_eq!(again.web, wanted);
-    assert_eq!(again.learned.len(), 9);
-    assert!(again.learned.contains(&(key, vec![7])));
     // their tokens went with them
     let tokens: i64 = wanted.iter().map(|session| session.tokens.len() as i64).sum();
     assert_eq!(look::<i64>(&folder.file(), "SELECT count(*) FROM web_token"), tokens);
@@ -54,13 +49,11 @@ fn r5_a_changed_row_is_noticed() {
         "UPDATE web_session SET username = 'eve' WHERE username LIKE 'user 3 %'",
         "UPDATE web_token SET host = 'evil.example' WHERE host = 'host1.example'",
         "DELETE FROM web_token WHERE host = 'host1.example'",
-        "UPDATE web_learned SET value = 'ff' WHERE value = ''",
         "PRAGMA foreign_keys = OFF; DELETE FROM web_session WHERE username LIKE 'user 3 %'",
     ] {
         let folder = Folder::new();
         let (mut run, _) = folder.open();
         run.done((1..=6).map(keep_web));
-        run.done((1..=6).map(learn));
         run.stop();
         let db = rusqlite::Connection::open(folder.file()).unwrap();
         db.execute_batch(change).unwrap();
@@ -84,10 +77,9 @@ fn r7_what_is_too_large_is_refused_and_the_rest_is_written() {
         keep_web(1),
         Write::KeepWeb { record: Box::new(huge), lazy: false },
         Write::KeepWeb { record: Box::new(long), lazy: false },
-        Write::Learn { key: vec![0; 5_000], value: Vec::new() },
         keep_web(4),
     ]);
-    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, false, true]);
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, true]);
     // a digest is one session's
     let mut thief = web(5);
     thief.tokens = web(1).tokens;

@@ -280,10 +280,6 @@ pub fn keep_web(number: u8) -> Write {
     Write::KeepWeb { record: Box::new(web(number)), lazy: number.is_multiple_of(2) }
 }
 
-pub fn learn(number: u8) -> Write {
-    Write::Learn { key: vec![number; 1 + usize::from(number)], value: vec![0xff; usize::from(number % 5)] }
-}
-
 pub fn line(at: u64, text: &str) -> Audit {
     Audit {
         at,

@@ -2,6 +2,7 @@
 //! its own back-channel logout.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod gateway;
 mod provider;
 mod visitor;
 mod world;

@@ -214,7 +214,7 @@ fn r5_the_unit_keeps_the_drops_in_force() {
 }
 
 /// The drop-in for a web gateway: its socket is there, its user's alone, in a folder that he can pass through; also after a
-/// restart. Its twin: without the drop-in the daemon says what it cannot do.
+/// restart. Its twin: without the drop-in the daemon runs, and says what it cannot do.
 #[test]
 fn the_web_gateways_socket_under_the_unit() {
     let drop_in = fs::read_to_string(units().join("web.conf")).unwrap();
@@ -238,6 +238,9 @@ fn the_web_gateways_socket_under_the_unit() {
     drop(booted);
     let booted = Booted::start("none", &binary(), &units().join("enforcer.service"), &setup(""));
     eventually("it says why", BOUND, || booted.journal().contains("/run/enforcer-web").then_some(()));
+    booted.until("SubState", |state| state == "running");
+    let check = booted.run("enforcer", &["check"]).stdout;
+    assert!(check.contains("web: NO gateway is served"), "{check}");
 }
 
 /// A web gateway whose application is nobody's: what it lets through ends in 502.

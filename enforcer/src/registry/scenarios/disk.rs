@@ -25,7 +25,6 @@ pub struct Disk {
     /// What becomes of a write is told when somebody says so: [`Disk::batch`] and [`Disk::tell`].
     pub late: bool,
     pub web: BTreeMap<WebKey, WebRecord>,
-    pub learned: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Every number whose lift it has taken, whether it remembers it or not.
     ever_lifted: BTreeSet<Number>,
     /// What is broken on purpose.
@@ -141,9 +140,6 @@ impl Disk {
             Write::WebGone(key) => {
                 self.web.remove(key);
             }
-            Write::Learn { key, value } => {
-                self.learned.insert(key.clone(), value.clone());
-            }
             _ => {}
         }
     }
@@ -163,7 +159,7 @@ impl Disk {
             wall: self.wall,
             rebooted,
             web: self.web.values().cloned().collect(),
-            learned: self.learned.clone().into_iter().collect(),
+            gateways: None,
         }
     }
 

@@ -24,8 +24,11 @@ enum Op {
     RevokeKey(u8),
     Lock(u8),
     Unlock(u8),
-    Watch,
+    Watch(u8),
     WatchGone(u8),
+    GatewayGone(u8),
+    /// What was asked to be destroyed by a table is, or is not.
+    Destroyed(bool),
     /// The oldest so many of the ends that it was told.
     Acknowledge(u8, u8),
     Listed(u8),
@@ -47,8 +50,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => n().prop_map(Op::RevokeKey),
         1 => n().prop_map(Op::Lock),
         1 => n().prop_map(Op::Unlock),
-        1 => Just(Op::Watch),
+        2 => n().prop_map(Op::Watch),
         1 => n().prop_map(Op::WatchGone),
+        1 => n().prop_map(Op::GatewayGone),
+        2 => any::<bool>().prop_map(Op::Destroyed),
         3 => (n(), n()).prop_map(|(watch, many)| Op::Acknowledge(watch, many)),
         1 => n().prop_map(Op::Listed),
         3 => (0..5_000_u16).prop_map(Op::Pass),
@@ -58,6 +63,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Restart),
         1 => (0..60_u16).prop_map(Op::Reboot),
     ]
+}
+
+/// Some gateways can be seen, some keep tables.
+fn gateway(n: u8) -> Gateway {
+    let id = u64::from(n % 4);
+    let process = (id > 0).then(|| Process { pid: i32::from(n % 4), start: 1 });
+    Gateway { id, process, table: id > 1 }
 }
 
 /// A session as it has to be.
@@ -84,7 +96,11 @@ struct Machine {
     locked: BTreeSet<&'static str>,
     /// Who is to be unlocked once the disk has heard of it.
     unlocking: Vec<(&'static str, Request)>,
-    watches: BTreeMap<Watch, Vec<WebKey>>,
+    /// Whose stream it is, and what it was told and has not acknowledged.
+    watches: BTreeMap<Watch, (Gateway, Vec<WebKey>)>,
+    /// Gateways that have sessions in hand, with what each may have.
+    serving: BTreeMap<u64, BTreeSet<WebKey>>,
+    destroying: Vec<(u64, Vec<WebKey>)>,
     next: u64,
     requests: BTreeMap<Request, Vec<WebKey>>,
 }
@@ -139,8 +155,16 @@ impl Machine {
     fn hear(&mut self) {
         for effect in std::mem::take(&mut self.world().effects) {
             match effect {
-                Effect::WebEnded { watch, key, .. } => self.watches.get_mut(&watch).unwrap().push(key),
+                Effect::WebEnded { watch, key, .. } => self.watches.get_mut(&watch).unwrap().1.push(key),
                 Effect::WebBreak { watch } => drop(self.watches.remove(&watch)),
+                Effect::WebDestroy { id, keys } => {
+                    let registry = &self.world.as_ref().unwrap().registry;
+                    assert!(
+                        !keys.iter().any(|key| registry.is_web_alive(key)),
+                        "one that lives is destroyed"
+                    );
+                    self.destroying.push((id, keys));
+                }
                 Effect::WebListed { keys, .. } => {
                     assert!(keys.iter().all(|key| !self.over.contains(key)), "a list has what is over");
                     assert!(self.alive.keys().all(|key| keys.contains(key)), "a list lacks what is alive");
@@ -195,25 +219,53 @@ impl Machine {
                 self.revoke(lock(name, None), |session| session.user == name);
             }
             Op::Unlock(n) => self.unlock(PEOPLE[usize::from(n) % PEOPLE.len()]),
-            Op::Watch if self.watches.len() < 4 => {
-                let watch = self.number();
-                self.watches.insert(watch, Vec::new());
-                self.give(Event::WebWatch { watch });
+            Op::Watch(n) if self.watches.len() < 4 => {
+                let (watch, gateway) = (self.number(), gateway(n));
+                self.watches.insert(watch, (gateway, Vec::new()));
+                if gateway.process.is_some() {
+                    // whoever is there may be given any session that is alive
+                    self.serving.entry(gateway.id).or_default().extend(self.alive.keys());
+                }
+                self.give(Event::WebWatch { watch, gateway });
             }
             Op::WatchGone(n) => {
                 let Some(watch) = self.watch(n) else { return };
                 self.watches.remove(&watch);
                 self.give(Event::WebWatchGone { watch });
             }
+            Op::GatewayGone(n) => {
+                let gateway = gateway(n);
+                if gateway.process.is_none() {
+                    return;
+                }
+                self.serving.remove(&gateway.id);
+                self.give(Event::WebGatewayGone { id: gateway.id });
+                assert!(self.watches.values().all(|(whose, _)| whose.id != gateway.id));
+            }
+            Op::Destroyed(done) => {
+                for (id, keys) in std::mem::take(&mut self.destroying) {
+                    let gone: Vec<_> = if done { keys.iter().map(|key| (*key, 1)).collect() } else { vec![] };
+                    self.closed(id, gone.iter().map(|(key, _)| *key));
+                    let trouble = (!done).then(|| "no".to_owned());
+                    self.give(Event::WebDestroyed { id, gone, trouble });
+                }
+            }
             Op::Acknowledge(n, many) => {
                 let Some(watch) = self.watch(n) else { return };
-                let told = self.watches.get_mut(&watch).unwrap();
-                let many = usize::from(many).min(told.len());
-                let closed = told.drain(..many).map(|key| (key, 1)).collect();
+                let (gateway, told) = self.watches.get_mut(&watch).unwrap();
+                let (id, many) = (gateway.id, usize::from(many).min(told.len()));
+                let closed: Vec<_> = told.drain(..many).map(|key| (key, 1)).collect();
+                self.closed(id, closed.iter().map(|(key, _)| *key));
                 self.give(Event::WebAcknowledged { watch, closed, listed: false });
             }
             Op::Listed(n) => {
                 let Some(watch) = self.watch(n) else { return };
+                // of what it was told by the stream nothing is said with that
+                let (gateway, told) = &self.watches[&watch];
+                let (id, told): (u64, BTreeSet<WebKey>) = (gateway.id, told.iter().copied().collect());
+                if let Some(serving) = self.serving.get_mut(&id) {
+                    serving.retain(|key| told.contains(key) || self.alive.contains_key(key));
+                }
                 self.give(Event::WebAcknowledged { watch, closed: Vec::new(), listed: true });
             }
             Op::Pass(ms) => self.pass(Duration::from_millis(ms.into())),
@@ -231,7 +283,7 @@ impl Machine {
                 self.world().reboot();
                 self.started();
             }
-            Op::Watch => {}
+            Op::Watch(_) => {}
         }
     }
 
@@ -260,6 +312,17 @@ impl Machine {
             let session = Session { user, tokens: vec![digest], used: self.clock, made: self.clock };
             self.alive.insert(key, session);
             self.unwritten.insert(key);
+            for (gateway, _) in self.watches.values().filter(|(gateway, _)| gateway.process.is_some()) {
+                self.serving.entry(gateway.id).or_default().insert(key);
+            }
+        }
+    }
+
+    fn closed(&mut self, id: u64, keys: impl Iterator<Item = WebKey>) {
+        if let Some(serving) = self.serving.get_mut(&id) {
+            for key in keys {
+                serving.remove(&key);
+            }
         }
     }
 
@@ -310,6 +373,14 @@ impl Machine {
         let mut done: Vec<WebKey> = Vec::new();
         for (request, keys) in &self.requests {
             if let Some(Answer::Receipt(receipt)) = world.answers.get(request)
+                && receipt.layers.iter().all(|layer| layer.layer != Layer::Web || layer.failed == 0)
+            {
+                // R6: no gateway that is seen to live has it any more
+                for (id, serving) in &self.serving {
+                    assert!(!keys.iter().any(|key| serving.contains(key)), "{id} has what is called closed");
+                }
+            }
+            if let Some(Answer::Receipt(receipt)) = world.answers.get(request)
                 && receipt.layers.iter().all(|layer| layer.layer != Layer::Disk || layer.failed == 0)
             {
                 done.extend(keys);
@@ -332,6 +403,8 @@ impl Machine {
     fn stop(&mut self) {
         self.believe();
         self.watches.clear();
+        self.serving.clear();
+        self.destroying.clear();
         self.requests.clear();
         self.unlocking.clear();
     }
@@ -382,7 +455,7 @@ impl Machine {
     fn settle_times(&mut self) {
         let (world, clock) = (self.world.as_ref().unwrap(), self.clock);
         let now = world.now;
-        for row in world.registry.web_rows(now) {
+        for row in world.registry.web_rows_after(None, usize::MAX, now) {
             if let Some(session) = self.alive.get_mut(&row.key) {
                 session.used = clock.saturating_sub(Duration::from_secs(now.wall.saturating_sub(row.seen)));
             }
@@ -423,7 +496,7 @@ impl Machine {
 
 proptest! {
     #[test]
-    fn r2_r3_r4_r5_web_sessions_in_a_random_world(ops in proptest::collection::vec(op(), 1..120)) {
+    fn r2_r3_r4_r5_r6_web_sessions_in_a_random_world(ops in proptest::collection::vec(op(), 1..120)) {
         let mut machine = Machine::new();
         for op in &ops {
             machine.step(op);

@@ -1,28 +1,18 @@
-//! How a web session ends: it leaves the table, the gateways are told, and each says when it has closed its sockets.
-//!
-//! A *watch* is a gateway that reads the stream of ends. It begins with all that is alive, so that whoever comes (again)
-//! knows what has ended meanwhile. Of each end it has to say that it is done; whoever does not in time is let go of, and
-//! uses nothing of what it has kept until it has begun anew.
+//! How a web session ends: it leaves the table, the gateways are told, and each says when it has closed its sockets; see
+//! `gateways`. A revocation gives account of what it has ended; see `account`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::session::{Identity, Target, WebDigest, WebKey};
 
-use super::super::revocation::Revocation;
-use super::super::{Effect, Effects, Now, Number, Order, Registry, Request, Watch};
+use super::super::revocation::State;
+use super::super::{Effect, Effects, Gateway, Now, Number, Order, Registry, Request, Watch};
+use super::gateways::Waits;
 use super::{WebAnswer, WebRow};
 
-/// How many may watch: a gateway that is replaced by its successor while both run, and some to spare.
-const MAX_WATCHES: usize = 8;
-/// By then a watch has acknowledged. Before a command is answered in any case, so that its receipt tells.
-const WITHIN: Duration = Duration::from_millis(3_500);
-/// For how long a gateway that has gone, or that there was before the daemon was started, is waited for: it comes again
-/// within a second.
-const EXPECTED_FOR: Duration = Duration::from_secs(3);
-
-/// Whoever comes next, in the place of a watch.
-const NEXT: Watch = 0;
+/// How many revocations may give account of one end: a second order for it waits as the first one does.
+const MAX_NUMBERS: usize = 16;
 
 /// Why a web session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +36,8 @@ pub enum Told {
     Waiting,
     /// All of them have closed what they had.
     Done,
+    /// The daemon has destroyed the sockets of one that did not say so soon; the others have closed what they had.
+    Destroyed,
     /// None was there.
     Alone,
     /// One did not say so in time.
@@ -63,42 +55,43 @@ pub(in crate::registry) enum Kept {
 /// What a revocation tells of a web session that it has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebEnding {
-    pub row: WebRow,
+    pub row: Arc<WebRow>,
     pub told: Told,
-    /// How many were closed.
+    /// How many the gateways have closed.
     pub sockets: u64,
+    /// How many the daemon has destroyed.
+    pub destroyed: u64,
+    /// Gateways that were not heard, by name.
+    pub missing: BTreeSet<Arc<str>>,
     pub(in crate::registry) kept: Kept,
+}
+
+impl WebEnding {
+    /// Nothing more will come of it.
+    pub(in crate::registry) fn is_settled(&self) -> bool {
+        self.told != Told::Waiting && self.kept == Kept::Written
+    }
 }
 
 /// A session that is over.
 #[derive(Debug)]
-pub(in crate::registry) struct Gone {
+pub(super) struct Gone {
     identity: Identity,
-    ending: WebEnding,
+    pub(super) ending: WebEnding,
     /// The how manieth end it was.
-    end: u64,
+    pub(super) end: u64,
+    /// By what it may be asked for.
+    digests: Vec<WebDigest>,
     /// Whose account it is in.
     numbers: BTreeSet<Number>,
     /// Who waits for the disk.
     requests: Vec<Request>,
     /// Who has not said yet that it is done.
-    waits: BTreeSet<Watch>,
-    /// One of them was let go of.
-    late: bool,
-    /// One of them has.
-    done: bool,
-}
-
-#[derive(Debug, Default)]
-pub(in crate::registry) struct Watches {
-    /// What each was told of and has not acknowledged: the end's number, whose it was, and since when.
-    all: BTreeMap<Watch, BTreeMap<u64, (WebKey, Duration)>>,
-    /// Until when somebody is expected to come.
-    expected_until: Option<Duration>,
-    /// The ends that are told to whoever comes.
-    expected: BTreeSet<WebKey>,
-    /// One was let go of, and none has begun anew since: it may be serving still.
-    let_go: bool,
+    pub(super) waits: BTreeSet<Waits>,
+    /// A gateway has closed what it had.
+    pub(super) closed: bool,
+    /// The daemon has, for a gateway that did not.
+    pub(super) by_daemon: bool,
 }
 
 impl Gone {
@@ -106,16 +99,19 @@ impl Gone {
         &self.ending.kept
     }
 
-    fn is_settled(&self) -> bool {
-        self.ending.told != Told::Waiting && self.ending.kept == Kept::Written
+    /// Somebody waits for the disk to hear of it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.numbers.is_empty() || !self.requests.is_empty()
     }
 
     fn look(&mut self) {
-        self.ending.told = match (self.waits.is_empty(), self.late, self.done) {
-            (false, _, _) => Told::Waiting,
-            (true, true, _) => Told::Late,
-            (true, false, true) => Told::Done,
-            (true, false, false) => Told::Alone,
+        let is_missing = !self.ending.missing.is_empty();
+        self.ending.told = match (self.waits.is_empty(), is_missing, self.by_daemon, self.closed) {
+            (false, ..) => Told::Waiting,
+            (true, true, ..) => Told::Late,
+            (true, false, true, _) => Told::Destroyed,
+            (true, false, false, true) => Told::Done,
+            (true, false, false, false) => Told::Alone,
         };
     }
 }
@@ -125,31 +121,33 @@ impl Registry {
     pub(super) fn end_web(&mut self, key: WebKey, cause: WebCause, now: Now, out: &mut Effects) {
         let Some(session) = self.web.remove(key) else { return };
         self.web.ends += 1;
-        let end = self.web.ends;
-        let mut waits: BTreeSet<Watch> = self.web.watches.all.keys().copied().collect();
-        for (watch, open) in &mut self.web.watches.all {
-            open.insert(end, (key, now.mono));
-            out.push(Effect::WebEnded { watch: *watch, key, cause, ends: end });
+        for request in self.web.keeping.give_up(key) {
+            out.push(Effect::WebAnswer { request, answer: WebAnswer::Gone });
         }
-        if self.web.watches.expected_until.is_some_and(|until| until > now.mono) {
-            waits.insert(NEXT);
-            self.web.watches.expected.insert(key);
-        }
-        let ending =
-            WebEnding { row: session.row(now), told: Told::Waiting, sockets: 0, kept: Kept::Waiting };
+        let ending = WebEnding {
+            row: Arc::new(session.row(now)),
+            told: Told::Waiting,
+            sockets: 0,
+            destroyed: 0,
+            missing: BTreeSet::new(),
+            kept: Kept::Waiting,
+        };
         let mut gone = Gone {
             identity: session.identity,
             ending,
-            end,
+            end: self.web.ends,
+            digests: session.tokens.into_keys().collect(),
             numbers: BTreeSet::new(),
             requests: Vec::new(),
-            waits,
-            late: self.web.watches.let_go,
-            done: false,
+            waits: BTreeSet::new(),
+            closed: false,
+            by_daemon: false,
         };
+        self.web.gateways.tell(key, &mut gone, cause, now, out);
         gone.look();
+        self.web.gone_by.extend(gone.digests.iter().map(|digest| (*digest, key)));
         self.web.gone.insert(key, gone);
-        self.web.keeping.touch(key, false);
+        self.web.keeping.ended(key);
     }
 
     /// By the gateway itself.
@@ -161,17 +159,27 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
+        let web = &self.web;
         let key = match which {
             Ok(key) => Some(key),
-            Err(digest) => self.web.digests.get(&digest).copied(),
+            Err(digest) => web.digests.get(&digest).or_else(|| web.gone_by.get(&digest)).copied(),
         };
-        let Some(key) = key.filter(|key| self.web.sessions.contains_key(key)) else {
-            return out.push(Effect::WebAnswer { request, answer: WebAnswer::Gone });
-        };
-        self.end_web(key, cause, now, out);
-        if let Some(gone) = self.web.gone.get_mut(&key) {
-            gone.requests.push(request);
+        if let Some(key) = key.filter(|key| self.web.sessions.contains_key(key)) {
+            self.end_web(key, cause, now, out);
         }
+        let gone = key.and_then(|key| self.web.gone.get_mut(&key).map(|gone| (key, gone)));
+        let answer = match gone {
+            // who asks a second time is told no more than who asked first: it is over when the disk has heard of it
+            Some((key, gone)) if gone.ending.kept == Kept::Waiting => {
+                gone.requests.push(request);
+                return self.web.keeping.hurry(key);
+            }
+            Some((_, Gone { ending: WebEnding { kept: Kept::Failed(why), .. }, .. })) => {
+                WebAnswer::Unwritten(why.to_string())
+            }
+            _ => WebAnswer::Gone,
+        };
+        out.push(Effect::WebAnswer { request, answer });
     }
 
     /// Whether there is something of it that a revocation could end.
@@ -213,8 +221,12 @@ impl Registry {
     ) {
         for key in self.web_meant(order) {
             self.end_web(key, WebCause::Revoked, now, out);
-            if let Some(gone) = self.web.gone.get_mut(&key) {
+            let Some(gone) = self.web.gone.get_mut(&key) else { continue };
+            let Some(revocation) = self.revocations.get_mut(&number) else { continue };
+            let has_room = gone.numbers.len() < MAX_NUMBERS;
+            if revocation.web.follow(key, &gone.ending, has_room) {
                 gone.numbers.insert(number);
+                self.web.keeping.hurry(key);
             }
             self.account_for(key);
         }
@@ -225,10 +237,16 @@ impl Registry {
         let Some(gone) = self.web.gone.get(&key) else { return };
         for number in &gone.numbers {
             if let Some(revocation) = self.revocations.get_mut(number) {
-                revocation.web.insert(key, gone.ending.clone());
+                revocation.web.tell(key, &gone.ending, revocation.state != State::Acting);
             }
         }
-        if gone.is_settled() {
+        if gone.ending.is_settled() {
+            for digest in &gone.digests {
+                // it may be another one's by now that is over as well
+                if self.web.gone_by.get(digest) == Some(&key) {
+                    self.web.gone_by.remove(digest);
+                }
+            }
             self.web.gone.remove(&key);
         }
     }
@@ -251,34 +269,27 @@ impl Registry {
     }
 
     /// A gateway wants to be told.
-    pub(in crate::registry) fn web_watch(&mut self, watch: Watch, out: &mut Effects) {
-        if watch == NEXT || self.web.watches.all.len() >= MAX_WATCHES {
+    pub(in crate::registry) fn web_watch(
+        &mut self,
+        watch: Watch,
+        gateway: Gateway,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        let web = &mut self.web;
+        if !web.gateways.watch(watch, gateway, web.ends, &mut web.gone, now) {
             return out.push(Effect::WebBreak { watch });
         }
-        self.web.watches.all.insert(watch, BTreeMap::new());
-        let keys = self.web.sessions.keys().copied().collect();
-        out.push(Effect::WebListed { watch, keys, ends: self.web.ends });
+        let keys = web.sessions.keys().copied().collect();
+        out.push(Effect::WebListed { watch, keys, ends: web.ends });
     }
 
     /// It does not hear us any more.
     pub(in crate::registry) fn web_watch_gone(&mut self, watch: Watch, now: Now, out: &mut Effects) {
-        let Some(open) = self.web.watches.all.remove(&watch) else { return };
+        let Some(changed) = self.web.gateways.unwatch(watch, &mut self.web.gone, now) else { return };
         let text = "a web gateway is gone: it has to begin anew before it uses what it has kept";
         out.push(Effect::Note { kind: "web", text: text.into() });
-        let until = now.mono + EXPECTED_FOR;
-        self.web.watches.expected_until = Some(until);
-        for (key, _) in open.into_values() {
-            if let Some(gone) = self.web.gone.get_mut(&key) {
-                gone.waits.remove(&watch);
-                gone.waits.insert(NEXT);
-                self.web.watches.expected.insert(key);
-            }
-        }
-    }
-
-    /// A gateway that there was before the daemon was started will come again.
-    pub(super) fn expect_watch(&mut self, now: Now) {
-        self.web.watches.expected_until = Some(now.mono + EXPECTED_FOR);
+        self.look_at_gone(changed);
     }
 
     /// What a gateway has closed; `listed`: and everything that its list did not have.
@@ -288,32 +299,35 @@ impl Registry {
         closed: Vec<(WebKey, u64)>,
         listed: bool,
     ) {
-        let Some(open) = self.web.watches.all.get_mut(&watch) else { return };
-        let mut changed = BTreeSet::new();
-        for (key, sockets) in closed {
-            let Some(gone) = self.web.gone.get_mut(&key) else { continue };
-            // of one that is over since before it came it was told by its list
-            let was_told = open.remove(&gone.end).is_some();
-            if was_told || gone.waits.contains(&NEXT) {
-                // a gateway may say anything
-                gone.ending.sockets = gone.ending.sockets.saturating_add(sockets);
-                gone.done = true;
-                gone.waits.remove(&watch);
-                changed.insert(key);
-            }
-        }
-        if listed {
-            self.web.watches.let_go = false;
-            self.web.watches.expected_until = None;
-            for key in std::mem::take(&mut self.web.watches.expected) {
-                if let Some(gone) = self.web.gone.get_mut(&key) {
-                    gone.waits.remove(&NEXT);
-                    gone.done = true;
-                    changed.insert(key);
-                }
-            }
-        }
+        let changed = self.web.gateways.acknowledged(watch, closed, listed, &mut self.web.gone);
         self.look_at_gone(changed);
+    }
+
+    /// A gateway's process has ended, and its sockets with it.
+    pub(in crate::registry) fn web_gateway_gone(&mut self, id: u64, out: &mut Effects) {
+        let changed = self.web.gateways.ended(id, &mut self.web.gone, out);
+        self.look_at_gone(changed);
+    }
+
+    /// What the daemon has destroyed in the place of a gateway.
+    pub(in crate::registry) fn web_destroyed(
+        &mut self,
+        id: u64,
+        gone: Vec<(WebKey, u64)>,
+        trouble: Option<String>,
+        out: &mut Effects,
+    ) {
+        if let Some(why) = &trouble {
+            let text = format!("sockets of a web gateway that does not answer could not be destroyed: {why}");
+            out.push(Effect::Note { kind: "web", text });
+        }
+        let changed = self.web.gateways.destroyed(id, gone, trouble, &mut self.web.gone);
+        self.look_at_gone(changed);
+    }
+
+    /// What gateways with a table have not closed by themselves.
+    pub(in crate::registry) fn web_ask_tables(&mut self, now: Now, out: &mut Effects) {
+        self.web.gateways.ask_tables(now, out);
     }
 
     fn look_at_gone(&mut self, keys: BTreeSet<WebKey>) {
@@ -327,73 +341,31 @@ impl Registry {
 
     /// Who has not acknowledged in time is let go of; who was expected and has not come is not waited for.
     pub(in crate::registry) fn web_tick(&mut self, now: Now, out: &mut Effects) {
-        let is_late = |open: &BTreeMap<u64, (WebKey, Duration)>| {
-            open.first_key_value().is_some_and(|(_, (_, since))| now.mono >= *since + WITHIN)
-        };
-        let late: Vec<Watch> = (self.web.watches.all.iter())
-            .filter(|(_, open)| is_late(open))
-            .map(|(watch, _)| *watch)
-            .collect();
-        let mut changed = BTreeSet::new();
-        for watch in late {
-            let text = "a web gateway has not said in time that it closed what was to be closed: it has to begin anew";
-            out.push(Effect::Note { kind: "web", text: text.into() });
-            out.push(Effect::WebBreak { watch });
-            self.web.watches.let_go = true;
-            for (key, _) in self.web.watches.all.remove(&watch).unwrap_or_default().into_values() {
-                if let Some(gone) = self.web.gone.get_mut(&key) {
-                    gone.waits.remove(&watch);
-                    gone.late = true;
-                    changed.insert(key);
-                }
-            }
-        }
-        if self.web.watches.expected_until.is_some_and(|until| until <= now.mono) {
-            self.web.watches.expected_until = None;
-            // somebody is there, and has not gone through its list
-            let is_slow = !self.web.watches.all.is_empty();
-            self.web.watches.let_go |= is_slow;
-            for key in std::mem::take(&mut self.web.watches.expected) {
-                if let Some(gone) = self.web.gone.get_mut(&key) {
-                    gone.waits.remove(&NEXT);
-                    gone.late |= is_slow;
-                    changed.insert(key);
-                }
-            }
-        }
+        let changed = self.web.gateways.tick(now, &mut self.web.gone, out);
         self.look_at_gone(changed);
     }
 
     /// How many gateways are told of ends, and how many of these they have not acknowledged.
     pub fn web_watches(&self) -> (usize, usize) {
-        let watches = &self.web.watches.all;
-        (watches.len(), watches.values().map(BTreeMap::len).sum())
-    }
-}
-
-impl Revocation {
-    /// Every gateway has said what became of its web sessions, or is not there.
-    pub(in crate::registry) fn web_told(&self) -> bool {
-        self.web.values().all(|ending| ending.told != Told::Waiting)
+        self.web.gateways.counts()
     }
 
-    /// The disk has heard of their end, or is known not to have.
-    pub(in crate::registry) fn web_kept(&self) -> bool {
-        self.web.values().all(|ending| ending.kept != Kept::Waiting)
+    /// The names of gateways that may be serving without being told of ends.
+    pub fn web_away(&self) -> Vec<Arc<str>> {
+        self.web.gateways.away().collect()
     }
 }
 
 #[cfg(test)]
 impl Registry {
     pub(super) fn check_web_ends(&self) {
-        let web = &self.web;
-        for (key, gone) in &web.gone {
-            assert!(!gone.is_settled(), "{key} is remembered for nothing");
-            for watch in gone.waits.iter().filter(|watch| **watch != NEXT) {
-                assert!(web.watches.all[watch].contains_key(&gone.end), "{key}: {watch} was not told");
-            }
-            assert_eq!(gone.waits.contains(&NEXT), web.watches.expected.contains(key), "{key}");
+        for (key, gone) in &self.web.gone {
+            assert!(!gone.ending.is_settled(), "{key} is remembered for nothing");
+            assert!(gone.numbers.len() <= MAX_NUMBERS, "{key}");
         }
-        assert!(web.watches.expected.is_empty() || web.watches.expected_until.is_some());
+        for (digest, key) in &self.web.gone_by {
+            assert!(self.web.gone[key].digests.contains(digest), "{key} does not have {digest:?}");
+        }
+        self.web.gateways.check(&self.web.gone);
     }
 }

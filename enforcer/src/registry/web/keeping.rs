@@ -1,76 +1,89 @@
-//! What the disk has of web sessions, and what the gateway has to know for ever.
+//! What the disk has of web sessions.
 //!
-//! A session is written when it is made, when a token is added and, lazily, when it is used; its end is written at once.
-//! What could not be written is written as it stands when it is tried again.
+//! A session is written when it is made, when a token is added or wrapped anew and, lazily, when it is used; its end is
+//! written at once. What could not be written is written as it stands when it is tried again.
+//!
+//! The disk serves revocations as well, and those come first: so many changes of web sessions may be on their way to it and
+//! no more. At that bound nobody new gets in, and what may wait waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{WebKey, WebLearned, WebRecord, Write};
+use crate::session::{WebDigest, WebKey, WebRecord, Write};
 
 use super::super::durable::{Of, Ticket};
-use super::super::{Effect, Effects, Now, Registry, Request};
+use super::super::{Effect, Effects, Gateway, Now, Registry, Request};
 use super::ending::Kept;
 use super::{WebAnswer, WebSession, left};
 
-/// What the gateway may leave here: so many records, and so many bytes in all of them.
-pub const MAX_LEARNED: usize = if cfg!(test) { 10 } else { 65_536 };
-pub const MAX_LEARNED_BYTES: usize = 16 * 1_024 * 1_024;
+/// How many changes of web sessions may be on their way to the disk for a further one to be asked for; half of it is for
+/// what may wait.
+pub const MAX_ON_THEIR_WAY: usize = if cfg!(test) { 800 } else { 16_384 };
 
 #[derive(Debug, Default)]
 pub(in crate::registry) struct Keeping {
-    /// What is to be written; whether that may wait.
-    touched: BTreeMap<WebKey, bool>,
+    /// What is to be written, by how soon: ends that somebody waits for, other ends, what is new, what may wait.
+    awaited: BTreeSet<WebKey>,
+    ends: BTreeSet<WebKey>,
+    touched: BTreeSet<WebKey>,
+    used: BTreeSet<WebKey>,
     /// What the disk has not as it should, since a write failed or a clock was set; and the last write of which that is
     /// known: a later one mends it.
     unsaved: BTreeMap<WebKey, Ticket>,
-    learned: BTreeMap<Vec<u8>, Vec<u8>>,
-    learned_bytes: usize,
-    /// What of it could not be written.
-    unlearned: BTreeSet<Vec<u8>>,
-    /// What is to be written of it, for whom.
-    learning: Vec<(Request, Vec<u8>)>,
-    learners: BTreeMap<Request, Learner>,
+    /// Who waits until what he has asked for is on the disk.
+    waiting: BTreeMap<WebKey, Vec<Waiting>>,
 }
 
-/// Who waits until what it has told is on the disk.
-#[derive(Debug, Default)]
-struct Learner {
-    left: usize,
-    keys: Vec<Vec<u8>>,
-    failed: Option<String>,
+#[derive(Debug)]
+struct Waiting {
+    request: Request,
+    /// Of which token.
+    digest: WebDigest,
+    /// The write that has it; `None`: it was not given to the disk yet.
+    ticket: Option<Ticket>,
 }
 
 impl Keeping {
-    pub(super) fn touch(&mut self, key: WebKey, lazy: bool) {
-        let may_wait = self.touched.entry(key).or_insert(lazy);
-        *may_wait &= lazy;
+    pub(super) fn touch(&mut self, key: WebKey) {
+        self.used.remove(&key);
+        self.touched.insert(key);
     }
 
-    fn size(key: &[u8], value: &[u8]) -> usize {
-        key.len() + value.len()
-    }
-
-    /// Why it cannot be kept.
-    fn refusal(&self, records: &[WebLearned]) -> Option<String> {
-        let new: BTreeMap<&[u8], &[u8]> =
-            records.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
-        let more = new.keys().filter(|key| !self.learned.contains_key(**key)).count();
-        let bytes: usize = new.iter().map(|(key, value)| Self::size(key, value)).sum();
-        let old: usize =
-            (new.keys()).filter_map(|key| self.learned.get(*key).map(|value| Self::size(key, value))).sum();
-        let fits = self.learned.len() + more <= MAX_LEARNED
-            && (self.learned_bytes + bytes).saturating_sub(old) <= MAX_LEARNED_BYTES;
-        (!fits).then(|| {
-            format!("the gateway has left {} records here, and there is no room for more", self.learned.len())
-        })
-    }
-
-    fn keep(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.learned_bytes += Self::size(&key, &value);
-        if let Some(old) = self.learned.insert(key.clone(), value) {
-            self.learned_bytes -= Self::size(&key, &old);
+    pub(super) fn used(&mut self, key: WebKey) {
+        if !self.touched.contains(&key) {
+            self.used.insert(key);
         }
+    }
+
+    pub(super) fn ended(&mut self, key: WebKey) {
+        self.touched.remove(&key);
+        self.used.remove(&key);
+        if !self.awaited.contains(&key) {
+            self.ends.insert(key);
+        }
+    }
+
+    /// Somebody waits for that end: it goes before others that were not given to the disk yet.
+    pub(super) fn hurry(&mut self, key: WebKey) {
+        if self.ends.remove(&key) {
+            self.awaited.insert(key);
+        }
+    }
+
+    /// Who asks is answered once what he asked for is on the disk.
+    pub(super) fn wait(&mut self, key: WebKey, request: Request, digest: WebDigest) {
+        self.waiting.entry(key).or_default().push(Waiting { request, digest, ticket: None });
+    }
+
+    /// The session is over: who waited for something of it.
+    pub(super) fn give_up(&mut self, key: WebKey) -> Vec<Request> {
+        let waiting = self.waiting.remove(&key).unwrap_or_default();
+        waiting.into_iter().map(|one| one.request).collect()
+    }
+
+    fn is_unsaved(&mut self, key: WebKey, of: Ticket) {
+        let last = self.unsaved.entry(key).or_insert(of);
+        *last = of.max(*last);
     }
 }
 
@@ -93,31 +106,28 @@ impl WebSession {
 }
 
 impl Registry {
-    /// What the disk had. `wall`: the latest that the wall clock is known to have shown: one that was set back makes
-    /// nothing stand longer than was asked.
+    /// What the disk had, and the gateways that there were. `wall`: the latest that the wall clock is known to have shown:
+    /// one that was set back makes nothing stand longer than was asked.
     pub(in crate::registry) fn restore_web(
         &mut self,
         records: Vec<WebRecord>,
-        learned: Vec<WebLearned>,
+        gateways: Option<Vec<Gateway>>,
         wall: u64,
         now: Now,
     ) {
-        for (key, value) in learned {
-            self.web.keeping.keep(key, value);
-        }
         for record in records {
             let key = record.key;
             let session = self.web_of(record, wall, now);
             // locked by an entry of the kernel of which the disk did not hear
             let is_locked = !self.locks_on(&session.identity).is_empty();
             if session.ends_at() <= now.mono || is_locked {
-                self.web.keeping.touch(key, false);
+                self.web.keeping.ended(key);
             } else {
                 self.web.insert(session);
             }
         }
-        if !self.web.sessions.is_empty() {
-            self.expect_watch(now);
+        if !self.web.sessions.is_empty() || gateways.is_some() {
+            self.web.gateways.expect(gateways, now);
         }
     }
 
@@ -140,28 +150,68 @@ impl Registry {
         }
     }
 
+    /// Why no further change of a web session can be taken on now.
+    pub(super) fn web_backlog(&self) -> Option<WebAnswer> {
+        let waiting = self.web.keeping.touched.len() + self.web.keeping.ends.len();
+        let many = self.web_on_their_way().saturating_add(waiting);
+        (many >= MAX_ON_THEIR_WAY).then(|| {
+            WebAnswer::Full(format!(
+                "{many} changes of web sessions wait for the disk already: try again when it has caught up"
+            ))
+        })
+    }
+
+    /// How many more may be given to the disk: of ends and new sessions, and of what may wait.
+    fn web_room(&self) -> (usize, usize) {
+        let on_their_way = self.web_on_their_way();
+        // a session that was made within the bound is written; an end is, by and by
+        (
+            (2 * MAX_ON_THEIR_WAY).saturating_sub(on_their_way),
+            (MAX_ON_THEIR_WAY / 2).saturating_sub(on_their_way),
+        )
+    }
+
     pub(in crate::registry) fn has_web_writes(&self) -> bool {
-        !self.web.keeping.touched.is_empty() || !self.web.keeping.learning.is_empty()
+        let (keeping, (room, lazy_room)) = (&self.web.keeping, self.web_room());
+        !keeping.awaited.is_empty()
+            || (room > 0 && !(keeping.ends.is_empty() && keeping.touched.is_empty()))
+            || (lazy_room > 0 && !keeping.used.is_empty())
     }
 
     /// What has to be written of web sessions as they stand now.
     pub(in crate::registry) fn take_web_writes(&mut self, now: Now) -> Vec<(Of, Write)> {
-        let touched = std::mem::take(&mut self.web.keeping.touched);
-        let is_gone = |key: &WebKey| !self.web.sessions.contains_key(key);
-        // first, since a session that is there may have a token that one of these had
-        let gone =
-            touched.keys().filter(|key| is_gone(key)).map(|key| (Of::WebGone(*key), Write::WebGone(*key)));
-        let mut writes: Vec<(Of, Write)> = gone.collect();
-        for (key, lazy) in touched {
-            if let Some(session) = self.web.sessions.get(&key) {
+        let (room, lazy_room) = self.web_room();
+        let web = &mut self.web;
+        let mut writes = Vec::new();
+        let gone = |key: WebKey| (Of::WebGone(key), Write::WebGone(key));
+        writes.extend(std::mem::take(&mut web.keeping.awaited).into_iter().map(gone));
+        while writes.len() < room
+            && let Some(key) = web.keeping.ends.pop_first()
+        {
+            writes.push(gone(key));
+        }
+        // none before all ends: a session that is there may have a token that one of those had
+        let sessions = &web.sessions;
+        let mut keep = |from: &mut BTreeSet<WebKey>, room: usize, lazy: bool| {
+            while writes.len() < room
+                && let Some(key) = from.pop_first()
+            {
+                let Some(session) = sessions.get(&key) else { continue };
                 writes.push((Of::Web(key), Write::KeepWeb { record: Box::new(session.record(now)), lazy }));
             }
-        }
-        for (request, key) in std::mem::take(&mut self.web.keeping.learning) {
-            let Some(value) = self.web.keeping.learned.get(&key).cloned() else { continue };
-            writes.push((Of::Learned(request), Write::Learn { key, value }));
+        };
+        if web.keeping.ends.is_empty() {
+            keep(&mut web.keeping.touched, room, false);
+            keep(&mut web.keeping.used, lazy_room, true);
         }
         writes
+    }
+
+    /// A session was given to the disk as it stands.
+    pub(in crate::registry) fn web_given(&mut self, key: WebKey, ticket: Ticket) {
+        for waiting in self.web.keeping.waiting.get_mut(&key).into_iter().flatten() {
+            waiting.ticket.get_or_insert(ticket);
+        }
     }
 
     pub(in crate::registry) fn web_stored(
@@ -172,29 +222,44 @@ impl Registry {
         outcome: &Result<(), String>,
         out: &mut Effects,
     ) {
-        let unsaved = &mut self.web.keeping.unsaved;
+        let keeping = &mut self.web.keeping;
         match outcome {
             Ok(()) => {
-                if unsaved.get(&key).is_some_and(|of| ticket > *of) {
-                    unsaved.remove(&key);
+                if keeping.unsaved.get(&key).is_some_and(|of| ticket > *of) {
+                    keeping.unsaved.remove(&key);
                 }
             }
-            Err(_) => {
-                let last = unsaved.entry(key).or_insert(ticket);
-                *last = ticket.max(*last);
-            }
+            Err(_) => keeping.is_unsaved(key, ticket),
         }
         if is_gone {
-            self.web_gone_stored(key, outcome, out);
+            return self.web_gone_stored(key, outcome, out);
+        }
+        let Some(waiting) = keeping.waiting.get_mut(&key) else { return };
+        let has_heard = |one: &mut Waiting| one.ticket.is_some_and(|of| of <= ticket);
+        for Waiting { request, digest, .. } in waiting.extract_if(.., has_heard) {
+            let answer = match outcome {
+                Ok(()) => WebAnswer::Alive(digest),
+                Err(why) => WebAnswer::Unwritten(why.clone()),
+            };
+            out.push(Effect::WebAnswer { request, answer });
+        }
+        if waiting.is_empty() {
+            keeping.waiting.remove(&key);
         }
     }
 
-    /// What could not be written is to be tried again, so many of them; true: there are any.
+    /// What could not be written is to be tried again, so many of them.
     pub(in crate::registry) fn retry_web(&mut self, most: usize) {
         let keys: Vec<WebKey> = self.web.keeping.unsaved.keys().take(most).copied().collect();
         for key in keys {
-            let alive = self.web.sessions.contains_key(&key);
-            self.web.keeping.touch(key, alive);
+            if self.web.sessions.contains_key(&key) {
+                self.web.keeping.used(key);
+                continue;
+            }
+            self.web.keeping.ended(key);
+            if self.web.gone.get(&key).is_some_and(super::ending::Gone::is_waited_for) {
+                self.web.keeping.hurry(key);
+            }
         }
     }
 
@@ -205,8 +270,7 @@ impl Registry {
     /// The wall clock was set: the times on the disk have to move with it. `of`: the last write by the old clock.
     pub(in crate::registry) fn restamp_web(&mut self, of: Ticket) {
         for key in self.web.sessions.keys() {
-            let last = self.web.keeping.unsaved.entry(*key).or_insert(of);
-            *last = of.max(*last);
+            self.web.keeping.is_unsaved(*key, of);
         }
     }
 
@@ -221,77 +285,5 @@ impl Registry {
             .keys()
             .filter(|key| !web.gone.contains_key(*key) && !web.sessions.contains_key(*key));
         told + untold.count()
-    }
-
-    pub(in crate::registry) fn web_learn(
-        &mut self,
-        request: Request,
-        records: Vec<WebLearned>,
-        out: &mut Effects,
-    ) {
-        let keeping = &mut self.web.keeping;
-        if let Some(why) = keeping.refusal(&records) {
-            return out.push(Effect::WebAnswer { request, answer: WebAnswer::Full(why) });
-        }
-        let mut learner = Learner::default();
-        for (key, value) in records {
-            // one that is on its way is written once more: whoever asks hears of its own
-            if keeping.learned.get(&key) == Some(&value)
-                && !keeping.unlearned.contains(&key)
-                && !keeping.learners.values().any(|other| other.keys.contains(&key))
-            {
-                continue;
-            }
-            keeping.keep(key.clone(), value);
-            keeping.learning.push((request, key.clone()));
-            learner.keys.push(key);
-            learner.left += 1;
-        }
-        if learner.left == 0 {
-            return out.push(Effect::WebAnswer { request, answer: WebAnswer::Done });
-        }
-        keeping.learners.insert(request, learner);
-    }
-
-    pub(in crate::registry) fn learned_stored(
-        &mut self,
-        request: Request,
-        outcome: &Result<(), String>,
-        out: &mut Effects,
-    ) {
-        let keeping = &mut self.web.keeping;
-        let Some(learner) = keeping.learners.get_mut(&request) else { return };
-        learner.left = learner.left.saturating_sub(1);
-        if let Err(why) = outcome {
-            learner.failed = Some(why.clone());
-        }
-        if learner.left > 0 {
-            return;
-        }
-        let Some(learner) = keeping.learners.remove(&request) else { return };
-        let answer = match learner.failed {
-            None => {
-                for key in &learner.keys {
-                    keeping.unlearned.remove(key);
-                }
-                WebAnswer::Done
-            }
-            Some(why) => {
-                keeping.unlearned.extend(learner.keys);
-                WebAnswer::Unwritten(why)
-            }
-        };
-        out.push(Effect::WebAnswer { request, answer });
-    }
-
-    /// Up to `most` records after this key, in the order of their keys.
-    pub fn web_learned(&self, after: Option<&[u8]>, most: usize) -> Vec<WebLearned> {
-        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let rest = self.web.keeping.learned.range::<[u8], _>((from, std::ops::Bound::Unbounded));
-        rest.take(most).map(|(key, value)| (key.clone(), value.clone())).collect()
-    }
-
-    pub fn web_learned_count(&self) -> usize {
-        self.web.keeping.learned.len()
     }
 }

@@ -2,7 +2,7 @@
 //! for good; started as that user (systemd) it gives up what it was given for the ports.
 
 use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -43,7 +43,8 @@ impl Become {
     /// Gives a file that root has made to that user.
     pub(super) fn give(&self, path: &Path) -> anyhow::Result<()> {
         let Some(user) = &self.0 else { return Ok(()) };
-        chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+        // never what a link leads to
+        lchown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .with_context(|| format!("cannot give {} to {}", path.display(), user.name))
     }
 

@@ -45,9 +45,13 @@ pub fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {
     let web = config.web.clone().unwrap_or_default();
     let user = Become::new(&web.user)?;
     user.folder(&gateway.state)?;
+    if let Some(folder) = web.socket_table.parent().filter(|folder| !folder.exists()) {
+        user.folder(folder)?;
+    }
     more_files();
     // ports and keys first, while they can be had; not a thread is started before the user is changed
-    let proxy = Proxy::bind(rules::settings(&gateway), Door::default())?;
+    let proxy = Proxy::bind(rules::settings(&gateway, &web.socket_table), Door::default())?;
+    user.give(&web.socket_table)?;
     user.for_good()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -244,10 +248,10 @@ impl Running {
 /// The keys in which two configurations differ and that a running gateway cannot change.
 fn fixed(ours: &config::Gateway, theirs: &config::Gateway) -> Vec<&'static str> {
     let place = |gateway: &config::Gateway| {
-        let settings = rules::settings(gateway);
+        let settings = rules::settings(gateway, Path::new(""));
         format!("{:?}", settings.origins)
     };
-    let never = |gateway: &config::Gateway| rules::settings(gateway).never_from_clients;
+    let never = |gateway: &config::Gateway| rules::settings(gateway, Path::new("")).never_from_clients;
     let same =
         |one: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| format!("{one:?}") == format!("{other:?}");
     let file = |path: &Option<PathBuf>| path.as_deref().map(Path::to_owned);

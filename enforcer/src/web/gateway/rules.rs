@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use hyper::HeaderMap;
@@ -189,8 +190,8 @@ fn policy(origin: &config::gateway::Origin) -> Result<Policy, String> {
     Ok(policy)
 }
 
-/// What the proxy is told.
-pub(super) fn settings(gateway: &config::Gateway) -> proxy::Settings {
+/// What the proxy is told. `table`: where it writes down who has which socket, for the daemon.
+pub(super) fn settings(gateway: &config::Gateway, table: &Path) -> proxy::Settings {
     let certificate = |one: &config::gateway::Certificate| Certificate {
         chain: one.certificate.clone(),
         key: one.key.clone(),
@@ -206,7 +207,7 @@ pub(super) fn settings(gateway: &config::Gateway) -> proxy::Settings {
         public_port: gateway.public_port(),
         certificates: gateway.certificates.iter().map(certificate).collect(),
         trusted_proxies: gateway.trusted_proxies.clone(),
-        socket_table: None,
+        socket_table: Some(table.to_owned()),
         origins: gateway.origins.iter().map(origin).collect(),
         never_from_clients,
         limits: gateway.limits,
@@ -322,7 +323,7 @@ mod tests {
              peers = ['10.0.0.1'] }\n[[gateway.origins]]\nhost = 'a'\nto = 'http://127.0.0.1:2'",
         )
         .unwrap();
-        let names = settings(config.gateway.as_ref().unwrap()).never_from_clients;
+        let names = settings(config.gateway.as_ref().unwrap(), Path::new("/t")).never_from_clients;
         for name in ["our-user", "their-user", "x-remote-*"] {
             assert!(names.iter().any(|its| its == name), "{name}: {names:?}");
         }

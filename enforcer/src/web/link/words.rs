@@ -79,13 +79,6 @@ impl NewSession {
     }
 }
 
-/// What has to be known for ever: the gateway's own bytes. A key of 1 to 1,024, a value of up to 1,024.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    pub key: Vec<u8>,
-    pub value: Vec<u8>,
-}
-
 /// Why a session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {

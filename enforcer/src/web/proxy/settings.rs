@@ -33,7 +33,7 @@ pub struct Settings {
     /// begin, `x-remote-*`. It takes the place of a list of the common ones.
     pub never_from_clients: Vec<String>,
     /// Where it is written down who has which socket, for the daemon to read when the gateway does not answer: a file in
-    /// a folder in memory that nobody else can write to, like `/run/enforcer-web/sockets`. Unset: nowhere.
+    /// a folder in memory that nobody else can write to, like `/run/enforcer-gateway/sockets`. Unset: nowhere.
     pub socket_table: Option<PathBuf>,
     pub origins: Vec<Origin>,
     pub limits: Limits,

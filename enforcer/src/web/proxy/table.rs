@@ -27,7 +27,8 @@
 //! | 8 | from the lowest bit on: our port (16), the other's (16), 4 or 6 for the socket's family (8), 1 to an origin or 2 to a client (8), 1 if the client is a trusted proxy (8) |
 //! | 9 | as word 0: where they differ, or are odd, the slot was being written |
 //!
-//! A client's connection is there once for each session that was seen on it.
+//! A client's connection is there once for each session that was seen on it; where more were seen than are told apart it
+//! is written as a trusted proxy's, since it cannot be said whose else it is.
 //!
 //! **Who reads it must not trust it**: a gateway that was broken into can write what it likes. Only a socket that
 //! belongs to the gateway's user may be destroyed for what is written here, and a client's only if no session that
@@ -46,7 +47,7 @@ use self::memory::Memory;
 use super::lock;
 use super::register::SessionKey;
 
-pub use reader::{Entry, Snapshot, read};
+pub use reader::{Condition, Entry, Reader, Snapshot, read};
 
 /// The first word of the file: `webSock1`.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"webSock1");
@@ -154,6 +155,17 @@ pub(super) struct Slot {
     number: u32,
 }
 
+impl Slot {
+    /// More sessions are on that connection than are written down: it must not be destroyed for any.
+    pub(super) fn share(&self) {
+        let at = HEADER_WORDS + self.number as usize * SLOT_WORDS;
+        let mut content: [u64; SLOT_WORDS - 2] =
+            std::array::from_fn(|index| self.table.memory.word(at + 1 + index).load(Ordering::Relaxed));
+        content[SLOT_WORDS - 3] |= 1 << 48;
+        self.table.write(self.number, content);
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.table.write(self.number, [0; SLOT_WORDS - 2]);
@@ -223,6 +235,42 @@ mod tests {
         assert_eq!(all(&path).missed, 1);
         drop((two, three));
         assert_eq!(all(&path).entries, [entry(keys[0], 10, v4, Side::Origin)]);
+    }
+
+    /// R3: a connection that is too many people's is nobody's to destroy.
+    #[test]
+    fn r3_a_connection_with_more_sessions_than_are_told_apart_is_written_as_a_proxys() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("sockets");
+        let table = Table::create(&path, 2).unwrap();
+        let v4 = ends("192.0.2.1:1", "192.0.2.2:65535");
+        let slot = table.put(SessionKey([1; 16]), 7, v4, Side::Client { trusted: false }).unwrap();
+        let other = table.put(SessionKey([2; 16]), 8, v4, Side::Client { trusted: false }).unwrap();
+        let before = read(&path).unwrap().entries;
+        slot.share();
+        let after = read(&path).unwrap().entries;
+        assert_eq!(after, [Entry { side: Side::Client { trusted: true }, ..before[0] }, before[1]]);
+        drop((slot, other));
+    }
+
+    /// No link is followed, and nothing but a plain file is read: the gateway's folder is the gateway's.
+    #[test]
+    fn r7_what_stands_in_the_tables_place_is_refused() {
+        let folder = TempDir::new().unwrap();
+        let (path, there) = (folder.path().join("sockets"), folder.path().join("there"));
+        drop(Table::create(&there, 4).unwrap());
+        let reader = Reader::open(&there).unwrap();
+        assert_eq!(reader.pid(), std::process::id());
+        assert_eq!(reader.owner(), nix::unistd::geteuid().as_raw());
+        std::os::unix::fs::symlink(&there, &path).unwrap();
+        assert!(matches!(Reader::open(&path), Err(TableError::Io { .. })));
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(Reader::open(&path), Err(TableError::Malformed { .. })));
+        assert!(matches!(Reader::open(folder.path()), Err(TableError::Malformed { .. })));
+        // one that was cut off after it was opened is an error, and no signal
+        std::fs::OpenOptions::new().write(true).open(&there).unwrap().set_len(100).unwrap();
+        assert!(matches!(reader.each(|_| {}), Err(TableError::Io { .. })));
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl World {
             | Effect::WebAnswer { .. }
             | Effect::WebListed { .. }
             | Effect::WebEnded { .. }
+            | Effect::WebDestroy { .. }
             | Effect::WebBreak { .. } => {}
             Effect::Numbered { next } => self.numbered = next,
             Effect::Watch { key, worker } => {

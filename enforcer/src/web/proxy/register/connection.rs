@@ -137,7 +137,9 @@ impl Connection {
             return Some(false);
         }
         if seen.sessions.len() >= most {
-            seen.crowded = true;
+            if !std::mem::replace(&mut seen.crowded, true) {
+                seen.sessions.iter().filter_map(|(_, slot)| slot.as_ref()).for_each(Slot::share);
+            }
             return Some(false);
         }
         let side = Side::Client { trusted: self.trusted };

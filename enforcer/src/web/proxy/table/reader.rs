@@ -1,10 +1,10 @@
 //! The reader's side, which believes nothing.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use super::{HEADER_WORDS, MAGIC, MOST_SLOTS, SLOT_WORDS, Side, TableError};
 use crate::web::proxy::register::SessionKey;
@@ -38,52 +38,105 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
+/// How the file was found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Condition {
+    /// Sockets for which there was no room, since the gateway's start.
+    pub missed: u64,
+    /// Slots that were being written whenever they were looked at: what is in them is not known.
+    pub torn: usize,
+}
+
+/// A table that was opened: of one gateway, also when its file is replaced by another's.
+#[derive(Debug)]
+pub struct Reader {
+    file: File,
+    path: PathBuf,
+    pid: u32,
+    owner: u32,
+    slots: u64,
+}
+
+impl Reader {
+    /// Opens it for reading. No link is followed, and nothing but a plain file of that length is taken; whose it is
+    /// ([`Reader::owner`]) is the caller's to judge.
+    pub fn open(path: &Path) -> Result<Self, TableError> {
+        let wrong = |error| TableError::Io { path: path.to_owned(), error };
+        let malformed = |text| TableError::Malformed { path: path.to_owned(), text };
+        // a FIFO would hold up whoever opens it
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(wrong)?;
+        let about = file.metadata().map_err(wrong)?;
+        if !about.is_file() {
+            return Err(malformed("it is no plain file"));
+        }
+        let mut header = [0; HEADER_WORDS * WORD];
+        match file.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(malformed("it is too short for a header"));
+            }
+            Err(error) => return Err(wrong(error)),
+        }
+        let [magic, slots, pid, ..] = words::<HEADER_WORDS>(&header);
+        if magic != MAGIC {
+            return Err(malformed("it is none, or of another version"));
+        }
+        if slots > MOST_SLOTS || about.len() != (HEADER_WORDS * WORD) as u64 + slots * SLOT as u64 {
+            return Err(malformed("it is not as long as it says"));
+        }
+        let pid = u32::try_from(pid).unwrap_or(0);
+        Ok(Self { file, path: path.to_owned(), pid, owner: about.uid(), slots })
+    }
+
+    /// The gateway that has written it, by its own word.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The user whose file it is.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// Tells each socket that is in it now. Each slot is as it was at one moment, the slots not all at the same.
+    pub fn each(&self, mut tell: impl FnMut(Entry)) -> Result<Condition, TableError> {
+        let wrong = |error| TableError::Io { path: self.path.clone(), error };
+        let mut word = [0; WORD];
+        self.file.read_exact_at(&mut word, 3 * WORD as u64).map_err(wrong)?;
+        let mut condition = Condition { missed: u64::from_ne_bytes(word), torn: 0 };
+        // in parts: it is a few MiB, of which most is free
+        let mut part = vec![0; 512 * SLOT];
+        let mut number = 0;
+        while number < self.slots {
+            let count = (self.slots - number).min(512);
+            let part = &mut part[..usize::try_from(count).unwrap_or(0) * SLOT];
+            let at = |number: u64| (HEADER_WORDS * WORD) as u64 + number * SLOT as u64;
+            self.file.read_exact_at(part, at(number)).map_err(wrong)?;
+            for (index, slot) in part.chunks_exact_mut(SLOT).enumerate() {
+                let mut left = AGAIN;
+                while is_torn(slot) && left > 0 {
+                    left -= 1;
+                    self.file.read_exact_at(slot, at(number + index as u64)).map_err(wrong)?;
+                }
+                if is_torn(slot) {
+                    condition.torn += 1;
+                } else if let Some(entry) = entry(slot) {
+                    tell(entry);
+                }
+            }
+            number += count;
+        }
+        Ok(condition)
+    }
+}
+
 /// Reads the whole file. Each slot is as it was at one moment, the slots not all at the same.
 pub fn read(path: &Path) -> Result<Snapshot, TableError> {
-    let wrong = |error| TableError::Io { path: path.to_owned(), error };
-    let malformed = |text| TableError::Malformed { path: path.to_owned(), text };
-    let mut file = File::open(path).map_err(wrong)?;
-    let mut header = [0; HEADER_WORDS * WORD];
-    let length = file.metadata().map_err(wrong)?.len();
-    match file.read_exact(&mut header) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Err(malformed("it is too short for a header"));
-        }
-        Err(error) => return Err(wrong(error)),
-    }
-    let [magic, slots, pid, missed, ..] = words::<HEADER_WORDS>(&header);
-    if magic != MAGIC {
-        return Err(malformed("it is none, or of another version"));
-    }
-    if slots > MOST_SLOTS || length != (HEADER_WORDS * WORD) as u64 + slots * SLOT as u64 {
-        return Err(malformed("it is not as long as it says"));
-    }
-    let mut snapshot =
-        Snapshot { pid: u32::try_from(pid).unwrap_or(0), missed, torn: 0, entries: Vec::new() };
-    // in parts: it is a few MiB, of which most is free
-    let mut part = vec![0; 512 * SLOT];
-    let mut number = 0;
-    while number < slots {
-        let count = (slots - number).min(512);
-        let part = &mut part[..usize::try_from(count).unwrap_or(0) * SLOT];
-        let at = |number: u64| (HEADER_WORDS * WORD) as u64 + number * SLOT as u64;
-        file.read_exact_at(part, at(number)).map_err(wrong)?;
-        for (index, slot) in part.chunks_exact_mut(SLOT).enumerate() {
-            let mut left = AGAIN;
-            while is_torn(slot) && left > 0 {
-                left -= 1;
-                file.read_exact_at(slot, at(number + index as u64)).map_err(wrong)?;
-            }
-            if is_torn(slot) {
-                snapshot.torn += 1;
-            } else if let Some(entry) = entry(slot) {
-                snapshot.entries.push(entry);
-            }
-        }
-        number += count;
-    }
-    Ok(snapshot)
+    let reader = Reader::open(path)?;
+    let mut entries = Vec::new();
+    let Condition { missed, torn } = reader.each(|entry| entries.push(entry))?;
+    Ok(Snapshot { pid: reader.pid, missed, torn, entries })
 }
 
 fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
