@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use enforcer_tests::enforcer::{DONE, ERROR, NOTHING_MATCHED, quoted};
+use enforcer_tests::enforcer::{DONE, ERROR, NOTHING_MATCHED, PARTIAL, quoted};
 use enforcer_tests::portal::{Browser, ONE, PASSWORD, Portal, TWO, USER};
 use enforcer_tests::process::{BOUND, eventually};
 use nix::sys::signal::Signal;
@@ -441,4 +441,25 @@ fn r6_a_gateway_that_cannot_serve_says_why() {
         assert!(field(set).ends_with("0000000000000000"), "{status}");
     }
     assert!(field("NoNewPrivs:").ends_with('1'), "{status}");
+}
+
+/// R1, R3: of a gateway that hangs the daemon destroys the session's sockets itself, by the table that the gateway has kept of
+/// them; the other one's stay.
+#[test]
+fn r1_r3_a_gateway_that_hangs_keeps_no_session_alive() {
+    let portal = Portal::new("gw-hangs");
+    let (alice, bob) = (portal.logged_in("alice"), portal.logged_in("bob"));
+    let mut hers = alice.download(&one("/stream"));
+    let _his = bob.download(&one("/stream"));
+    eventually("both download", BOUND, || (portal.one.streams() == 2).then_some(()));
+    portal.signal(Signal::SIGSTOP);
+    let answer = portal.scene.enforcer.cli(&["disconnect", "user", "-i", "alice", "--json"]);
+    assert!([DONE, PARTIAL].contains(&answer.code), "{answer:?}");
+    eventually("hers is gone at the application", BOUND, || (portal.one.streams() == 1).then_some(()));
+    hers.wait(BOUND);
+    portal.signal(Signal::SIGCONT);
+    let had = bob.downloaded();
+    eventually("his goes on", BOUND, || (bob.downloaded() > had).then_some(()));
+    eventually("she has to log in", BOUND, || alice.get(&one("/")).is_login().then_some(()));
+    assert!(bob.get(&one("/who")).is_of_the_app());
 }
