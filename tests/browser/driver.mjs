@@ -36,7 +36,8 @@ async function seen(page, response) {
 
 /** Begins a stream, and keeps what comes on it. */
 function begin(it, label, fields) {
-  const request = it.session.request(fields, { endStream: false });
+  // by itself node adds the port, which browsers leave out where it is the usual one
+  const request = it.session.request({ ":authority": it.host, ...fields }, { endStream: false });
   const kept = { request, bytes: 0, text: "", over: null };
   it.streams.set(label, kept);
   request.setEncoding("latin1");
@@ -135,7 +136,7 @@ const orders = {
       lookup: (_host, options, done) =>
         options.all ? done(null, [{ address, family: 4 }]) : done(null, address, 4),
     });
-    const it = { session, streams: new Map(), over: null };
+    const it = { host, session, streams: new Map(), over: null };
     // an error of the connection is also one of its streams, whom it is told
     session.on("error", (error) => { it.over ??= String(error); });
     session.on("close", () => { it.over ??= "closed"; });

@@ -115,7 +115,8 @@ fn r1_r3_r4_a_terminal_on_a_websocket() {
     for (who, person, terminal) in [("alice", &alice, &again), ("bob", &bob, &his)] {
         let (cookies, origin) = (cookies(person), format!("https://{APP}"));
         let fields = [("cookie", cookies.as_str()), ("origin", &origin)];
-        assert_eq!(connection.socket(who, &terminal.path, &fields), 200);
+        let status = connection.socket(who, &terminal.path, &fields);
+        assert_eq!(status, 200, "{:?}", connection.stream(who));
         connection.send(who, &typed("echo shared-$((6*7))"));
         says(who, "shared-42");
     }
