@@ -174,7 +174,7 @@ fn r3_a_code_cannot_be_planted_nor_used_twice() {
     assert_eq!(bob.cookie(TWO, TOKEN), None);
     alice.get(&code).expect(403);
     // and a whole round works; its address is worth nothing afterwards
-    let to_code = alice.once(&alice.once(&two("/x")).field("location").unwrap());
+    let to_code = alice.once(alice.once(&two("/x")).field("location").unwrap());
     let code = to_code.field("location").unwrap().to_owned();
     assert_eq!(alice.once(&code).expect(303).field("location").unwrap(), two("/x"));
     let thief = portal.browser("thief");
