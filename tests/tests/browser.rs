@@ -12,7 +12,7 @@ use enforcer_tests::web::{
 };
 
 /// Seconds without a request after which the gateways here end a session; and where none shall end so.
-const IDLE: u32 = 10;
+const IDLE: u32 = 15;
 const LONG: u32 = 3_600;
 
 fn alice() -> Shown {
