@@ -39,14 +39,20 @@ macro_rules! outer {
     };
 }
 
+/// The context that a function of its own was called with.
 #[inline(always)]
-fn look(mut ctx: *mut xdp_md, framing: Framing) -> u32 {
+fn context(mut ctx: *mut xdp_md) -> XdpContext {
     // SAFETY: a register keeps its value. The optimiser would have the caller read the two fields otherwise, in a way of
     // which the verifier thinks that it changes a pointer.
     unsafe {
         core::arch::asm!("{ctx} = {ctx}", ctx = inout(reg) ctx, options(pure, nomem, nostack, preserves_flags))
     };
-    let ctx = XdpContext::new(ctx);
+    XdpContext::new(ctx)
+}
+
+#[inline(always)]
+fn look(ctx: *mut xdp_md, framing: Framing) -> u32 {
+    let ctx = context(ctx);
     verdict::look(&Tables::new(), &Linear::new(ctx.data(), ctx.data_end()), framing) as u32
 }
 
@@ -62,7 +68,7 @@ fn look_bare(ctx: *mut xdp_md) -> u32 {
 
 #[inline(always)]
 fn further(ctx: *mut xdp_md, framing: Framing, decide: impl FnOnce(&Tables, &Linear) -> Verdict) -> u32 {
-    let ctx = &XdpContext::new(ctx);
+    let ctx = &context(ctx);
     let frame = Linear::new(ctx.data(), ctx.data_end());
     let world = Tables::new();
     match decide(&world, &frame) {

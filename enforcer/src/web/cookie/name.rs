@@ -101,19 +101,33 @@ pub fn smuggled(pair: &[u8], mut is_meant: impl FnMut(&Folded) -> bool) -> bool 
     names.into_iter().any(|name| name != own && is_meant(&Folded::of(name)))
 }
 
-/// Without what somebody passes over at a `=`: spaces on both sides, a quote and what is not ASCII before it.
+/// Without what somebody passes over at a `=`: spaces, a quote and what is not ASCII before it, and spaces after the one
+/// that ends a name. A further one stands in the value, and a space after that ends the value.
 fn closed_up(pair: &[u8]) -> Vec<u8> {
     let mut closed = Vec::with_capacity(pair.len());
+    // how many `=` the word has that is being read, and how many the one before it; words end with what cannot stand in a
+    // name
+    let (mut here, mut before) = (0, 0);
     for &byte in pair {
         match byte {
             b'=' => {
                 let skipped = |byte: &u8| is_space(*byte) || *byte == b'"' || !byte.is_ascii();
                 let kept = closed.iter().rposition(|byte| !skipped(byte)).map_or(0, |last| last + 1);
-                closed.truncate(kept);
+                if kept < closed.len() {
+                    closed.truncate(kept);
+                    // the word goes on
+                    here = if closed.last().is_some_and(is_pythons) { before } else { 0 };
+                }
+                here += 1;
                 closed.push(byte);
             }
-            _ if is_space(byte) && closed.ends_with(b"=") => {}
-            _ => closed.push(byte),
+            _ if here == 1 && is_space(byte) && closed.ends_with(b"=") => {}
+            _ => {
+                if !is_pythons(&byte) && closed.last().is_some_and(is_pythons) {
+                    (before, here) = (here, 0);
+                }
+                closed.push(byte);
+            }
         }
     }
     closed
@@ -228,6 +242,11 @@ mod tests {
             b"a=1,%73id=x",
             b"a=1,sid[0]=x",
             b"a=b=c,d=e sid=f=g",
+            // a `=` of the value, and what comes after its end
+            b"&== sid=planted",
+            b"a=x= sid=y",
+            b"a=1,b= sid=x",
+            b"a= b= sid=x",
         ] {
             assert!(inside(pair), "{}", pair.escape_ascii());
         }

@@ -1,9 +1,12 @@
-//! `cargo xtask bench web`: nginx as the plain proxy and `enforcer gateway` with sealing, in turns, before the same origin.
+//! `cargo xtask bench web`: nginx as the plain proxy and `enforcer gateway` with sealing, in turns, before the same origin;
+//! and how quickly a session ends.
 #![allow(
     clippy::expect_used,
     clippy::panic,
     reason = "a measurement that cannot be made ends here, with the reason"
 )]
+
+mod ends;
 
 use std::fs;
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ use enforcer_tests::{Client, Lab, Namespace};
 const THREADS: u32 = 2;
 const CONNECTIONS: u32 = 64;
 const SECONDS: u32 = 5;
+/// How many sessions are ended.
+const ENDS: usize = 100;
 /// What the gateway should reach, as a part of what nginx does, with cookies.
 const RATE_TARGET: f64 = 0.8;
 const LATENCY_TARGET: f64 = 1.5;
@@ -51,8 +56,10 @@ fn main() -> ExitCode {
     for row in &rows {
         println!("{row}");
     }
+    let ends = ends::measure(ENDS);
+    println!("{ends}");
     if let Some(file) = json {
-        let rows: Vec<_> = rows.iter().map(Row::data).collect();
+        let rows: Vec<_> = rows.iter().map(Row::data).chain(ends.data()).collect();
         if let Err(error) = fs::write(&file, format!("{:#}\n", serde_json::json!(rows))) {
             eprintln!("bench_web: {file}: {error}");
             return ExitCode::FAILURE;
