@@ -93,38 +93,43 @@ pub fn smuggled(pair: &[u8], mut is_meant: impl FnMut(&Folded) -> bool) -> bool 
         // nobody cuts anywhere
         return false;
     }
-    let pair = closed_up(pair);
-    let by_commas = pair.split(is_comma).flat_map(|piece| [name_of(piece), name_of(bare(piece))]);
-    let by_python = pair.split(|byte| !is_pythons(byte)).map(name_of);
-    let by_both = pair.split(cuts).map(name_of);
-    let names: BTreeSet<&[u8]> = by_commas.chain(by_python).chain(by_both).flatten().collect();
-    names.into_iter().any(|name| name != own && is_meant(&Folded::of(name)))
+    // who searches on behind what cannot stand in a name sees no name before that
+    [true, false].into_iter().any(|before| {
+        let pair = closed_up(pair, before);
+        let by_commas = pair.split(is_comma).flat_map(|piece| [name_of(piece), name_of(bare(piece))]);
+        let by_python = pair.split(|byte| !is_pythons(byte)).map(name_of);
+        let by_both = pair.split(cuts).map(name_of);
+        let names: BTreeSet<&[u8]> = by_commas.chain(by_python).chain(by_both).flatten().collect();
+        names.into_iter().any(|name| name != own && is_meant(&Folded::of(name)))
+    })
 }
 
-/// Without what somebody passes over at a `=`: spaces, a quote and what is not ASCII before it, and spaces after the one
-/// that ends a name. A further one stands in the value, and a space after that ends the value.
-fn closed_up(pair: &[u8]) -> Vec<u8> {
+/// Without what somebody passes over at a `=`: spaces after the one that ends a name (a further one stands in the value,
+/// and a space after that ends the value), and `before` it spaces, a quote and what is not ASCII.
+fn closed_up(pair: &[u8], before: bool) -> Vec<u8> {
     let mut closed = Vec::with_capacity(pair.len());
-    // how many `=` the word has that is being read, and how many the one before it; words end with what cannot stand in a
+    // how many `=` the word has that is being read, and how many the last one had; words end with what cannot stand in a
     // name
-    let (mut here, mut before) = (0, 0);
+    let (mut here, mut last) = (0, 0);
+    let mut ends_a_name = false;
     for &byte in pair {
         match byte {
             b'=' => {
                 let skipped = |byte: &u8| is_space(*byte) || *byte == b'"' || !byte.is_ascii();
                 let kept = closed.iter().rposition(|byte| !skipped(byte)).map_or(0, |last| last + 1);
-                if kept < closed.len() {
+                if before && kept < closed.len() {
                     closed.truncate(kept);
                     // the word goes on
-                    here = if closed.last().is_some_and(is_pythons) { before } else { 0 };
+                    here = if closed.last().is_some_and(is_pythons) { last } else { 0 };
                 }
                 here += 1;
+                ends_a_name = here == 1 && closed.last().is_some_and(is_pythons);
                 closed.push(byte);
             }
-            _ if here == 1 && is_space(byte) && closed.ends_with(b"=") => {}
+            _ if ends_a_name && is_space(byte) && closed.ends_with(b"=") => {}
             _ => {
                 if !is_pythons(&byte) && closed.last().is_some_and(is_pythons) {
-                    (before, here) = (here, 0);
+                    (last, here) = (here, 0);
                 }
                 closed.push(byte);
             }
@@ -247,6 +252,7 @@ mod tests {
             b"a=x= sid=y",
             b"a=1,b= sid=x",
             b"a= b= sid=x",
+            b"&\"= sid=x",
         ] {
             assert!(inside(pair), "{}", pair.escape_ascii());
         }
