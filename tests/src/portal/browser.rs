@@ -136,7 +136,7 @@ impl Browser {
 
     fn curl(&self, url: &str) -> Command {
         let mut curl = self.namespace.command("curl");
-        curl.args(["-sS", "-k", "-m", "60", "--connect-to", &format!("::{WEB_V4}:443")]);
+        curl.args(["-sS", "-k", "-m", "60", "--connect-to", &format!(":443:{WEB_V4}:443")]);
         let cookies = self.cookies_of(host(url));
         if !cookies.is_empty() {
             curl.args(["-H", &format!("Cookie: {cookies}")]);
