@@ -96,7 +96,9 @@ pub(super) fn strip(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    take_out(headers, &[KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS]);
+    static ALWAYS: [HeaderName; 6] =
+        [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
+    take_out(headers, &ALWAYS);
 }
 
 /// Removes fields that are seldom there: a glance at each name that is there costs less than a hash of each that is not.
