@@ -59,14 +59,14 @@ mod tests {
 
     #[test]
     fn r7_numbers_in_a_row_and_keys_that_differ_little_are_spread() {
-        let few = |(low, high): (usize, usize)| low > 2_000 && high > 100;
-        assert!(few(places(1..4_096u64)), "{:?}", places(1..4_096u64));
-        assert!(few(places((1..4_096u64).map(|number| number << 20))));
+        let spread = |(low, high): (usize, usize)| low > 2_000 && high > 100;
+        assert!(spread(places(1..4_096u64)), "{:?}", places(1..4_096u64));
+        assert!(spread(places((1..4_096u64).map(|number| number << 20))));
         let keys = (1..4_096u64).map(|number| {
             let mut key = [7; 16];
             key[..8].copy_from_slice(&number.to_be_bytes());
             SessionKey(key)
         });
-        assert!(few(places(keys)));
+        assert!(spread(places(keys)));
     }
 }
