@@ -116,7 +116,7 @@ mod tests {
             json!({"azp": "gateway"}),
             json!({"exp": NOW - 59}),
             json!({"exp": NOW as f64 + 0.5}),
-            json!({"iat": NOW + 60, "nbf": NOW + 60}),
+            json!({"iat": NOW + 60, "nbf": NOW + 60, "auth_time": NOW + 59}),
             json!({"iat": NOW - 90}),
             json!({"auth_time": NOW - 40}),
             json!({"auth_time": NOW - 90, "iat": NOW - 50}),
