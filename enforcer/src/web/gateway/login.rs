@@ -1,5 +1,6 @@
 //! The login page, and what is posted to it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
@@ -160,13 +161,13 @@ impl Gateway {
 
     async fn openid(
         &self,
-        oidc: &Oidc,
+        oidc: &Arc<Oidc>,
         asked: &mut Asked<'_>,
         rules: &Rules,
         path: &str,
     ) -> Result<Response<Bytes>, Instead> {
         match path {
-            "/oidc/logout" => Ok(self.provider_says(oidc, asked).await),
+            "/oidc/logout" => Ok(self.provider_says(Arc::clone(oidc), asked).await),
             // the provider knows one host to send people back to
             _ if asked.host != rules.login_host => Ok(nothing()),
             "/oidc/callback" => self.back_from_provider(oidc, asked, rules).await,

@@ -24,6 +24,7 @@ use super::guard::{Door, Gateway};
 use super::held::Secrets;
 use super::passwords::Passwords;
 use super::privileges::Become;
+use super::provider_ends;
 use super::rules::{self, Rules};
 
 /// How long what is on its way has at the end.
@@ -178,6 +179,8 @@ impl Running {
         let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut hup = signal(SignalKind::hangup()).context("SIGHUP")?;
+        // it ends with the runtime
+        tokio::spawn(provider_ends::end(self.proxy.clone()));
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let late = tokio::time::sleep(LATE);
         tokio::pin!(late);
