@@ -80,7 +80,7 @@ pub enum Rewritten {
 }
 
 /// Decides about each cookie of a field. Separators stay as they are, but for those of what is stripped.
-pub fn rewrite(field: &[u8], mut fate: impl FnMut(&Pair<'_>) -> Fate) -> Rewritten {
+pub fn rewrite<'a>(field: &'a [u8], mut fate: impl FnMut(&Pair<'a>) -> Fate) -> Rewritten {
     let mut written = Vec::with_capacity(field.len());
     let (mut first, mut changed, mut stripped, mut left) = (true, false, false, false);
     for text in field.split(|&byte| byte == b';') {

@@ -26,6 +26,8 @@ mod key_file;
 mod keys;
 mod secret;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -62,7 +64,7 @@ pub enum SealError {
 ///
 /// 1 to 64 characters of `a-z`, `0-9`, `.`, `-` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Group(String);
+pub struct Group(Arc<str>);
 
 impl Group {
     const MAX: usize = 64;
@@ -72,7 +74,7 @@ impl Group {
     pub fn new(name: &str) -> Result<Self, String> {
         let fits = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
         if (1..=Self::MAX).contains(&name.len()) && name.bytes().all(fits) {
-            return Ok(Self(name.to_owned()));
+            return Ok(Self(name.into()));
         }
         Err(format!(
             "{name:?} is no name of an origin group: take 1 to {} of a-z, 0-9, `.`, `-`, `_`",
@@ -115,8 +117,11 @@ impl Sealer {
             return Err(SealError::TooLong(value.len()));
         }
         let sealed = encrypt(&self.key, &self.random, &about(group, name), value)?;
-        let mut text = PREFIX.to_vec();
-        text.extend_from_slice(URL_SAFE_NO_PAD.encode(sealed).as_bytes());
+        let mut text = vec![0; PREFIX.len() + text_len(sealed.len())];
+        let (prefix, rest) = text.split_at_mut(PREFIX.len());
+        prefix.copy_from_slice(PREFIX);
+        let written = URL_SAFE_NO_PAD.encode_slice(sealed, rest).map_err(|_| SealError::Cipher)?;
+        text.truncate(PREFIX.len() + written);
         Ok(text)
     }
 
@@ -147,13 +152,19 @@ pub fn is_sealed(value: &[u8]) -> bool {
 
 /// How long the sealed value of one of `length` bytes is: 76 of 26, 1407 of 1024.
 pub fn sealed_len(length: usize) -> usize {
-    let bytes = length.saturating_add(NONCE_LEN + TAG_LEN);
-    PREFIX.len().saturating_add(bytes.saturating_mul(4).div_ceil(3))
+    PREFIX.len().saturating_add(text_len(length.saturating_add(NONCE_LEN + TAG_LEN)))
+}
+
+/// How many characters of base64url without padding so many bytes are.
+fn text_len(bytes: usize) -> usize {
+    bytes.saturating_mul(4).div_ceil(3)
 }
 
 /// Associated data: what a value is bound to. The lengths keep apart what stands side by side.
 fn about(group: &Group, name: &[u8]) -> Vec<u8> {
-    let mut data = vec![VERSION];
+    let lengths = 2 * size_of::<u64>();
+    let mut data = Vec::with_capacity(1 + lengths + group.as_str().len() + name.len());
+    data.push(VERSION);
     extend_counted(&mut data, group.as_str().as_bytes());
     extend_counted(&mut data, name);
     data

@@ -1,6 +1,7 @@
 //! Which cookies an application reads in what a browser has sent: applications read names less exactly than browsers
 //! write them.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use ring::digest::{SHA256, digest};
@@ -20,11 +21,69 @@ pub struct Folded(pub [u8; 16]);
 
 impl Folded {
     pub fn of(name: &[u8]) -> Self {
+        let Some(place) = KnownName::place(name) else { return Self::digest(name) };
+        KNOWN.with_borrow_mut(|known| match known.get_mut(place) {
+            Some(there) if there.name() == name => there.folded,
+            Some(there) => {
+                let folded = Self::digest(name);
+                *there = KnownName::new(name, folded);
+                folded
+            }
+            None => Self::digest(name),
+        })
+    }
+
+    fn digest(name: &[u8]) -> Self {
         let mut short = [0; 16];
         for (to, from) in short.iter_mut().zip(digest(&SHA256, &fold(name)).as_ref()) {
             *to = *from;
         }
         Self(short)
+    }
+}
+
+/// How many names each thread remembers, and how long these may be: applications have a few, which come with every
+/// request.
+const KNOWN_NAMES: usize = 64;
+const LONGEST_KNOWN: usize = 47;
+
+thread_local! {
+    static KNOWN: RefCell<[KnownName; KNOWN_NAMES]> = const { RefCell::new([KnownName::NONE; KNOWN_NAMES]) };
+}
+
+/// A name and what comes of it. Whatever other name falls on its place takes that.
+#[derive(Clone, Copy)]
+struct KnownName {
+    /// 0: none.
+    length: u8,
+    bytes: [u8; LONGEST_KNOWN],
+    folded: Folded,
+}
+
+impl KnownName {
+    const NONE: Self = Self { length: 0, bytes: [0; LONGEST_KNOWN], folded: Folded([0; 16]) };
+
+    /// None: it is not remembered.
+    fn place(name: &[u8]) -> Option<usize> {
+        if !(1..=LONGEST_KNOWN).contains(&name.len()) {
+            return None;
+        }
+        let sum = name.iter().fold(0usize, |sum, &byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        Some(sum % KNOWN_NAMES)
+    }
+
+    fn new(name: &[u8], folded: Folded) -> Self {
+        let mut new = Self { folded, ..Self::NONE };
+        // `place` has seen that it fits
+        if let (Some(bytes), Ok(length)) = (new.bytes.get_mut(..name.len()), u8::try_from(name.len())) {
+            bytes.copy_from_slice(name);
+            new.length = length;
+        }
+        new
+    }
+
+    fn name(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
     }
 }
 
@@ -205,6 +264,24 @@ mod tests {
         assert_eq!(fold(b"%"), b"%");
         assert_eq!(fold(b"%%41"), b"%a");
         assert_eq!(fold(b"\xff\xff"), b"\xff\xff");
+    }
+
+    /// R7: however many names come, a few are remembered, and none is taken for another.
+    #[test]
+    fn r7_a_name_that_is_remembered_is_the_name() {
+        let names: Vec<Vec<u8>> = (0..1_000)
+            .map(|number| format!("{number:0>width$}", width = 1 + number % 60).into_bytes())
+            .collect();
+        for name in names.iter().chain(&names).chain([&Vec::new()]) {
+            for _ in 0..2 {
+                assert_eq!(Folded::of(name), Folded::digest(name), "{}", name.escape_ascii());
+            }
+        }
+        // the same place in the table
+        assert_eq!(KnownName::place(b"Aa"), KnownName::place(b"BB"));
+        for name in [&b"Aa"[..], b"BB", b"Aa"] {
+            assert_eq!(Folded::of(name), Folded::digest(name));
+        }
     }
 
     /// What is on the disk of a gateway is what it was.

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use hyper::Method;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, COOKIE, HeaderValue, SET_COOKIE, USER_AGENT};
+use hyper::header::{ACCEPT, COOKIE, HeaderName, HeaderValue, SET_COOKIE, USER_AGENT};
 use hyper::http::{Response, StatusCode, request, response};
 
 use crate::config::gateway::LOGOUT_PATHS;
@@ -43,6 +43,9 @@ pub struct Gateway {
 
 /// Browsers come by TLS, also where a server before us ends it: without it none would keep the session's cookie.
 const SECURE: bool = true;
+
+const REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// What the answer to a request needs.
 pub struct Context(Box<Sealed>);
@@ -85,11 +88,10 @@ impl Gateway {
             // whatever the proxy knows: without rules nothing passes
             return Err(Box::new(page::plain(StatusCode::NOT_FOUND, "There is no application here.")));
         }
-        let path = asked.head.uri.path().to_owned();
-        if let Some(own) = rules::own(&path) {
-            return Err(Box::new(self.own(&mut asked, &rules, &named, own).await?));
+        if let Some(own) = rules::own(asked.head.uri.path()).map(str::to_owned) {
+            return Err(Box::new(self.own(&mut asked, &rules, &named, &own).await?));
         }
-        if rules.is_logout(&path) {
+        if rules.is_logout(asked.head.uri.path()) {
             return Err(Box::new(self.logout(&mut asked, &rules).await));
         }
         let present = match self.who(&asked, &rules, &named, false).await? {
@@ -265,11 +267,11 @@ fn unknown(origin: &Origin) -> Instead {
 
 /// Whether a person looks at the answer: then it may be a page, or lead to one.
 pub(super) fn is_for_a_person(head: &request::Parts) -> bool {
-    let says = |name: &str| head.headers.get(name).map(HeaderValue::as_bytes);
-    if says("x-requested-with").is_some() {
+    let says = |name: &HeaderName| head.headers.get(name).map(HeaderValue::as_bytes);
+    if says(&REQUESTED_WITH).is_some() {
         return false;
     }
-    match says("sec-fetch-mode") {
+    match says(&FETCH_MODE) {
         Some(mode) => mode == b"navigate",
         None => {
             head.headers.get_all(ACCEPT).iter().any(|value| {

@@ -35,6 +35,12 @@ pub(super) struct Wanted {
 /// Takes everything out of a request's head that is meant for this connection alone.
 pub(super) fn incoming(parts: &mut request::Parts) -> Result<Wanted, Refusal> {
     let headers = &mut parts.headers;
+    if parts.version == hyper::Version::HTTP_2 {
+        join_crumbs(headers);
+    }
+    if !headers.keys().any(is_of_this_connection) {
+        return Ok(Wanted::default());
+    }
     let trailers = has_token(headers, &TE, b"trailers");
     let upgrade = match headers.get(UPGRADE) {
         Some(value) if has_token(headers, &CONNECTION, b"upgrade") => Some(value.clone()),
@@ -50,9 +56,6 @@ pub(super) fn incoming(parts: &mut request::Parts) -> Result<Wanted, Refusal> {
     headers.remove(PROXY_AUTHORIZATION);
     // trailers of a request are not passed on
     headers.remove(TRAILER);
-    if parts.version == hyper::Version::HTTP_2 {
-        join_crumbs(headers);
-    }
     Ok(Wanted { upgrade, trailers })
 }
 
@@ -93,9 +96,35 @@ pub(super) fn strip(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
-        headers.remove(name);
+    static ALWAYS: [HeaderName; 6] =
+        [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS];
+    take_out(headers, &ALWAYS);
+}
+
+/// Removes fields that are seldom there: a glance at each name that is there costs less than a hash of each that is not.
+pub(super) fn take_out(headers: &mut HeaderMap, names: &[HeaderName]) {
+    if headers.keys().any(|name| names.contains(name)) {
+        for name in names {
+            headers.remove(name);
+        }
     }
+}
+
+/// Whether a request's field is one that [`incoming`] looks at: most requests have none of these.
+fn is_of_this_connection(name: &HeaderName) -> bool {
+    static NAMES: [HeaderName; 10] = [
+        CONNECTION,
+        EXPECT,
+        HTTP2_SETTINGS,
+        KEEP_ALIVE,
+        PROXY_AUTHORIZATION,
+        PROXY_CONNECTION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    NAMES.contains(name)
 }
 
 /// Those that say nothing of another field, or of one that is taken out anyway. `Host` is never taken out: it is what

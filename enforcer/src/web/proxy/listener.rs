@@ -32,7 +32,7 @@ use super::{Gate, Stop, redirect};
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
 /// How many header fields hyper takes without being told: what it is told it has to make room for with each request.
-const HYPERS_FIELDS: usize = 100;
+pub(super) const HYPERS_FIELDS: usize = 100;
 /// After an accept that failed for want of something.
 const BREATH: Duration = Duration::from_millis(50);
 

@@ -12,6 +12,7 @@
 
 mod connection;
 mod flight;
+mod map;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use connection::{Connection, Present};
 pub(super) use connection::{Own, Place, Protocol};
 pub use flight::Flight;
 pub(super) use flight::{Fault, STREAM};
+use map::Map;
 use room::Crowd;
 pub(super) use room::Room;
 
@@ -78,8 +80,8 @@ pub struct Ended {
 #[derive(Default)]
 struct Session {
     ended: bool,
-    flights: HashMap<u64, Arc<Flight>>,
-    connections: HashMap<u64, Weak<Connection>>,
+    flights: Map<u64, Arc<Flight>>,
+    connections: Map<u64, Weak<Connection>>,
     /// Told when an ended session has no flight any more.
     empty: Arc<Notify>,
 }
@@ -90,7 +92,7 @@ impl Session {
     }
 }
 
-type Shard = Mutex<HashMap<SessionKey, Session>>;
+type Shard = Mutex<Map<SessionKey, Session>>;
 
 const SHARDS: usize = 16;
 
@@ -115,7 +117,7 @@ pub struct Register {
 #[derive(Default)]
 struct Connections {
     places: usize,
-    all: HashMap<u64, Arc<Connection>>,
+    all: Map<u64, Arc<Connection>>,
     of_address: HashMap<IpAddr, Arc<Crowd>>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::{Deletion, Oversized, ScriptSet, Sealing};
-use crate::web::cookie::{Fate, Folded, Pair, Place, Rewritten, Scope, folders, pairs, rewrite, smuggled};
+use crate::web::cookie::{Fate, Folded, Pair, Place, Rewritten, Scope, folders, rewrite, smuggled};
 use crate::web::seal::{is_sealed, sealed_len};
 
 /// No answer carries more deletions. What is left is deleted with the next answers.
@@ -75,23 +75,34 @@ impl Sealing<'_> {
     /// Opens and strips what the browser has sent. `fields`: the values of the request's `Cookie` fields, in their order.
     pub fn incoming<F: AsRef<[u8]>>(&self, fields: &[F], now: Instant) -> Incoming {
         let (mut kept, mut stripped) = (Vec::with_capacity(fields.len()), Vec::new());
-        // by name, in their order: why each is stripped
-        let mut names: BTreeMap<&[u8], Vec<Option<Why>>> = BTreeMap::new();
+        // each cookie in its order, and why it is stripped
+        let mut seen: Vec<(&[u8], Option<Why>)> = Vec::new();
         for field in fields {
-            let mut fates = Vec::new();
-            for pair in pairs(field.as_ref()) {
-                let decided = self.decide(&pair);
+            let rewritten = rewrite(field.as_ref(), |pair| {
+                let decided = self.decide(pair);
                 let why = decided.as_ref().err().copied();
-                names.entry(pair.name()).or_default().push(why);
+                seen.push((pair.name(), why));
                 stripped.extend(why.map(|why| Stripped { name: pair.name().to_vec(), why }));
-                fates.push(decided.unwrap_or(Fate::Strip));
-            }
-            let mut fates = fates.into_iter();
-            match rewrite(field.as_ref(), |_| fates.next().unwrap_or(Fate::Strip)) {
+                decided.unwrap_or(Fate::Strip)
+            });
+            match rewritten {
                 Rewritten::Same => kept.push(field.as_ref().to_vec()),
                 Rewritten::Changed(text) => kept.push(text),
                 Rewritten::Gone => {}
             }
+        }
+        let deletions = self.deletions(&seen, now);
+        Incoming { fields: kept, stripped, deletions }
+    }
+
+    /// What the browser is owed for these cookies.
+    fn deletions(&self, seen: &[(&[u8], Option<Why>)], now: Instant) -> Vec<Deletion> {
+        if !seen.iter().any(|(_, why)| why.is_some_and(Why::deletes)) {
+            return Vec::new();
+        }
+        let mut names: BTreeMap<&[u8], Vec<Option<Why>>> = BTreeMap::new();
+        for (name, why) in seen {
+            names.entry(name).or_default().push(*why);
         }
         let mut deletions = BTreeSet::new();
         for (name, why) in names {
@@ -105,8 +116,7 @@ impl Sealing<'_> {
                 deletions.extend(places.into_iter().map(|place| Deletion { name: name.to_vec(), place }));
             }
         }
-        let deletions = deletions.into_iter().take(MAX_DELETIONS).collect();
-        Incoming { fields: kept, stripped, deletions }
+        deletions.into_iter().take(MAX_DELETIONS).collect()
     }
 
     fn decide(&self, pair: &Pair<'_>) -> Result<Fate, Why> {

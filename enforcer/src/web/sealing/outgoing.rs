@@ -60,7 +60,9 @@ impl Sealing<'_> {
         for field in fields {
             let cookie = SetCookie::parse(field.as_ref());
             let field = self.one(&cookie, now, &mut sealed)?;
-            set.extend(field.is_some().then(|| (cookie.name(), cookie.place(self.host, self.path))));
+            if !deletions.is_empty() && field.is_some() {
+                set.push((cookie.name(), cookie.place(self.host, self.path)));
+            }
             sealed.fields.extend(field);
         }
         // what the application sets itself is not deleted, and what was sealed just now was written over

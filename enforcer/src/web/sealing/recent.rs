@@ -27,11 +27,15 @@ impl Recent {
             return;
         }
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.retain(|(_, its, other)| (its, other.as_slice()) != (group, name));
+        let known = names.iter().position(|(_, its, other)| (its, other.as_slice()) == (group, name));
+        let entry = match known.and_then(|at| names.remove(at)) {
+            Some((_, group, name)) => (now, group, name),
+            None => (now, group.clone(), name.to_vec()),
+        };
         if names.len() >= Self::MOST {
             names.pop_front();
         }
-        names.push_back((now, group.clone(), name.to_vec()));
+        names.push_back(entry);
     }
 
     pub(super) fn was_sealed(&self, group: &Group, name: &[u8], now: Instant) -> bool {

@@ -7,6 +7,7 @@ use hyper::header::{FORWARDED, HeaderName, HeaderValue};
 
 use super::super::guard::Peer;
 use super::super::settings::Network;
+use super::take_out;
 
 pub(super) const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -104,9 +105,7 @@ pub(in super::super) fn forward(headers: &mut HeaderMap, client: &Client, author
         }
         return;
     }
-    for name in &SAID_BY_PROXIES {
-        headers.remove(name);
-    }
+    take_out(headers, &SAID_BY_PROXIES);
     headers.insert(FOR, client.address.clone());
     headers.insert(PROTO, HeaderValue::from_static(scheme(client.https)));
     if let Ok(host) = HeaderValue::from_str(authority) {

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::super::listener::HYPERS_FIELDS;
 use super::super::origin::{Origin, Place};
 use super::super::register::Flight;
 use super::super::settings::Limits;
@@ -48,8 +49,11 @@ async fn open(origin: &Origin, flight: &Flight, limits: &Limits) -> Result<Line,
             Stream::Tls(Box::new(stream.map_err(|error| broken("TLS with it fails", &error))?))
         }
     };
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(limits.head_fields)
+    let mut builder = http1::Builder::new();
+    if limits.head_fields != HYPERS_FIELDS {
+        builder.max_headers(limits.head_fields);
+    }
+    let (sender, connection) = builder
         .max_header_size(limits.head_bytes)
         .max_buf_size(limits.head_bytes.max(64 << 10))
         .handshake(TokioIo::new(stream))
