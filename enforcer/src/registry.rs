@@ -24,6 +24,7 @@ mod show;
 mod table;
 #[cfg(test)]
 mod tests;
+mod users;
 mod web;
 mod words;
 
@@ -40,6 +41,7 @@ pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
 pub use sessions::{Phase, Session};
 pub use show::{Preview, SessionRow};
+pub use users::{UserRow, UsersFrom};
 pub use web::{NewWebSession, Told, WebAnswer, WebCause, WebRow, WebSession};
 pub use words::*;
 

@@ -13,10 +13,12 @@ mod gateways;
 mod keeping;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::session::{Identity, WebDigest, WebKey, WebTokenRecord};
 
+use super::users::Name;
 use super::{Effect, Effects, Now, Registry, Request};
 
 pub(super) use account::Account;
@@ -116,6 +118,7 @@ pub(super) struct Web {
     /// The realms that anybody was ever of: as many as are configured.
     realms: BTreeSet<String>,
     /// When each of them ends, as it stands now.
+    names: BTreeMap<Name, BTreeSet<WebKey>>,
     deadlines: BTreeSet<(Duration, WebKey)>,
     /// How many have ended.
     ends: u64,
@@ -368,8 +371,8 @@ impl Registry {
 
     /// So many of those that are alive, after this key.
     pub fn web_rows_after(&self, after: Option<WebKey>, most: usize, now: Now) -> Vec<WebRow> {
-        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let rest = self.web.sessions.range((from, std::ops::Bound::Unbounded));
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.web.sessions.range((from, Bound::Unbounded));
         rest.take(most).map(|(_, session)| session.row(now)).collect()
     }
 
@@ -377,6 +380,7 @@ impl Registry {
         self.web.sessions.len()
     }
 
+    #[cfg(test)]
     /// How many have ended in this run: an answer that was given before the next of them is this old.
     pub fn web_ends(&self) -> u64 {
         self.web.ends
@@ -398,14 +402,19 @@ impl Web {
         self.weight -= session.weight();
         for digest in session.tokens.keys() {
             self.digests.remove(digest);
+fn drop_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<WebKey>>, under: &K, key: WebKey) {
+    if let Some(keys) = index.get_mut(under) {
+        keys.remove(&key);
+        if keys.is_empty() {
+            index.remove(under);
+        }
+    }
+}
+
         }
         self.deadlines.remove(&(session.ends_at(), key));
-        if let Some(keys) = self.people.get_mut(&session.identity) {
-            keys.remove(&key);
-            if keys.is_empty() {
-                self.people.remove(&session.identity);
-            }
-        }
+        drop_from(&mut self.people, &session.identity, key);
+        drop_from(&mut self.names, &Name::of(&session.user), key);
         Some(session)
     }
 
@@ -415,6 +424,7 @@ impl Web {
         if idle_at <= session.idle_at {
             return;
         }
+        self.names.entry(Name::of(&session.user)).or_default().insert(session.key);
         self.deadlines.remove(&(session.ends_at(), key));
         session.idle_at = idle_at;
         self.deadlines.insert((session.ends_at(), key));
@@ -436,6 +446,21 @@ impl Registry {
             assert_eq!(*key, session.key);
             assert!(!session.tokens.is_empty(), "{key} has no token");
             assert!(session.tokens.keys().all(|digest| web.digests.get(digest) == Some(key)), "{key}");
+    /// The first name after this one; `None`: of all.
+    pub(super) fn name_after(&self, name: Option<&Name>) -> Option<&Name> {
+        let after = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.names.range((after, Bound::Unbounded)).next().map(|(name, _)| name)
+    }
+
+    /// Those that are alive of users of that name.
+    pub(super) fn called(&self, name: &Name) -> impl Iterator<Item = &WebSession> {
+        self.names.get(name).into_iter().flatten().filter_map(|key| self.sessions.get(key))
+    }
+
+    pub(super) fn has_sessions(&self, who: &Identity) -> bool {
+        self.people.contains_key(who)
+    }
+
             assert!(web.people[&session.identity].contains(key), "{key}");
             assert!(web.deadlines.contains(&(session.ends_at(), *key)), "{key}");
             assert!(!web.gone.contains_key(key), "{key} is alive and over");
@@ -448,3 +473,5 @@ impl Registry {
         self.check_web_ends();
     }
 }
+            assert!(web.names[&Name::of(&session.user)].contains(key), "{key}");
+        assert_eq!(web.names.values().map(BTreeSet::len).sum::<usize>(), web.sessions.len());
