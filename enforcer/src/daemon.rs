@@ -278,7 +278,7 @@ impl Daemon {
         }
         daemon.attach_own_interfaces();
         let wall = if loaded.fresh { 0 } else { loaded.wall };
-        let gateways = daemon.earlier_gateways();
+        let gateways = daemon.earlier_gateways(loaded.web_gateways);
         let left = Left {
             entries,
             records: loaded.records,

@@ -270,6 +270,7 @@ impl Registry {
         }
         self.release_adopted(now, &mut out);
         self.web_ask_tables(now, &mut out);
+        self.note_web_gateways();
         self.advance(now, &mut out);
         if self.has_writes() {
             out.push(Effect::Save);

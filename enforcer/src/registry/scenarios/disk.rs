@@ -25,6 +25,8 @@ pub struct Disk {
     /// What becomes of a write is told when somebody says so: [`Disk::batch`] and [`Disk::tell`].
     pub late: bool,
     pub web: BTreeMap<WebKey, WebRecord>,
+    /// Those that were told of last.
+    pub web_gateways: Option<Vec<Process>>,
     /// Every number whose lift it has taken, whether it remembers it or not.
     ever_lifted: BTreeSet<Number>,
     /// What is broken on purpose.
@@ -147,6 +149,7 @@ impl Disk {
     /// The daemon dies: what was not written is lost.
     pub fn forget(&mut self) {
         self.waiting.clear();
+            Write::WebGateways(gateways) => self.web_gateways = gateways.clone(),
         self.untold.clear();
     }
 
@@ -159,7 +162,13 @@ impl Disk {
             wall: self.wall,
             rebooted,
             web: self.web.values().cloned().collect(),
-            gateways: None,
+        // numbered as their processes are
+        let gateway = |process: &Process| Gateway {
+            id: u64::try_from(process.pid).unwrap(),
+            process: Some(*process),
+            table: false,
+        };
+            gateways: self.web_gateways.as_ref().map(|all| all.iter().map(gateway).collect()),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::session::{Identity, Target, WebDigest, WebKey};
+use crate::session::{Identity, Target, WebDigest, WebKey, Write};
 
 use super::super::revocation::State;
 use super::super::{Effect, Effects, Gateway, Now, Number, Order, Registry, Request, Watch};
@@ -332,6 +332,13 @@ impl Registry {
 
     fn look_at_gone(&mut self, keys: BTreeSet<WebKey>) {
         for key in keys {
+    /// A gateway has come, or ended: the disk hears of it.
+    pub(in crate::registry) fn note_web_gateways(&mut self) {
+        if let Some(gateways) = self.web.gateways.to_note() {
+            self.write(Write::WebGateways(gateways));
+        }
+    }
+
             if let Some(gone) = self.web.gone.get_mut(&key) {
                 gone.look();
             }
@@ -357,6 +364,16 @@ impl Registry {
 }
 
 #[cfg(test)]
+    /// Whether ends are told to that gateway, or wait for it.
+    pub fn knows_web_gateway(&self, id: u64) -> bool {
+        self.web.gateways.knows(id)
+    }
+
+    /// The same of any that cannot be seen.
+    pub fn knows_unseen_web_gateway(&self) -> bool {
+        self.web.gateways.knows_unseen()
+    }
+
 impl Registry {
     pub(super) fn check_web_ends(&self) {
         for (key, gone) in &self.web.gone {
