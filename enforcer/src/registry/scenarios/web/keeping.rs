@@ -109,6 +109,26 @@ fn r5_a_clock_that_is_set_changes_no_session() {
         assert!(web.is_alive(1), "{jump}");
     }
     web.pass(IDLE);
+/// R5: nor does one that went back while the daemon was not there, however often that is started after it.
+#[test]
+fn r5_a_clock_that_went_back_gives_no_session_its_time_anew_at_each_start() {
+    let mut web = Web::new();
+    web.login("alice", 1);
+    web.tell_time();
+    web.world.now.wall -= 50_000;
+    for _ in 0..3 {
+        web.world.restart();
+        web.tell_time();
+        // what could not be said by this clock yet is written
+        web.pass(3);
+        web.pass(IDLE / 4 - 3);
+        assert!(web.is_alive(1));
+    }
+    web.world.restart();
+    web.pass(IDLE / 4 + 5);
+    assert!(!web.is_alive(1));
+}
+
     assert!(!web.is_alive(1));
 }
 
