@@ -252,6 +252,7 @@ impl Registry {
         let Some(waiting) = keeping.waiting.get_mut(&key) else { return };
         let has_heard = |one: &mut Waiting| one.ticket.is_some_and(|of| of <= ticket);
         for Waiting { request, digest, .. } in waiting.extract_if(.., has_heard) {
+            self.web.asking -= 1;
             let answer = match outcome {
                 Ok(()) => WebAnswer::Alive(digest),
                 Err(why) => WebAnswer::Unwritten(why.clone()),

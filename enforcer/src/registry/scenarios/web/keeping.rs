@@ -26,21 +26,35 @@ fn r5_ends_are_written_before_what_takes_their_place() {
     let registry = &mut web.world.registry;
     let _ = registry.take_writes(now);
     registry.handle(Event::WebEnd { request: 1, which: Ok(key(9)), cause: WebCause::Logout }, now);
-    let new = NewWebSession {
-        key: key(1),
-        realm: DEFAULT_REALM.into(),
-        user: "alice".into(),
-        peer: "192.0.2.1".into(),
-        agent: "browser".into(),
-        idle: Duration::from_secs(IDLE),
-        lasts: Duration::from_secs(LASTS),
-        token: token(9),
-    };
-    registry.handle(Event::WebCreate { request: 2, new: Box::new(new) }, now);
+    let new = Box::new(new_session("alice", 1, 9));
+    registry.handle(Event::WebCreate { request: 2, new }, now);
     let writes: Vec<Write> = registry.take_writes(now).into_iter().map(|(_, write)| write).collect();
     let gone = writes.iter().position(|write| matches!(write, Write::WebGone(whose) if *whose == key(9)));
     let kept = writes.iter().position(|write| matches!(write, Write::KeepWeb { .. }));
     assert!(gone.is_some() && gone < kept, "{writes:?}");
+}
+
+/// R5: the same where the end could not be written at first: the database takes no token twice, and would refuse what is
+/// written together with it as well.
+#[test]
+fn r5_an_end_that_was_not_written_goes_before_what_takes_its_token() {
+    for added in [false, true] {
+        let mut web = Web::new();
+        web.login("alice", 9);
+        web.login("bob", 2);
+        web.world.disk.full = true;
+        assert!(matches!(web.end(9), Some(WebAnswer::Unwritten(_))));
+        web.world.disk.full = false;
+        let answer = web.request(|request| match added {
+            true => Event::WebAddToken { request, known: digest(2), token: Box::new(token(9)) },
+            false => Event::WebCreate { request, new: Box::new(new_session("alice", 1, 9)) },
+        });
+        assert_eq!(answer, Some(WebAnswer::Alive(digest(9))));
+        let rest = if added { vec![key(2)] } else { vec![key(1), key(2)] };
+        assert!(web.world.disk.web.keys().eq(&rest), "{added}");
+        web.world.restart();
+        assert!(web.is_alive(9) && web.is_alive(2));
+    }
 }
 
 /// R2, R5: after a restart, and a reboot, what was alive is, with its times, and what was ended is not.
@@ -95,20 +109,6 @@ fn r5_time_goes_on_while_the_daemon_does_not_run() {
     assert!(!web.is_alive(2));
 }
 
-/// R5: a clock that is set while the daemon runs moves what the disk has.
-#[test]
-fn r5_a_clock_that_is_set_changes_no_session() {
-    let mut web = Web::new();
-    web.login("alice", 1);
-    for jump in [100_000_i64, -90_000] {
-        web.tell_time();
-        web.world.now.wall = web.world.now.wall.saturating_add_signed(jump);
-        web.pass(3);
-        web.pass(3);
-        web.world.restart();
-        assert!(web.is_alive(1), "{jump}");
-    }
-    web.pass(IDLE);
 /// R5: nor does one that went back while the daemon was not there, however often that is started after it.
 #[test]
 fn r5_a_clock_that_went_back_gives_no_session_its_time_anew_at_each_start() {
@@ -129,6 +129,20 @@ fn r5_a_clock_that_went_back_gives_no_session_its_time_anew_at_each_start() {
     assert!(!web.is_alive(1));
 }
 
+/// R5: a clock that is set while the daemon runs moves what the disk has.
+#[test]
+fn r5_a_clock_that_is_set_changes_no_session() {
+    let mut web = Web::new();
+    web.login("alice", 1);
+    for jump in [100_000_i64, -90_000] {
+        web.tell_time();
+        web.world.now.wall = web.world.now.wall.saturating_add_signed(jump);
+        web.pass(3);
+        web.pass(3);
+        web.world.restart();
+        assert!(web.is_alive(1), "{jump}");
+    }
+    web.pass(IDLE);
     assert!(!web.is_alive(1));
 }
 
