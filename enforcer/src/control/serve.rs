@@ -179,7 +179,7 @@ impl Front {
         caller: Option<Caller>,
         first: F,
         ask: fn(F) -> Request,
-        read: fn(Reply) -> Option<(Vec<T>, Option<F>)>,
+        read: fn(Reply) -> Option<Part<T, F>>,
     ) -> impl Stream<Item = Result<Vec<T>, Status>> + Send + use<F, T> {
         let front = self.clone();
         let parts = futures::stream::try_unfold(Some(first), move |from| {
@@ -193,6 +193,9 @@ impl Front {
         parts.map_ok(|some| futures::stream::iter(chopped(some).map(Ok))).try_flatten()
     }
 }
+
+/// Some of a list, and where to go on if there is more.
+type Part<T, F> = (Vec<T>, Option<F>);
 
 /// A message of a list ends with the one by which it comes to one of these.
 const PART: usize = 512;

@@ -129,12 +129,10 @@ impl Registry {
 
     fn locked_after(&self, mut after: Number, most: usize) -> (Vec<UserRow>, Option<UsersFrom>) {
         let mut rows = Vec::new();
-        let mut looked = 0;
-        for revocation in self.revocations_after(after) {
+        for (looked, revocation) in self.revocations_after(after).enumerate() {
             if rows.len() >= most || looked >= MAX_LOOKED {
                 return (rows, Some(UsersFrom::Lock(after)));
             }
-            looked += 1;
             after = revocation.number;
             let locks = self.locks_of_number(after).filter(|lock| {
                 // whoever has sessions was told with these

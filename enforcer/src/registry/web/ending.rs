@@ -334,7 +334,7 @@ impl Registry {
 
     /// A gateway has come, or ended: the disk hears of it.
     pub(in crate::registry) fn note_web_gateways(&mut self) {
-        if let Some(gateways) = self.web.gateways.to_note() {
+        if let Some(gateways) = self.web.gateways.note() {
             self.write(Write::WebGateways(gateways));
         }
     }

@@ -489,7 +489,7 @@ impl Gateways {
 
     /// Which of them run, where that has changed since the last question: after a start each of them is waited for. `None`
     /// within: not all of them can be seen.
-    pub(super) fn to_note(&mut self) -> Option<Option<Vec<Process>>> {
+    pub(super) fn note(&mut self) -> Option<Option<Vec<Process>>> {
         if self.known.is_empty() && self.noted.is_none() {
             return None;
         }

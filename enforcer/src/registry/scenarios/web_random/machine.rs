@@ -74,8 +74,10 @@ impl Session {
 
 impl Machine {
     pub fn new() -> Self {
-        let mut new =
-            Self { world: Some(World::new()), next: 1_000, wall: 10 * LEAST_WALL, ..Self::default() };
+        // what is found after a start may have been made before
+        let clock = Duration::from_secs(1_000_000);
+        let world = Some(World::new());
+        let mut new = Self { world, clock, next: 1_000, wall: 10 * LEAST_WALL, ..Self::default() };
         new.world().now.wall = new.shown();
         new.tell_time();
         new
