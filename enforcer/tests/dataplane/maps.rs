@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 use enforcer::dataplane::{Dataplane, GateFacts, GateMaps, InsertError, Role, Settings, StoredEntry};
@@ -71,9 +72,20 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
             });
             // also when something below panics
             let stops = Stop(&stop);
+            let mut before = 0;
             for _ in 0..5 {
                 let mut dataplane = lab.open();
                 attach(&mut dataplane, lab, "gw", Role::Outer);
+                let latest = Instant::now() + Duration::from_secs(60);
+                let hits = loop {
+                    match dataplane.hits(&entries[0].0).unwrap() {
+                        hits if hits > before => break hits,
+                        hits => {
+                            assert!(hits == before && Instant::now() < latest, "{before} hits became {hits}")
+                        }
+                    }
+                };
+                before = hits;
                 assert_eq!(dataplane.next_revocation(), 42);
                 let mut stored = dataplane.entries().unwrap();
                 stored.sort_by_key(|stored| stored.revocation);
@@ -89,9 +101,12 @@ fn a_takeover_keeps_every_entry_and_leaks_no_packet() {
         });
         assert!(server.0.recv(&mut [0; 64]).is_err(), "a packet leaked");
         let dataplane = lab.open();
-        assert_eq!(dataplane.hits(&entries[0].0), Some(sent));
-        assert_eq!(dataplane.entries().unwrap()[0].hits, sent);
-        eprintln!("{sent} packets during five takeovers, none leaked");
+        // no more than was sent; less where the device's queue was full before a program saw it, and where two CPUs
+        // dropped for the entry at the same moment
+        let hits = dataplane.hits(&entries[0].0).unwrap();
+        assert!(hits <= sent, "{hits} hits of {sent} packets");
+        assert_eq!(dataplane.entries().unwrap()[0].hits, hits);
+        eprintln!("{sent} packets during five takeovers, {hits} counted, none leaked");
     });
 }
 
