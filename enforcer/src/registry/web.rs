@@ -167,7 +167,8 @@ impl WebSession {
     /// When it was last used, in unix seconds, by the clock on the wall as it is now.
     fn seen(&self, now: Now) -> u64 {
         let (left, idle) = (left(self.idle_at, now), self.idle.as_secs());
-        (now.wall.saturating_add(left)).saturating_sub(idle).max(self.since.min(now.wall)).min(now.wall)
+        // not held against `since`, which may be of a clock that was ahead
+        now.wall.saturating_add(left).saturating_sub(idle).min(now.wall)
     }
 
     /// When it ends at the latest, in unix seconds.

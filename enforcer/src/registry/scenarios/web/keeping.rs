@@ -129,6 +129,24 @@ fn r5_a_clock_that_went_back_gives_no_session_its_time_anew_at_each_start() {
     assert!(!web.is_alive(1));
 }
 
+/// R5: nor does what is written of a session that was made by a clock that was ahead make it seem in use.
+#[test]
+fn r5_what_is_written_after_a_clock_went_back_is_no_use_of_the_session() {
+    let mut web = Web::new();
+    web.login("alice", 1);
+    web.tell_time();
+    web.world.now.wall -= 50_000;
+    web.world.restart();
+    web.tell_time();
+    web.pass(IDLE / 2);
+    let token = Box::new(token(2));
+    web.request(|request| Event::WebAddToken { request, known: digest(1), token });
+    web.world.restart();
+    assert!(web.is_alive(1) && web.is_alive(2));
+    web.pass(IDLE / 2 + 5);
+    assert!(!web.is_alive(1) && !web.is_alive(2));
+}
+
 /// R5: a clock that is set while the daemon runs moves what the disk has.
 #[test]
 fn r5_a_clock_that_is_set_changes_no_session() {
