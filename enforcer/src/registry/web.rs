@@ -129,6 +129,8 @@ pub(super) struct Web {
     gone: Ends,
     /// Those by the tokens that they had.
     gone_by: BTreeMap<WebDigest, WebKey>,
+    /// The same of those that were over when the daemon was started.
+    over_by: BTreeMap<WebDigest, WebKey>,
     gateways: Gateways,
     keeping: Keeping,
     /// How much all sessions take, as [`WebSession::weight`] counts it.
@@ -420,7 +422,8 @@ impl Web {
 
     /// That token had been another session's, of whose end the disk took no note: it has to before it hears of this one.
     fn make_way(&mut self, digest: &WebDigest) {
-        if let Some(before) = self.gone_by.get(digest).copied().filter(|key| self.keeping.is_unsaved(key)) {
+        let before = self.gone_by.get(digest).or_else(|| self.over_by.get(digest)).copied();
+        if let Some(before) = before.filter(|key| self.keeping.is_unsaved(key)) {
             self.keeping.ended(before);
         }
     }

@@ -133,6 +133,7 @@ impl Registry {
             let is_locked = !self.locks_on(&session.identity).is_empty();
             if session.ends_at() <= now.mono || is_locked {
                 self.web.keeping.ended(key);
+                self.web.over_by.extend(session.tokens.into_keys().map(|digest| (digest, key)));
             } else {
                 // the clock was set back: the disk has to say the same by the clock as it is now
                 if until.abs_diff(session.until(now)) >= CLOCK_JUMP {
