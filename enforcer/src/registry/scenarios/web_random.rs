@@ -17,8 +17,6 @@ const PEOPLE: [&str; 3] = ["alice", "bob", "carol"];
 #[derive(Debug, Clone)]
 enum Op {
     Login(u8),
-    /// With a token that a session had that is over.
-    LoginAgain(u8),
     AddToken(u8),
     Rewrap(u8),
     Use(u8),
@@ -59,7 +57,6 @@ fn op() -> impl Strategy<Value = Op> {
     let n = any::<u8>;
     prop_oneof![
         6 => n().prop_map(Op::Login),
-        1 => n().prop_map(Op::LoginAgain),
         2 => n().prop_map(Op::AddToken),
         2 => n().prop_map(Op::Rewrap),
         4 => n().prop_map(Op::Use),

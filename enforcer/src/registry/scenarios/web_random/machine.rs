@@ -43,8 +43,6 @@ pub(super) struct Machine {
     pub(super) doubtful: BTreeMap<WebKey, Session>,
     /// Never to be seen again.
     pub(super) over: BTreeSet<WebKey>,
-    /// Tokens of what is over.
-    past: Vec<WebDigest>,
     /// Made, or used, since the disk was seen to have heard of everything: a restart may have lost it.
     pub(super) unwritten: BTreeSet<WebKey>,
     /// Until when; `None`: until unlocked.
@@ -182,14 +180,6 @@ impl Machine {
             Op::Login(n) => {
                 let digest = self.digest();
                 self.login(person(n), digest);
-            }
-            Op::LoginAgain(n) => {
-                let Some(at) = usize::from(n).checked_rem(self.past.len()) else { return };
-                let digest = self.past.swap_remove(at);
-                // what was not written may be back
-                if self.alive.values().all(|session| !session.tokens.contains_key(&digest)) {
-                    self.login(person(n), digest);
-                }
             }
             Op::AddToken(n) => {
                 let Some(key) = self.pick(n) else { return };
@@ -393,7 +383,6 @@ impl Machine {
 
     fn ended(&mut self, key: WebKey) {
         if let Some(session) = self.alive.remove(&key) {
-            self.past.extend(session.tokens.keys());
             self.doubtful.insert(key, session);
         }
     }
