@@ -8,6 +8,7 @@ pub mod attempts;
 pub mod cookie;
 pub mod gateway;
 pub mod learned;
+pub mod line_file;
 pub mod link;
 pub mod oidc;
 pub mod proxy;

@@ -18,6 +18,8 @@ const BOUND = 45_000;
 let browser;
 /** By the name that the test gave them: a person's browser is a context of its own, with its own cookies. */
 const pages = new Map();
+/** Names of further pages in somebody's browser. */
+const tabs = new Set();
 /** HTTP/2 connections of this program's own, each with what came on each of its streams. */
 const connections = new Map();
 
@@ -60,10 +62,10 @@ function frame(text) {
 }
 
 const orders = {
-  /** Starts Chromium. `hosts`: names and the address that each of them has; `key`: base64 of the SHA-256 of the one
-      public key that is believed: HTTP/2 and Clear-Site-Data need a connection without a certificate's error, so
-      errors are not just overlooked. */
-  async start({ chromium: path, hosts, key }) {
+  /** Starts Chromium. `hosts`: names and the address that each of them has; `keys`: base64 of the SHA-256 of each public
+      key that is believed: HTTP/2 and Clear-Site-Data need a connection without a certificate's error, so errors are
+      not just overlooked. */
+  async start({ chromium: path, hosts, keys }) {
     const rules = Object.entries(hosts).map(([host, address]) => `MAP ${host} ${address}`);
     browser = await chromium.launch({
       executablePath: path,
@@ -71,7 +73,7 @@ const orders = {
       chromiumSandbox: false,
       args: [
         `--host-resolver-rules=${[...rules, "MAP * ~NOTFOUND"].join(",")}`,
-        `--ignore-certificate-errors-spki-list=${key}`,
+        `--ignore-certificate-errors-spki-list=${keys.join(",")}`,
         "--disable-gpu",
         "--disable-quic",
       ],
@@ -84,8 +86,14 @@ const orders = {
     context.setDefaultTimeout(BOUND);
     pages.set(name, await context.newPage());
   },
+  /** A further page in the browser of somebody. */
+  async tab({ page: name, of }) {
+    pages.set(name, await known(pages, of).context().newPage());
+    tabs.add(name);
+  },
   async close({ page: name }) {
-    await known(pages, name).context().close();
+    const page = known(pages, name);
+    await (tabs.delete(name) ? page : page.context()).close();
     pages.delete(name);
   },
   async goto({ page: name, url }) {

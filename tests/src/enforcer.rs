@@ -70,6 +70,15 @@ impl Config {
         self
     }
 
+    /// Adds an element to a key that has a list in brackets.
+    #[must_use]
+    pub fn more(mut self, section: &str, key: &str, element: &str) -> Self {
+        let ours = |one: &&mut (String, String, String)| (one.0.as_str(), one.1.as_str()) == (section, key);
+        let (_, _, list) = self.sections.iter_mut().find(ours).expect("a list");
+        *list = format!("{}, {element}]", list.strip_suffix(']').expect("a list"));
+        self
+    }
+
     /// Sets a key of every configured server.
     #[must_use]
     pub fn server(mut self, key: &str, value: &str) -> Self {

@@ -316,6 +316,13 @@ impl Gateway {
                         .into(),
                 );
             }
+            if header.peers.iter().any(Network::is_everybody) {
+                return Err(
+                    "[gateway] trusted-header.peers: a network of /0 is everybody, and everybody could say to be anybody: \
+                     name the servers that are believed, such as \"10.0.0.7\""
+                        .into(),
+                );
+            }
         }
         self.user_header.as_ref().map_or(Ok(()), |name| check("user-header", name))
     }
@@ -442,6 +449,8 @@ mod tests {
             ("logout-paths = ['/.enforcer/login']", "", "logout-paths"),
             ("trusted-header = { name = 'Cookie', peers = ['10.0.0.1'] }", "", "trusted-header.name"),
             ("trusted-header = { name = 'X-User', peers = [] }", "", "trusted-header.peers"),
+            ("trusted-header = { name = 'X-User', peers = ['10.0.0.1', '0.0.0.0/0'] }", "", "everybody"),
+            ("trusted-header = { name = 'X-User', peers = ['::/0'] }", "", "everybody"),
             ("user-header = 'a b'", "", "user-header"),
             ("login-host = 'login.example.com:443'", "", "login-host"),
             ("state = 'here'", "", "absolute"),

@@ -130,6 +130,18 @@ impl Attempts {
         self.addresses.give_back(&(six, network));
         self.logins.note((name, six, network), now);
     }
+
+    /// The password was not looked at: the user and the address have the try again that [`Attempts::ask`] took.
+    pub fn untried(&mut self, user: &str, address: IpAddr, now: Instant) {
+        let (name, (six, network)) = (name(user), network(address));
+        let pair = (name, six, network);
+        if self.logins.is_known(&pair, now, self.limits.remembered) {
+            self.known.give_back(&pair);
+        } else {
+            self.users.give_back(&name);
+        }
+        self.addresses.give_back(&(six, network));
+    }
 }
 
 /// A name of any length, as 128 bits of its SHA-256.
@@ -340,6 +352,24 @@ mod tests {
             attempts.ask("alice", ip("192.0.2.1"), now).unwrap();
             attempts.succeeded("alice", ip("192.0.2.1"), now);
         }
+    }
+
+    #[test]
+    fn what_nobody_has_looked_at_was_no_try() {
+        let (mut attempts, now) = (Attempts::new(small()), Instant::now());
+        for known in [false, true] {
+            if known {
+                attempts.succeeded("alice", ip("192.0.2.1"), now);
+            }
+            for _ in 0..50 {
+                attempts.ask("alice", ip("192.0.2.1"), now).unwrap();
+                attempts.untried("alice", ip("192.0.2.1"), now);
+            }
+        }
+        // and no more than what was taken comes back; of a known address there are two
+        assert_eq!(tries(&mut attempts, "alice", "192.0.2.1", now, 9), 2);
+        attempts.untried("alice", ip("192.0.2.1"), now);
+        assert_eq!(tries(&mut attempts, "alice", "192.0.2.1", now, 9), 1);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod page;
 mod passwords;
 mod privileges;
 mod process;
+mod provider_ends;
 mod rules;
 mod sessions;
 mod wish;

@@ -35,10 +35,15 @@
 //! // the cookie, and a redirect to login.target
 //!
 //! let out = oidc.backchannel(&body).await;                            // POST from the provider
-//! // Link::end_key for each of out.sessions with Cause::BackChannel; if one fails: oidc.again(&out), failed()
-//! // answer with done(), or refused(&error)
+//! // oidc.ended(&out).await: answer with done(), otherwise oidc.again(&out) and failed(); or with refused(&error)
 //!
-//! oidc.forget(&key);                                                  // at every end, for whatever reason
+//! // meanwhile, and for as long as the gateway runs: one task that ends what the provider has ended
+//! for key in oidc.to_end() { … oidc.over(&key) }                      // Link::end_key with Cause::BackChannel
+//! oidc.not_ended(keys).await;                                         // those that could not be: again in a second
+//! oidc.wanted().await;
+//!
+//! oidc.has_ended(&key)                                                // is to be asked before a session is served
+//! oidc.forget(&key);                                                  // at every end that is heard of
 //! ```
 
 mod answers;
@@ -62,7 +67,7 @@ mod user;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -90,7 +95,7 @@ pub use error::OidcError;
 pub use jws::Algorithm;
 pub use metadata::algorithms;
 pub use pending::{COOKIE, MAX_TARGET, PATIENCE, forget_cookie};
-pub use sessions::{Bounds, By, LoggedOut, SessionsError};
+pub use sessions::{Bounds, By, LoggedOut};
 pub use settings::{SecretBy, Settings};
 pub use token::TokenError;
 
@@ -98,6 +103,10 @@ pub use token::TokenError;
 pub const MAX_FORM: usize = jws::MAX_TOKEN + 1024;
 /// How many logins are finished at once.
 const LOGINS: usize = 64;
+/// How many logout tokens are checked at once.
+const CHECKS: usize = 256;
+/// How long the provider waits for an end at the most, before it is told that it was not done.
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
 
 /// One provider.
 pub struct Oidc {
@@ -108,6 +117,7 @@ pub struct Oidc {
     keeper: Keeper,
     sessions: Arc<Sessions>,
     logins: Semaphore,
+    checks: Semaphore,
 }
 
 /// A login that was begun.
@@ -155,6 +165,7 @@ impl Oidc {
             keeper: Keeper::new()?,
             sessions: Arc::new(Sessions::open(sessions, bounds, now()?)?),
             logins: Semaphore::new(LOGINS),
+            checks: Semaphore::new(CHECKS),
             settings,
         })
     }
@@ -265,12 +276,18 @@ impl Oidc {
         }
     }
 
-    /// A session is over, for whatever reason. Also for sessions that are not the provider's. It does not wait.
+    /// A session is heard to be over, for whatever reason. Also for sessions that are not the provider's. It does not wait.
     pub fn forget(&self, key: &WebKey) {
         self.sessions.forget(key);
     }
 
-    /// Which sessions a logout token ends.
+    /// One that was to be ended is over for good.
+    pub fn over(&self, key: &WebKey) {
+        self.sessions.over(key);
+    }
+
+    /// Which sessions a logout token ends: from now on they are among those that are to be ended ([`Oidc::to_end`]),
+    /// whether or not anybody waits for it.
     ///
     /// `form`: the request's body, `application/x-www-form-urlencoded`, at most [`MAX_FORM`] bytes.
     ///
@@ -285,7 +302,10 @@ impl Oidc {
         };
         // before anybody is asked for keys
         let token = Jws::parse(&token, &self.settings.algorithms).map_err(wrong)?;
-        let known = self.known().await?;
+        let Ok(_place) = self.checks.try_acquire() else {
+            return Err(OidcError::Busy(format!("{CHECKS} logout tokens are being checked at once")));
+        };
+        let known = self.provider.known_for_an_end(&self.fetch, &self.settings).await?;
         let payload = self.verified(&known, &token, "logout token").await?;
         let now = now()?;
         let said = LogoutToken::check(&payload, token.typ.as_deref(), self.parties(now)).map_err(wrong)?;
@@ -296,6 +316,43 @@ impl Oidc {
                 OidcError::Busy("the identity provider tells of more ends than can be remembered".into())
             }
         })
+    }
+
+    /// Waits until all of this has ended, or could not be: whether it has. What has not goes on to be tried.
+    pub async fn ended(&self, out: &LoggedOut) -> bool {
+        let settled = self.sessions.endings().settled(&out.sessions);
+        tokio::time::timeout(ENDED_WITHIN, settled).await.unwrap_or(false)
+    }
+
+    /// Whether the provider has ended this session, which may still be known elsewhere: nothing of it may be served.
+    pub fn has_ended(&self, key: &WebKey) -> bool {
+        self.sessions.endings().has(key)
+    }
+
+    /// What the provider has ended and is not known to be over for good: to be ended, and told to [`Oidc::over`] then.
+    pub fn to_end(&self) -> Vec<WebKey> {
+        self.sessions.endings().all()
+    }
+
+    /// Those of these that could not be ended just now, and not before.
+    pub fn fresh(&self, keys: &[WebKey]) -> Vec<WebKey> {
+        self.sessions.endings().fresh(keys)
+    }
+
+    /// Waits until there is more of it.
+    pub async fn wanted(&self) {
+        self.sessions.endings().wanted().await;
+    }
+
+    /// These could not be ended, and are to be tried again: that is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`OidcError::Sessions`], [`OidcError::System`]: a restart of the gateway would forget it. Until then it does not.
+    pub async fn not_ended(&self, keys: Vec<WebKey>) -> Result<(), OidcError> {
+        let (sessions, now) = (Arc::clone(&self.sessions), now()?);
+        let kept = tokio::task::spawn_blocking(move || sessions.keep_endings(&keys, now)).await;
+        kept.map_err(|error| OidcError::System(format!("an end was not written: {error}")))?
+            .map_err(OidcError::from)
     }
 
     /// Not everything of this could be ended: the provider is told so, and may send the same token again.
@@ -391,7 +448,64 @@ fn now() -> Result<u64, OidcError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use serde_json::json;
+
+    use super::forge::{Signer, keys};
+    use super::metadata::Metadata;
     use super::*;
+
+    /// R2: an end is not lost because the provider cannot be asked for its keys just now: those of this day count for it.
+    /// Nobody logs in with them.
+    #[tokio::test]
+    async fn r2_an_end_counts_while_the_provider_cannot_be_asked() {
+        const ISSUER: &str = "https://127.0.0.1:1";
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, "secret").unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let settings = Settings::new(ISSUER, "gateway", secret);
+        let oidc = Oidc::new(settings.clone(), &folder.path().join("sessions")).unwrap();
+        let now = now().unwrap();
+        let key = WebKey::from_bytes([1; 16]);
+        let login = Login {
+            user: "alice".into(),
+            subject: "s1".into(),
+            sid: None,
+            issuer: ISSUER.into(),
+            issued: now - 5,
+            target: "/".into(),
+        };
+        oidc.register(key, &login, now + 3600).await.unwrap();
+        let signer = Signer::new(Algorithm::Es256);
+        let document = json!({
+            "issuer": ISSUER, "authorization_endpoint": "https://127.0.0.1:1/a", "token_endpoint": "https://127.0.0.1:1/t",
+            "jwks_uri": "https://127.0.0.1:1/k",
+        });
+        let known = |hours: u64| {
+            let metadata = Metadata::parse(document.to_string().as_bytes(), &settings).unwrap();
+            let ago = Duration::from_secs(hours * 3600);
+            oidc.provider.has_known(metadata, keys(&[signer.jwk(json!({"kid": "k"}))]), ago);
+        };
+        let token = |jti: &str| {
+            let claims = json!({
+                "iss": ISSUER, "aud": "gateway", "sub": "s1", "iat": now, "exp": now + 60, "jti": jti,
+                "events": {"http://schemas.openid.net/event/backchannel-logout": {}},
+            });
+            let header = json!({"alg": "ES256", "kid": "k"});
+            let token = signer.sign(&header, claims.to_string().as_bytes(), Algorithm::Es256);
+            format!("logout_token={token}")
+        };
+        known(25);
+        let refused = oidc.backchannel(token("1").as_bytes()).await;
+        assert!(matches!(refused, Err(OidcError::Provider(_))), "{refused:?}");
+        assert!(!oidc.has_ended(&key));
+        known(23);
+        assert_eq!(oidc.backchannel(token("1").as_bytes()).await.unwrap().sessions, [key]);
+        assert!(oidc.has_ended(&key));
+        assert!(matches!(oidc.begin("https://a/", "/").await, Err(OidcError::Provider(_))));
+    }
 
     /// A gateway's requests move between threads: what does not is found here, not there.
     #[test]
@@ -402,6 +516,8 @@ mod tests {
             can_move(oidc.finish("", None));
             can_move(oidc.register(WebKey::from_bytes([0; 16]), login, 0));
             can_move(oidc.backchannel(b""));
+            can_move(oidc.not_ended(Vec::new()));
+            can_move(oidc.wanted());
             can_move(oidc.end_session(None));
         };
     }

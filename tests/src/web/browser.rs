@@ -83,12 +83,21 @@ impl Browser {
         hosts: &[(&str, Ipv4Addr)],
         papers: &Papers,
     ) -> Self {
+        Self::believing(namespace, shared, hosts, &[papers.pin()])
+    }
+
+    /// The same with the public keys that it believes ([`Papers::pin`]).
+    pub fn believing(
+        namespace: &Namespace,
+        shared: &Shared,
+        hosts: &[(&str, Ipv4Addr)],
+        keys: &[String],
+    ) -> Self {
         let browser = Self::driver(namespace, shared);
         let hosts: serde_json::Map<String, Value> =
             hosts.iter().map(|(host, address)| ((*host).to_owned(), json!(address.to_string()))).collect();
-        browser.order(
-            json!({ "do": "start", "chromium": "/usr/bin/chromium", "hosts": hosts, "key": papers.pin() }),
-        );
+        browser
+            .order(json!({ "do": "start", "chromium": "/usr/bin/chromium", "hosts": hosts, "keys": keys }));
         browser
     }
 
@@ -151,7 +160,13 @@ pub struct Person<'a> {
     name: String,
 }
 
-impl Person<'_> {
+impl<'a> Person<'a> {
+    /// A further page in the same browser.
+    pub fn tab(&self, name: &str) -> Person<'a> {
+        self.browser.order(json!({ "do": "tab", "page": name, "of": self.name }));
+        Person { browser: self.browser, name: name.to_owned() }
+    }
+
     #[track_caller]
     fn order(&self, mut order: Value) -> Value {
         order["page"] = json!(self.name);

@@ -10,15 +10,14 @@ use crate::web::script::{Ending, Front, sign_in};
 /// A gateway with that application alone behind it, below [`APP`](super::APP). `idle`: seconds after which an unused
 /// session ends. The application is started later, in the lab that this makes.
 pub fn before(name: &str, origin: &str, readable: &[&str], idle: u32) -> Portal {
+    let idle = quoted(&format!("{idle}s"));
+    Portal::with(name, |config| self::origin(config, origin, readable).set("gateway", "idle-timeout", &idle))
+}
+
+/// With that application alone behind the gateway.
+pub fn origin(config: Config, origin: &str, readable: &[&str]) -> Config {
     let origins = format!("[{{ host = {ONE:?}, to = {origin:?}, readable = {readable:?} }}]");
-    let change = |config: Config| {
-        config.set("gateway", "origins", &origins).set(
-            "gateway",
-            "idle-timeout",
-            &quoted(&format!("{idle}s")),
-        )
-    };
-    Portal::with(name, change)
+    config.set("gateway", "origins", &origins)
 }
 
 /// Its certificate.

@@ -24,10 +24,10 @@ impl Papers {
         new
     }
 
-    fn shell(&self, words: &[&str]) -> String {
+    fn shell(&self, words: &[&str]) {
         let mut shell = command("sh", ["-c"]);
         shell.args(words).current_dir(&self.folder);
-        succeed(shell, "")
+        succeed(shell, "");
     }
 
     /// PEM.
@@ -41,8 +41,15 @@ impl Papers {
 
     /// Base64 of the SHA-256 of the public key.
     pub fn pin(&self) -> String {
-        let script = "openssl x509 -in crt.pem -noout -pubkey | openssl pkey -pubin -outform der |
-                      openssl dgst -sha256 -binary | openssl base64";
-        self.shell(&[script]).trim().to_owned()
+        pin_of(&self.folder.join("crt.pem"))
     }
+}
+
+/// Base64 of the SHA-256 of the public key in a certificate (PEM).
+pub fn pin_of(certificate: &Path) -> String {
+    let script = "openssl x509 -in \"$0\" -noout -pubkey | openssl pkey -pubin -outform der |
+                  openssl dgst -sha256 -binary | openssl base64";
+    let mut shell = command("sh", ["-c", script]);
+    shell.arg(certificate);
+    succeed(shell, "").trim().to_owned()
 }

@@ -2,9 +2,11 @@
 //! its own back-channel logout.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+mod chromium;
 mod gateway;
 mod provider;
 mod visitor;
+mod whole;
 mod world;
 
 use enforcer::web::oidc::{Algorithm, By, OidcError, Settings, TokenError};
@@ -171,7 +173,6 @@ async fn r2_the_provider_ends_the_sessions_of_its_own_session() {
     assert!(matches!(again, OidcError::Token { why: TokenError::Seen, .. }), "{again}");
     // R4: and she may come again
     session(&oidc, &mut one, "alice", 4).await;
-    oidc.forget(&key(1));
     assert_eq!(oidc.sessions(), 3);
     // one that is over by itself is not ended again
     oidc.forget(&key(2));
@@ -225,6 +226,7 @@ async fn r6_an_end_that_could_not_be_done_is_told_and_can_come_again() {
     alice.log_out(&oidc.end_session(None).await.unwrap().unwrap()).await;
     let received = world.received().await;
     assert_eq!(received.out.unwrap().sessions, [key(1)]);
+    assert!(oidc.has_ended(&key(1)) && oidc.to_end() == [key(1)], "nothing of it is to be served");
     enforcer_tests::process::eventually("the provider hears it", enforcer_tests::process::BOUND, || {
         world.provider.log().contains("backchannel.error").then_some(())
     });

@@ -79,6 +79,11 @@ impl Provider {
         self.papers.file("ca.pem")
     }
 
+    /// Its own, which those have signed.
+    pub fn certificate(&self) -> PathBuf {
+        self.papers.file("certificate.pem")
+    }
+
     /// From now on it signs with other keys, and knows no more of those before.
     pub fn rotate(&self) {
         self.process.signal(Signal::SIGHUP);

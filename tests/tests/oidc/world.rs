@@ -167,7 +167,10 @@ async fn take(
             oidc.again(out);
             failed()
         }
-        Ok(_) => done(),
+        Ok(out) => {
+            out.sessions.iter().for_each(|key| oidc.over(key));
+            done()
+        }
         Err(error) => refused(error),
     };
     receiver.lock().unwrap().received.push(Received { form, out });

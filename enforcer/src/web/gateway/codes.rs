@@ -48,17 +48,20 @@ impl Codes {
     pub(super) fn put(&self, offer: Offer, now: Instant) -> Result<Token, CodeError> {
         let code = Token::new()?;
         let mut codes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_one = |codes: &HashMap<_, (Instant, Offer)>| {
-            codes.values().filter(|(_, other)| other.session == offer.session).count()
-        };
-        if codes.len() >= MOST_OF_ONE && (codes.len() >= MOST || of_one(&codes) >= MOST_OF_ONE) {
-            codes.retain(|_, (made, _)| now.saturating_duration_since(*made) < LASTS);
-        }
-        if codes.len() >= MOST || of_one(&codes) >= MOST_OF_ONE {
+        // what is too old holds on to the secret of its session
+        codes.retain(|_, (made, _)| now.saturating_duration_since(*made) < LASTS);
+        let of_one = codes.values().filter(|(_, other)| other.session == offer.session).count();
+        if codes.len() >= MOST || of_one >= MOST_OF_ONE {
             return Err(CodeError::Full);
         }
         codes.insert(code.digest(), (now, offer));
         Ok(code)
+    }
+
+    /// The session is over: its codes are worth nothing, and its secret is held no longer.
+    pub(super) fn forget(&self, session: &WebKey) {
+        let mut codes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        codes.retain(|_, (_, offer)| offer.session != *session);
     }
 
     /// What the code is for; from now on it is for nothing, also where host or browser are the wrong ones.
@@ -132,5 +135,21 @@ mod tests {
         w.codes.put(w.offer(2), w.now).unwrap();
         w.codes.put(w.offer(1), w.now + LASTS).unwrap();
         assert_eq!(w.codes.0.lock().unwrap().len(), 1, "the old ones are gone");
+    }
+
+    /// R2: after the end of a session nothing here holds its secret, and after its time no code does that nobody has used.
+    #[test]
+    fn r2_no_code_holds_a_secret_beyond_its_session_or_its_time() {
+        let w = World::new();
+        let (alices, bobs) =
+            (w.codes.put(w.offer(1), w.now).unwrap(), w.codes.put(w.offer(2), w.now).unwrap());
+        assert_eq!(Arc::strong_count(&w.held), 3);
+        w.codes.forget(&WebKey::from_bytes([1; 16]));
+        assert_eq!(Arc::strong_count(&w.held), 2);
+        assert_eq!(w.take(&alices, Duration::ZERO), None);
+        assert_eq!(w.take(&bobs, Duration::ZERO).as_deref(), Some("/x"), "R3");
+        w.codes.put(w.offer(1), w.now).unwrap();
+        w.codes.put(w.offer(2), w.now + LASTS).unwrap();
+        assert_eq!(Arc::strong_count(&w.held), 2);
     }
 }

@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT, COOKIE, HeaderValue, SET_COOKIE, USER_AGENT};
 use hyper::http::{Response, StatusCode, request, response};
 
+use crate::config::gateway::LOGOUT_PATHS;
 use crate::web::learned::Keeper;
 use crate::web::link::{Cause, Link};
 use crate::web::oidc::Oidc;
@@ -33,7 +34,7 @@ pub struct Gateway {
     pub(super) link: Link,
     pub(super) secrets: Arc<Secrets>,
     pub(super) learned: Keeper,
-    pub(super) codes: Codes,
+    pub(super) codes: Arc<Codes>,
     /// `None`: nobody logs in with a password.
     pub(super) passwords: Option<Arc<Passwords>>,
     /// `None`: no identity provider is asked.
@@ -44,7 +45,7 @@ pub struct Gateway {
 const SECURE: bool = true;
 
 /// What the answer to a request needs.
-pub struct Context(Option<Box<Sealed>>);
+pub struct Context(Box<Sealed>);
 
 struct Sealed {
     held: Arc<Held>,
@@ -95,6 +96,12 @@ impl Gateway {
             Who::Known(present) => present,
             Who::Nobody => return Err(Box::new(self.send_to_login(&asked, &rules))),
         };
+        if !present.cookies.is_empty() && is_navigating(asked.head) {
+            // made just now: the browser has it before an application, which may not answer, is asked
+            let wanted = asked.head.uri.path_and_query().map_or("/", |path| path.as_str());
+            let here = page::redirect(&rules.address(asked.host, wanted));
+            return Err(Box::new(page::with_cookies(here, present.cookies)));
+        }
         let held = match self.held(&present).await {
             Ok(held) => held,
             Err(why) => {
@@ -115,7 +122,7 @@ impl Gateway {
         held: Arc<Held>,
     ) -> Result<Admission<Context>, Instead> {
         let Some(origin) = asked.origin else {
-            return Ok(Admission::Forward { session: None, context: Context(None) });
+            return Err(Box::new(no_application(&asked, &rules, present)));
         };
         let path = asked.head.uri.path().to_owned();
         let headers = &mut asked.head.headers;
@@ -166,7 +173,7 @@ impl Gateway {
             cookies: present.cookies,
             rules,
         };
-        Ok(Admission::Forward { session, context: Context(Some(Box::new(sealed))) })
+        Ok(Admission::Forward { session, context: Context(Box::new(sealed)) })
     }
 
     async fn seal(
@@ -232,6 +239,22 @@ impl Gateway {
     }
 }
 
+/// Somebody with a session asks for what no application serves. A login host may have none at all.
+fn no_application(asked: &Asked<'_>, rules: &Rules, present: Present) -> Response<Bytes> {
+    let page = if asked.host == rules.login_host && asked.head.uri.path() == "/" {
+        let main = format!(
+            "<p>You are logged in as {}.</p>\n<p><a href=\"{}\">Log out</a></p>",
+            page::escape(&present.session.user),
+            LOGOUT_PATHS[0]
+        );
+        page::page(StatusCode::OK, "Logged in", &main)
+    } else {
+        page::plain(StatusCode::NOT_FOUND, "There is no application here.")
+    };
+    // of a session that was made just now as well
+    page::with_cookies(page, present.cookies)
+}
+
 fn unknown(origin: &Origin) -> Instead {
     tracing::error!(
         origin = origin.name(),
@@ -254,6 +277,15 @@ pub(super) fn is_for_a_person(head: &request::Parts) -> bool {
             })
         }
     }
+}
+
+/// Whether it is surely a browser that goes to a page: it follows where it is sent, and has the cookie then. In a frame of
+/// another site it would not.
+fn is_navigating(head: &request::Parts) -> bool {
+    let says = |name: &str, word: &str| head.headers.get(name).is_some_and(|said| said == word);
+    matches!(head.method, Method::GET | Method::HEAD)
+        && says("sec-fetch-mode", "navigate")
+        && says("sec-fetch-dest", "document")
 }
 
 /// The browser's own word for itself.
@@ -302,11 +334,9 @@ impl Guard for Door {
         origin: &Origin,
         head: &mut response::Parts,
     ) -> Result<(), Response<Bytes>> {
-        match (&mut context.0, self.0.get()) {
-            (Some(sealed), Some(gateway)) => {
-                gateway.seal(sealed, origin, head).await.map_err(|instead| *instead)
-            }
-            _ => Ok(()),
+        match self.0.get() {
+            Some(gateway) => gateway.seal(&mut context.0, origin, head).await.map_err(|instead| *instead),
+            None => Ok(()),
         }
     }
 }

@@ -53,8 +53,14 @@ impl Gateway {
             Box::new(page::note(StatusCode::INTERNAL_SERVER_ERROR, "Not logged in", text))
         })?;
         let host = further.host.clone();
-        let offer = Offer { session: present.session.key, known: present.digest, held, further, to };
-        match self.codes.put(offer, Instant::now()) {
+        let session = present.session.key;
+        let offer = Offer { session, known: present.digest, held, further, to };
+        let put = self.codes.put(offer, Instant::now());
+        // its end may have been heard meanwhile
+        if !self.link.is_alive(&session) {
+            self.codes.forget(&session);
+        }
+        match put {
             Ok(code) => Ok(rules.address(&host, &format!("{RESERVED}/code?c={}", *code.write()))),
             Err(error) => {
                 tracing::warn!("a session is not handed over to another host: {error}");
@@ -78,12 +84,13 @@ impl Gateway {
         let fields = Fields::parse(query(asked).as_bytes());
         let code = fields.get("c").and_then(|code| Token::parse(code.as_bytes()));
         let nonce = cookies::read(headers, cookies::NONCE);
+        let refused = |error| Box::new(trouble(&error, true));
+        // first: where the daemon does not answer the code is good for another try
+        let before = self.present(headers, rules, asked.host).await.map_err(refused)?;
         let offer = match (code, nonce) {
             (Some(code), Some(nonce)) => self.codes.take(&code, asked.host, &nonce, Instant::now()),
             _ => None,
         };
-        let refused = |error| Box::new(trouble(&error, true));
-        let before = self.present(headers, rules, asked.host).await.map_err(refused)?;
         let Some(offer) = offer else {
             if before.is_some() {
                 // the page was loaded again

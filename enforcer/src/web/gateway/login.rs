@@ -1,5 +1,6 @@
 //! The login page, and what is posted to it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
@@ -160,13 +161,13 @@ impl Gateway {
 
     async fn openid(
         &self,
-        oidc: &Oidc,
+        oidc: &Arc<Oidc>,
         asked: &mut Asked<'_>,
         rules: &Rules,
         path: &str,
     ) -> Result<Response<Bytes>, Instead> {
         match path {
-            "/oidc/logout" => Ok(self.provider_says(oidc, asked).await),
+            "/oidc/logout" => Ok(self.provider_says(Arc::clone(oidc), asked).await),
             // the provider knows one host to send people back to
             _ if asked.host != rules.login_host => Ok(nothing()),
             "/oidc/callback" => self.back_from_provider(oidc, asked, rules).await,
@@ -187,7 +188,11 @@ impl Gateway {
     ) -> Result<Response<Bytes>, Instead> {
         let there = match wish.further {
             None => rules.address(asked.host, &wish.to),
-            Some(further) => self.hand_over(rules, &present, further, wish.to).await?,
+            Some(further) => match self.hand_over(rules, &present, further, wish.to).await {
+                Ok(there) => there,
+                // a session of which the browser does not hear would stay until it is idle
+                Err(instead) => return Err(Box::new(page::with_cookies(*instead, present.cookies))),
+            },
         };
         let forget =
             cookies::read(&asked.head.headers, cookies::NONCE).and_then(|_| cookies::delete(cookies::NONCE));
@@ -196,10 +201,12 @@ impl Gateway {
 
     /// Sends somebody without a session to the login page.
     pub(super) fn begin(&self, asked: &Asked<'_>, rules: &Rules, wish: &Wish) -> Response<Bytes> {
-        if asked.host == rules.login_host {
-            return page::redirect(&rules.address(asked.host, &format!("{RESERVED}/login?{}", wish.query())));
-        }
-        self.send_over(asked, rules, wish)
+        let page = if asked.host == rules.login_host {
+            page::redirect(&rules.address(asked.host, &format!("{RESERVED}/login?{}", wish.query())))
+        } else {
+            self.send_over(asked, rules, wish)
+        };
+        page::with_cookies(page, cookies::untangle(&asked.head.headers, cookies::TOKEN))
     }
 
     /// The page. Its form is bound to a nonce in a cookie, which no other site can read or set.
@@ -262,6 +269,10 @@ pub(super) fn nonce(headers: &HeaderMap) -> Result<(Token, Option<HeaderValue>),
 /// What somebody wants, if it is one of our hosts that they want it of.
 pub(super) fn wish(fields: &Fields, rules: &Rules) -> Result<Wish, Instead> {
     let mut wish = Wish::read(fields);
+    if wish.to.split(['?', '#']).next().is_some_and(|path| rules.is_logout(path)) {
+        // nobody logs in for that
+        wish.to = "/".to_owned();
+    }
     match &wish.further {
         Some(further) if further.host == rules.login_host => wish.further = None,
         Some(further) if !rules.has(&further.host) => {
@@ -294,17 +305,57 @@ pub(super) fn not_allowed(methods: &'static str) -> Response<Bytes> {
 
 /// Whether the browser says that something was sent from another site, or host, than the one that it is for.
 pub(super) fn is_foreign(asked: &Asked<'_>) -> bool {
-    let headers = &asked.head.headers;
+    is_from_elsewhere(&asked.head.headers, asked.authority)
+}
+
+/// Browsers come by https, also where a server before us ends it and does not say so.
+fn is_from_elsewhere(headers: &HeaderMap, authority: &str) -> bool {
     if let Some(site) = headers.get("sec-fetch-site")
         && site != "same-origin"
         && site != "none"
     {
         return true;
     }
-    let (scheme, usual) = if asked.peer.https { ("https", ":443") } else { ("http", ":80") };
-    let authority = asked.authority.strip_suffix(usual).unwrap_or(asked.authority);
-    headers
-        .get_all(ORIGIN)
-        .iter()
-        .any(|origin| origin.as_bytes() != format!("{scheme}://{authority}").as_bytes())
+    let ours = format!("https://{}", authority.strip_suffix(":443").unwrap_or(authority));
+    headers.get_all(ORIGIN).iter().any(|origin| origin.as_bytes() != ours.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R3: what another site has sent is told by what browsers say of it; whose TLS a server before us has ended comes
+    /// from here.
+    #[test]
+    fn r3_a_form_of_another_site_is_told() {
+        let from = |fields: &[(&'static str, &str)], authority: &str| {
+            let field = |(name, value): &(&'static str, &str)| {
+                (hyper::header::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            };
+            is_from_elsewhere(&fields.iter().map(field).collect(), authority)
+        };
+        for (origin, authority) in [
+            ("https://a.example", "a.example"),
+            ("https://a.example", "a.example:443"),
+            ("https://a.example:8443", "a.example:8443"),
+        ] {
+            assert!(!from(&[("origin", origin)], authority), "{origin} {authority}");
+            assert!(!from(&[("origin", origin), ("sec-fetch-site", "same-origin")], authority));
+            assert!(from(&[("origin", origin), ("sec-fetch-site", "same-site")], authority));
+        }
+        for (origin, authority) in [
+            ("http://a.example", "a.example"),
+            ("https://a.example:8443", "a.example"),
+            ("https://a.example", "a.example:8443"),
+            ("https://b.example", "a.example"),
+            ("https://a.example.evil", "a.example"),
+            ("null", "a.example"),
+            ("", "a.example"),
+        ] {
+            assert!(from(&[("origin", origin)], authority), "{origin} {authority}");
+        }
+        assert!(from(&[("origin", "https://a.example"), ("origin", "https://b.example")], "a.example"));
+        assert!(from(&[("sec-fetch-site", "cross-site")], "a.example"));
+        assert!(!from(&[("sec-fetch-site", "none")], "a.example") && !from(&[], "a.example"));
+    }
 }

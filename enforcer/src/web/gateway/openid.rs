@@ -1,11 +1,13 @@
 //! Logins by way of an identity provider, and its word that one of them is over.
 
+use std::sync::Arc;
+
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::http::Response;
 
 use crate::config::gateway::RESERVED;
-use crate::web::link::{Cause, LinkError};
+use crate::web::link::Cause;
 use crate::web::oidc::{self, Oidc, OidcError};
 use crate::web::proxy::Asked;
 
@@ -71,7 +73,7 @@ impl Gateway {
     }
 
     /// The provider says that somebody has logged out there. It is answered when the sessions have ended.
-    pub(super) async fn provider_says(&self, oidc: &Oidc, asked: &mut Asked<'_>) -> Response<Bytes> {
+    pub(super) async fn provider_says(&self, oidc: Arc<Oidc>, asked: &mut Asked<'_>) -> Response<Bytes> {
         if asked.head.method != Method::POST {
             return not_allowed("POST");
         }
@@ -83,31 +85,34 @@ impl Gateway {
                 return oidc::failed();
             }
         };
-        let out = match oidc.backchannel(&body).await {
-            Ok(out) => out,
-            Err(error) => {
-                tracing::warn!("a logout token is not accepted: {error}");
-                return oidc::refused(&error);
-            }
-        };
-        let mut all = true;
-        for key in &out.sessions {
-            match self.link.end_key(key, Cause::BackChannel).await {
-                Ok(()) | Err(LinkError::Gone) => {
-                    tracing::info!(session = %key, "the identity provider has ended a session");
-                }
-                Err(error) => {
-                    tracing::error!(session = %key, "the identity provider has ended a session, which goes on: {error}");
-                    all = false;
-                }
-            }
-        }
-        if all {
-            return oidc::done();
-        }
-        oidc.again(&out);
-        oidc::failed()
+        // it counts whether or not the provider waits for the answer: a request ends with its connection, a task does not
+        let taken = tokio::spawn(take(oidc, body)).await;
+        taken.unwrap_or_else(|error| {
+            tracing::error!("a logout token was not looked at to its end: {error}");
+            oidc::failed()
+        })
     }
+}
+
+/// What the provider is answered.
+async fn take(oidc: Arc<Oidc>, form: Bytes) -> Response<Bytes> {
+    let out = match oidc.backchannel(&form).await {
+        Ok(out) => out,
+        Err(error) => {
+            tracing::warn!("a logout token is not accepted: {error}");
+            return oidc::refused(&error);
+        }
+    };
+    if oidc.ended(&out).await {
+        return oidc::done();
+    }
+    tracing::error!(
+        sessions = out.sessions.len(),
+        "the identity provider has ended sessions, which could not all be ended in the daemon: this is tried again, and \
+         nothing of them is served meanwhile"
+    );
+    oidc.again(&out);
+    oidc::failed()
 }
 
 fn refused(error: &OidcError) -> Instead {

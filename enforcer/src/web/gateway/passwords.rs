@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::web::attempts::{Attempts, Limits, Whose};
@@ -64,12 +64,9 @@ impl Passwords {
             tracing::warn!(user = ?user, %client, "a login is refused for now: too many tries {whose}");
             return Tried::Wait(wait.time);
         }
-        let _waiting = match self.waiting.try_acquire() {
-            Ok(waiting) => waiting,
-            Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return Tried::Busy,
-        };
-        let place = tokio::time::timeout(PATIENCE, Arc::clone(&self.places).acquire_owned());
-        let Ok(Ok(place)) = place.await else {
+        let Some((place, _waiting)) = self.place().await else {
+            // nobody has looked at it: it was no try
+            self.attempts().untried(user, client, Instant::now());
             return Tried::Busy;
         };
         let (this, name) = (Arc::clone(self), user.to_owned());
@@ -92,6 +89,13 @@ impl Passwords {
         }
         tracing::info!(user = ?user, %client, "a login with a wrong name or password");
         Tried::Wrong
+    }
+
+    /// A place to look at a password, and that for waiting for it.
+    async fn place(&self) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
+        let waiting = self.waiting.try_acquire().ok()?;
+        let place = tokio::time::timeout(PATIENCE, Arc::clone(&self.places).acquire_owned());
+        Some((place.await.ok()?.ok()?, waiting))
     }
 
     fn attempts(&self) -> std::sync::MutexGuard<'_, Attempts> {
@@ -145,5 +149,17 @@ mod tests {
             assert!(matches!(attempt(&passwords, user, "secret").await, Tried::Wait(_)), "{user}");
         }
         assert_eq!(attempt(&passwords, "bob", "wrong").await, Tried::Wrong, "and others are not held up");
+    }
+
+    /// R4, R7: so many wait and no more; and what nobody has looked at was no try.
+    #[tokio::test]
+    async fn r4_r7_who_was_told_to_come_again_has_lost_no_try() {
+        let (_folder, passwords) = passwords();
+        let others = passwords.waiting.acquire_many(u32::try_from(WAITING).unwrap()).await.unwrap();
+        for _ in 0..50 {
+            assert_eq!(attempt(&passwords, "alice", "secret").await, Tried::Busy);
+        }
+        drop(others);
+        assert_eq!(attempt(&passwords, "alice", "secret").await, Tried::Right);
     }
 }

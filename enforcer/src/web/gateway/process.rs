@@ -24,6 +24,7 @@ use super::guard::{Door, Gateway};
 use super::held::Secrets;
 use super::passwords::Passwords;
 use super::privileges::Become;
+use super::provider_ends;
 use super::rules::{self, Rules};
 
 /// How long what is on its way has at the end.
@@ -104,11 +105,12 @@ fn guard(
     let oidc = gateway.oidc.as_ref().map(|oidc| Oidc::new(settings(oidc), &files::oidc(&gateway.state)));
     let oidc = oidc.transpose().context("[gateway] oidc")?.map(Arc::new);
     let secrets = Arc::new(Secrets::new(HELD));
+    let codes = Arc::new(Codes::default());
     let link = {
         let _entered = runtime.enter();
         let settings =
             Settings { grace: gateway.grace.unwrap_or_default(), ..Settings::new(web.socket.clone()) };
-        Link::start(settings, on_end(Arc::clone(&secrets), oidc.clone(), proxy.clone()))
+        Link::start(settings, on_end(Arc::clone(&secrets), Arc::clone(&codes), oidc.clone(), proxy.clone()))
     };
     let gateway = Gateway {
         rules: RwLock::new(Arc::new(rules)),
@@ -117,7 +119,7 @@ fn guard(
         link,
         secrets,
         learned,
-        codes: Codes::default(),
+        codes,
         passwords,
         oidc,
     };
@@ -126,9 +128,10 @@ fn guard(
 }
 
 /// What becomes of a session here when it is over. The link has forgotten it before.
-fn on_end(secrets: Arc<Secrets>, oidc: Option<Arc<Oidc>>, proxy: Proxy<Door>) -> OnEnd {
+fn on_end(secrets: Arc<Secrets>, codes: Arc<Codes>, oidc: Option<Arc<Oidc>>, proxy: Proxy<Door>) -> OnEnd {
     Arc::new(move |key: WebKey, cause| {
         secrets.forget(&key);
+        codes.forget(&key);
         if let Some(oidc) = &oidc {
             oidc.forget(&key);
         }
@@ -176,6 +179,8 @@ impl Running {
         let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut hup = signal(SignalKind::hangup()).context("SIGHUP")?;
+        // it ends with the runtime
+        tokio::spawn(provider_ends::end(self.proxy.clone()));
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         let late = tokio::time::sleep(LATE);
         tokio::pin!(late);

@@ -67,10 +67,14 @@ impl Hosts {
         }
     }
 
+    /// The name may be one that anybody has written into an address: what is no host's label there (`evil/x`, `evil#`)
+    /// would lead a browser elsewhere.
     fn has(&self, host: &str) -> bool {
-        let is_below = |below: &String| {
-            host.strip_suffix(below.as_str()).is_some_and(|label| !label.is_empty() && !label.contains('.'))
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         };
+        let is_below = |below: &String| host.strip_suffix(below.as_str()).is_some_and(is_label);
         self.exact.contains(host) || self.below.iter().any(is_below)
     }
 }
@@ -282,6 +286,11 @@ mod tests {
         }
         for host in ["example.com", "a.b.wild.example.com", "wild.example.com", ".wild.example.com", "evil"] {
             assert!(!rules.has(host), "{host}");
+        }
+        // R3: what a browser takes for another host, and one that an address without dots names
+        let odd = "evil/x evil# evil? evil\\ evil:8443 x@evil 3221225985/x [::1] \u{e9} %41";
+        for label in odd.split(' ') {
+            assert!(!rules.has(&format!("{label}.wild.example.com")), "{label}");
         }
         assert_eq!(rules.address("app.example.com", "/x"), "https://app.example.com:8443/x");
         assert!(["/AGLogout", "/nesp/app/plogout", "/bye"].iter().all(|path| rules.is_logout(path)));

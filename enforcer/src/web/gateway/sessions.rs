@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::http::{Response, StatusCode};
 
-use crate::session::WebDigest;
+use crate::session::{WebDigest, WebKey};
 use crate::web::link::{Cause, LinkError, NewSession, Session};
 use crate::web::proxy::Asked;
 use crate::web::seal::{SealError, SealingSecret, Token, UnwrapError, Wrapped};
@@ -54,7 +54,8 @@ fn bound_to(digest: &WebDigest) -> [u8; 16] {
 }
 
 impl Gateway {
-    /// The session of the token that the request brings, if it is alive, and this host's.
+    /// The session of the token that the request brings, if it is alive, and this host's; and not one that the identity
+    /// provider has ended and the daemon could not be told of yet.
     pub(super) async fn present(
         &self,
         headers: &HeaderMap,
@@ -64,8 +65,11 @@ impl Gateway {
         let Some(token) = cookies::read(headers, cookies::TOKEN) else { return Ok(None) };
         let digest = WebDigest::from_bytes(token.digest());
         let session = self.link.check(&digest).await?;
+        let has_ended = |key: &WebKey| self.oidc.as_ref().is_some_and(|oidc| oidc.has_ended(key));
         Ok(session
-            .filter(|session| session.host == host && session.realm == rules.realm)
+            .filter(|session| {
+                session.host == host && session.realm == rules.realm && !has_ended(&session.key)
+            })
             .map(|session| Present { session, token, digest, cookies: Vec::new() }))
     }
 

@@ -157,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::web::cookie::Folded;
+    use crate::web::line_file::LineError;
     use crate::web::safe_file::FileError;
     use crate::web::seal::Group;
 
@@ -185,7 +186,8 @@ mod tests {
     }
 
     fn broken() -> LearnedError {
-        LearnedError::File(FileError::Failed { path: "/learned".into(), what: "No space left".into() })
+        let full = FileError::Failed { path: "/learned".into(), what: "No space left".into() };
+        LearnedError::Lines(full.into())
     }
 
     type Waiting = tokio::task::JoinHandle<Result<(), NotKept>>;
@@ -289,7 +291,10 @@ mod tests {
         let path = folder.path().join("learned");
         let keeper = Keeper::open(&path, Bounds::default()).unwrap();
         keeper.learn(vec![sealed("one"), sealed("two")]).await.unwrap();
-        assert!(matches!(Keeper::open(&path, Bounds::default()), Err(LearnedError::Busy { .. })));
+        assert!(matches!(
+            Keeper::open(&path, Bounds::default()),
+            Err(LearnedError::Lines(LineError::Busy { .. }))
+        ));
         drop(keeper);
         let keeper = Keeper::open(&path, Bounds::default()).unwrap();
         assert!(knows(&keeper, "one") && knows(&keeper, "two") && !knows(&keeper, "three"));

@@ -2,8 +2,8 @@
 
 use hyper::http::StatusCode;
 
-use super::sessions::SessionsError;
 use super::token::TokenError;
+use crate::web::line_file::LineError;
 use crate::web::seal::SealError;
 
 /// Why a login cannot be begun or finished, or an end not be taken. What is displayed is for the log; it holds no secret,
@@ -39,7 +39,7 @@ pub enum OidcError {
     Busy(String),
     /// Whose a session is cannot be kept.
     #[error(transparent)]
-    Sessions(#[from] SessionsError),
+    Sessions(#[from] LineError),
     #[error("{0}")]
     System(String),
 }

@@ -5,6 +5,10 @@ use subtle::ConstantTimeEq as _;
 
 use super::token::{Common, LEEWAY, Parties, TokenError, seconds};
 
+/// By how many seconds the times of one token may differ from ours: those that it names lie no further apart than what
+/// they tell of has taken.
+const DRIFT: u64 = 10;
+
 /// Which login a token has to be for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
@@ -35,12 +39,8 @@ impl IdToken {
     /// # Errors
     /// [`TokenError`], the first check that it does not pass.
     pub(super) fn check(payload: &[u8], typ: Option<&str>, wanted: Wanted<'_>) -> Result<Self, TokenError> {
-        if let Some(other) = typ.filter(|typ| *typ != "jwt") {
-            return Err(TokenError::Kind(super::settings::shown(other)));
-        }
-        let claims = Common::read(payload, wanted.parties)?;
-        let issued = claims.issued()?;
-        let before = wanted.begun.saturating_sub(issued);
+        let claims = Common::read(payload, typ, &["jwt"], wanted.parties)?;
+        let before = wanted.begun.saturating_sub(claims.issued);
         if before > LEEWAY {
             return Err(TokenError::Old(before));
         }
@@ -57,9 +57,15 @@ impl IdToken {
             if before > LEEWAY {
                 return Err(TokenError::NotFresh(before));
             }
+            // by the provider's clock alone, so that nobody has a whole leeway for the login of the one before him
+            let took = wanted.parties.now.saturating_sub(wanted.begun);
+            let before = claims.issued.saturating_sub(time).saturating_sub(took);
+            if before > DRIFT {
+                return Err(TokenError::NotFresh(before));
+            }
         }
         let sub = claims.sub.ok_or(TokenError::Subject)?;
-        Ok(Self { sub, sid: claims.sid, issued, claims: claims.rest })
+        Ok(Self { sub, sid: claims.sid, issued: claims.issued, claims: claims.rest })
     }
 }
 
@@ -110,9 +116,10 @@ mod tests {
             json!({"azp": "gateway"}),
             json!({"exp": NOW - 59}),
             json!({"exp": NOW as f64 + 0.5}),
-            json!({"iat": NOW + 60, "nbf": NOW + 60}),
+            json!({"iat": NOW + 60, "nbf": NOW + 60, "auth_time": NOW + 59}),
             json!({"iat": NOW - 90}),
-            json!({"auth_time": NOW - 90}),
+            json!({"auth_time": NOW - 40}),
+            json!({"auth_time": NOW - 90, "iat": NOW - 50}),
             json!({"sid": null}),
         ] {
             let mut claims = good();
@@ -138,6 +145,7 @@ mod tests {
         fails(|c| drop(c.as_object_mut().unwrap().remove("nonce")), TokenError::Nonce);
         fails(|c| c["nonce"] = json!(["the nonce of this login"]), TokenError::Nonce);
         fails(|c| c["auth_time"] = json!(NOW - 91), TokenError::NotFresh(61));
+        fails(|c| c["auth_time"] = json!(NOW - 41), TokenError::NotFresh(11));
         fails(|c| drop(c.as_object_mut().unwrap().remove("auth_time")), TokenError::NoLoginTime);
         fails(|c| c["auth_time"] = json!("now"), TokenError::NoLoginTime);
         fails(|c| drop(c.as_object_mut().unwrap().remove("sub")), TokenError::Subject);
@@ -182,6 +190,27 @@ mod tests {
         for typ in ["at+jwt", "logout+jwt", "dpop+jwt", ""] {
             let why = IdToken::check(good().to_string().as_bytes(), Some(typ), WANTED).unwrap_err();
             assert_eq!(why, TokenError::Kind(typ.into()));
+        }
+    }
+
+    /// R2: at a browser that several people use, the login of the one before is no fresh one, however short a time ago it
+    /// was: the token says both times by the provider's clock, which may be wrong by a minute.
+    #[test]
+    fn r2_the_login_of_the_person_before_is_not_fresh() {
+        for skew in [-50_i64, 0, 50] {
+            let provider = |time: u64| time.checked_add_signed(skew).unwrap();
+            let login = |ago: u64| {
+                let mut claims = good();
+                claims["iat"] = json!(provider(NOW));
+                claims["auth_time"] = json!(provider(WANTED.begun - ago));
+                check(&claims)
+            };
+            assert!(login(0).is_ok(), "{skew}");
+            assert_eq!(
+                login(11).unwrap_err(),
+                TokenError::NotFresh(if skew == -50 { 61 } else { 11 }),
+                "{skew}"
+            );
         }
     }
 

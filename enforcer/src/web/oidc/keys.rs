@@ -9,6 +9,7 @@ use ring::signature::{
 use serde::Deserialize;
 
 use super::jws::Algorithm;
+use super::settings::shown;
 
 /// How many keys are looked at; the rest of a set is not.
 const MAX_KEYS: usize = 64;
@@ -60,7 +61,8 @@ impl Keys {
     /// # Errors
     /// A sentence: it is no set, or there is no key in it that could be used.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let set: Set = serde_json::from_slice(text).map_err(|error| format!("it is no JWK set: {error}"))?;
+        let set: Set = serde_json::from_slice(text)
+            .map_err(|error| format!("it is no JWK set: {}", shown(&error.to_string())))?;
         let jwks =
             set.keys.into_iter().take(MAX_KEYS).filter_map(|jwk| serde_json::from_value::<Jwk>(jwk).ok());
         let keys: Vec<Key> = jwks.filter_map(Key::read).collect();
@@ -205,6 +207,14 @@ mod tests {
         for text in ["", "[]", "{}", r#"{"keys":{}}"#] {
             assert!(Keys::parse(text.as_bytes()).unwrap_err().contains("no JWK set"), "{text}");
         }
+    }
+
+    /// It goes to the log.
+    #[test]
+    fn r7_what_is_wrong_with_a_set_is_told_in_one_short_line() {
+        let text = format!(r#"{{"keys":"{}"}}"#, "x\\n\\u001b".repeat(10_000));
+        let said = Keys::parse(text.as_bytes()).unwrap_err();
+        assert!(said.len() < 2_500 && !said.contains(['\n', '\u{1b}']), "{} bytes", said.len());
     }
 
     #[test]

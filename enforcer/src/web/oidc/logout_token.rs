@@ -26,12 +26,8 @@ impl LogoutToken {
     /// # Errors
     /// [`TokenError`], the first check that it does not pass.
     pub(super) fn check(payload: &[u8], typ: Option<&str>, parties: Parties<'_>) -> Result<Self, TokenError> {
-        if let Some(other) = typ.filter(|typ| !matches!(*typ, "jwt" | "logout+jwt")) {
-            return Err(TokenError::Kind(super::settings::shown(other)));
-        }
-        let claims = Common::read(payload, parties)?;
-        let issued = claims.issued()?;
-        let age = parties.now.saturating_sub(issued);
+        let claims = Common::read(payload, typ, &["jwt", "logout+jwt"], parties)?;
+        let age = parties.now.saturating_sub(claims.issued);
         if age > MAX_AGE + LEEWAY {
             return Err(TokenError::Old(age - MAX_AGE));
         }
@@ -48,7 +44,7 @@ impl LogoutToken {
         }
         let jti = claims.rest.get("jti").and_then(Value::as_str).filter(|jti| fits(jti));
         let jti = jti.ok_or(TokenError::Jti)?.to_owned();
-        Ok(Self { sub: claims.sub, sid: claims.sid, jti, issued })
+        Ok(Self { sub: claims.sub, sid: claims.sid, jti, issued: claims.issued })
     }
 }
 

@@ -15,6 +15,8 @@ use super::settings::Settings;
 
 /// For how long what was fetched is used: a key that the provider has taken back is believed no longer than that.
 const FRESH: Duration = Duration::from_secs(600);
+/// For how long it is good enough for the end of a session, where the provider cannot be asked.
+const FOR_AN_END: Duration = Duration::from_secs(24 * 3600);
 /// After a failure everybody is told of it for so long, before it is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(3);
 /// How often an unknown key makes us ask for newer ones: whoever sends nonsense must not make us ask more often.
@@ -66,6 +68,19 @@ impl Provider {
         }
     }
 
+    /// The same to check that a session has ended: where the provider cannot be asked, what it was lately. Whoever has a
+    /// key that it has taken back meanwhile could end sessions with that, and begin none.
+    ///
+    /// # Errors
+    /// [`OidcError::Provider`]
+    pub(super) async fn known_for_an_end(
+        &self,
+        fetch: &Fetch,
+        settings: &Settings,
+    ) -> Result<Arc<Known>, OidcError> {
+        self.known(fetch, settings).await.or_else(|error| self.younger(FOR_AN_END).ok_or(error))
+    }
+
     /// Newer than this, since a key was not among it. `None`: there is nothing newer to be had now.
     ///
     /// # Errors
@@ -88,8 +103,19 @@ impl Provider {
     }
 
     fn fresh(&self) -> Option<Arc<Known>> {
+        self.younger(FRESH)
+    }
+
+    fn younger(&self, than: Duration) -> Option<Arc<Known>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.clone().filter(|known| known.at.elapsed() < FRESH)
+        known.clone().filter(|known| known.at.elapsed() < than)
+    }
+
+    /// As if it had been fetched so long ago.
+    #[cfg(test)]
+    pub(super) fn has_known(&self, metadata: Metadata, keys: Keys, ago: Duration) {
+        let at = Instant::now().checked_sub(ago).unwrap();
+        *self.known.write().unwrap() = Some(Arc::new(Known { metadata, keys, at }));
     }
 
     async fn ask(

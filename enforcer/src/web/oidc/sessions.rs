@@ -6,7 +6,11 @@
 //!
 //! What ends otherwise has to be told of ([`Sessions::forget`]); what was missed while the gateway was down is forgotten
 //! when its time is over, and takes room until then.
+//!
+//! What the provider has ended is to be ended here **until it is** ([`endings`]): also when the provider has long been
+//! told that it could not be done, and after a restart of the gateway.
 
+mod endings;
 mod file;
 mod table;
 
@@ -17,10 +21,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ring::digest::{SHA256, digest};
 
 use crate::session::WebKey;
-use crate::web::safe_file::FileError;
+use crate::web::line_file::{LineError, LineFile};
 
 use super::logout_token::LogoutToken;
-use file::{Line, SessionsFile};
+use endings::Endings;
+use file::Line;
 use table::{Entry, Table};
 
 /// How much is kept.
@@ -55,20 +60,6 @@ pub struct LoggedOut {
     /// May be none: they have ended already, or there never was one.
     pub sessions: Vec<WebKey>,
     jti: Digest,
-}
-
-/// Why whose a session is cannot be read or kept.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionsError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(
-        "{path}, line {line} cannot be read: repair it, or delete it; then the provider cannot end the session that it \
-         told of"
-    )]
-    Line { path: String, line: usize },
-    #[error("{path} is open in another gateway: stop that one, or give this one another file")]
-    Busy { path: String },
 }
 
 /// Why the table does not take something in.
@@ -132,25 +123,31 @@ pub(super) struct Whose<'a> {
 #[derive(Debug)]
 pub(super) enum AddError {
     Refused(Refused),
-    File(SessionsError),
+    File(LineError),
 }
 
-/// All of them. Its functions lock, and [`Sessions::add`] writes to the disk.
+/// All of them. Its functions lock; [`Sessions::add`] and [`Sessions::keep_endings`] write to the disk.
 #[derive(Debug)]
 pub(super) struct Sessions {
     /// Locked for a moment alone; after `file` where both are.
     table: Mutex<Table>,
-    file: Mutex<SessionsFile>,
+    endings: Endings,
+    file: Mutex<LineFile>,
     /// What is over and was not written yet: it goes with the next line.
     over: Mutex<Vec<WebKey>>,
 }
 
 impl Sessions {
     /// # Errors
-    /// [`SessionsError`]
-    pub(super) fn open(path: &Path, bounds: Bounds, now: u64) -> Result<Self, SessionsError> {
-        let (file, table) = SessionsFile::open(path, bounds, now)?;
-        Ok(Self { table: Mutex::new(table), file: Mutex::new(file), over: Mutex::default() })
+    /// [`LineError`]
+    pub(super) fn open(path: &Path, bounds: Bounds, now: u64) -> Result<Self, LineError> {
+        let (file, table, left) = file::open(path, bounds, now)?;
+        Ok(Self {
+            table: Mutex::new(table),
+            endings: Endings::new(left),
+            file: Mutex::new(file),
+            over: Mutex::default(),
+        })
     }
 
     /// Takes a session in. It is on the disk when this returns.
@@ -160,50 +157,76 @@ impl Sessions {
     pub(super) fn add(&self, key: WebKey, whose: &Whose<'_>, now: u64) -> Result<(), AddError> {
         let Whose { issuer, sub, sid, issued, until } = *whose;
         let sub = Digest::of("sub", issuer, sub);
-        let entry = Entry { sub, sid: sid.map(|sid| Digest::of("sid", issuer, sid)), until };
-        lock(&self.table).add(key, entry, issued, now).map_err(AddError::Refused)?;
-        let written = self.write(Line::Begun(key, entry));
+        let entry = Entry { sub, sid: sid.map(|sid| Digest::of("sid", issuer, sid)), until, issued };
+        lock(&self.table).add(key, entry, now).map_err(AddError::Refused)?;
+        let written = self.write([Line::Begun(key, entry)], now);
         if written.is_err() {
             lock(&self.table).forget(&key);
         }
         written.map_err(AddError::File)
     }
 
-    fn write(&self, line: Line) -> Result<(), SessionsError> {
+    /// `lines`: of what table and endings have already.
+    fn write(&self, lines: impl IntoIterator<Item = Line>, now: u64) -> Result<(), LineError> {
         let mut file = lock(&self.file);
-        if file.has_grown() {
-            // the table has the session that the line is of
-            let over = std::mem::take(&mut *lock(&self.over));
-            let written = file.write_anew(&lock(&self.table));
-            if written.is_err() {
-                lock(&self.over).extend(over);
-            }
-            return written;
-        }
         let over = std::mem::take(&mut *lock(&self.over));
-        let written = file.add(over.iter().copied().map(Line::Over).chain([line]));
+        let written = if file.has_grown() {
+            let ending = self.endings.all();
+            let all = file::all(&lock(&self.table), ending.into_iter(), now);
+            file.write_anew(&all)
+        } else {
+            file.add(&file::lines(over.iter().copied().map(Line::Over).chain(lines)))
+        };
         if written.is_err() {
             lock(&self.over).extend(over);
         }
         written
     }
 
-    /// A session that is over, for whatever reason.
+    /// A session that is heard to be over, for whatever reason. What is to be ended stays until it is ([`Sessions::over`]):
+    /// what is heard may not be on a disk yet.
     pub(super) fn forget(&self, key: &WebKey) {
-        if lock(&self.table).forget(key) {
+        if !self.endings.has(key) && lock(&self.table).forget(key) {
             lock(&self.over).push(*key);
         }
     }
 
+    /// A session that is over for good, as whoever ends sessions says.
+    pub(super) fn over(&self, key: &WebKey) {
+        self.endings.forget(key);
+        self.forget(key);
+    }
+
+    /// From now on what it ends is to be ended ([`Sessions::endings`]).
+    ///
     /// # Errors
     /// [`Refused`]
     pub(super) fn logout(&self, issuer: &str, token: &LogoutToken, now: u64) -> Result<LoggedOut, Refused> {
-        lock(&self.table).logout(issuer, token, now)
+        let out = lock(&self.table).logout(issuer, token, now)?;
+        self.endings.want(&out.sessions);
+        Ok(out)
     }
 
     /// What it ends could not be ended: the provider may say it again.
     pub(super) fn again(&self, out: &LoggedOut) {
         lock(&self.table).again(&out.jti);
+    }
+
+    /// What the provider has ended, and nobody has said to be over.
+    pub(super) fn endings(&self) -> &Endings {
+        &self.endings
+    }
+
+    /// These could not be ended. That they are to be is on the disk when this returns, where it was not before.
+    ///
+    /// # Errors
+    /// [`LineError`]: a restart of the gateway would forget it. Until then it does not.
+    pub(super) fn keep_endings(&self, keys: &[WebKey], now: u64) -> Result<(), LineError> {
+        let fresh = self.endings.fresh(keys);
+        let written =
+            if fresh.is_empty() { Ok(()) } else { self.write(fresh.into_iter().map(Line::Ending), now) };
+        self.endings.failed(keys);
+        written
     }
 
     pub(super) fn len(&self) -> usize {
@@ -214,9 +237,12 @@ impl Sessions {
 impl Drop for Sessions {
     fn drop(&mut self) {
         let over = std::mem::take(&mut *lock(&self.over));
-        if !over.is_empty() {
-            // what is not written is forgotten when its time is over
-            let _ = lock(&self.file).add(over.into_iter().map(Line::Over));
+        let wanted = self.endings.fresh(&self.endings.all());
+        let lines = over.into_iter().map(Line::Over).chain(wanted.into_iter().map(Line::Ending));
+        let text = file::lines(lines);
+        if !text.is_empty() {
+            // what is over and not written is forgotten when its time is over
+            let _ = lock(&self.file).add(&text);
         }
     }
 }
@@ -245,6 +271,10 @@ mod tests {
         LogoutToken { sub: Some(sub.into()), sid: None, jti: jti.into(), issued: NOW }
     }
 
+    fn text(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
     fn open(path: &Path) -> Sessions {
         Sessions::open(path, Bounds::default(), NOW).unwrap()
     }
@@ -264,7 +294,7 @@ mod tests {
         assert_eq!(sessions.logout(ISSUER, &out("alice", "1"), NOW).unwrap().sessions, [key(1)]);
         assert_eq!(sessions.len(), 2);
         // nobody's name stands there
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text(&path);
         assert!(!text.contains("alice") && !text.contains("bob"), "{text}");
     }
 
@@ -277,7 +307,7 @@ mod tests {
         sessions.add(key(1), &whose("alice", None), NOW).unwrap();
         sessions.forget(&key(1));
         sessions.add(key(2), &whose("alice", None), NOW).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text(&path);
         assert_eq!(text.lines().filter(|line| line.starts_with("- ")).count(), 1, "{text}");
         assert_eq!(text.lines().count(), 3);
     }
@@ -294,6 +324,62 @@ mod tests {
         assert!(matches!(sessions.add(key(1), &whose("alice", None), NOW), Err(AddError::File(_))));
         assert_eq!(sessions.len(), 0);
         assert!(sessions.logout(ISSUER, &out("alice", "1"), NOW).unwrap().sessions.is_empty());
+    }
+
+    /// R2, R5: what the provider has ended is to be ended until it is, whatever happens to the gateway meanwhile: it stops,
+    /// or it is killed after it could not end it.
+    #[test]
+    fn r2_r5_what_the_provider_has_ended_is_to_be_ended_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sessions");
+        let sessions = open(&path);
+        sessions.add(key(1), &whose("alice", None), NOW).unwrap();
+        sessions.add(key(2), &whose("bob", None), NOW).unwrap();
+        let out = sessions.logout(ISSUER, &out("alice", "1"), NOW).unwrap();
+        assert_eq!((&out.sessions, sessions.endings().all()), (&vec![key(1)], vec![key(1)]));
+        assert!(!text(&path).contains("! "), "it may succeed at once");
+        drop(sessions);
+        let sessions = open(&path);
+        assert_eq!(sessions.endings().all(), [key(1)], "stopped in between");
+        sessions.forget(&key(1));
+        drop(sessions);
+        let sessions = open(&path);
+        assert_eq!(
+            sessions.endings().all(),
+            [key(1)],
+            "heard to be over: the daemon may not have written it"
+        );
+        sessions.over(&key(1));
+        drop(sessions);
+        let sessions = open(&path);
+        assert!(sessions.endings().all().is_empty());
+        sessions.logout(ISSUER, &self::out("bob", "2"), NOW).unwrap();
+        for _ in 0..3 {
+            sessions.keep_endings(&[key(2)], NOW).unwrap();
+        }
+        assert_eq!(
+            text(&path).matches(&format!("! {}\n", key(2))).count(),
+            1,
+            "written once: {}",
+            text(&path)
+        );
+        // killed: nothing more is written
+        let copy = folder.path().join("copy");
+        std::fs::write(&copy, text(&path)).unwrap();
+        std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(open(&copy).endings().all(), [key(2)]);
+    }
+
+    /// R6: also where that cannot be written down it is not forgotten before the next restart, and it is told.
+    #[test]
+    fn r6_an_end_that_cannot_be_written_is_told_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = open(&folder.path().join("sessions"));
+        sessions.add(key(1), &whose("alice", None), NOW).unwrap();
+        sessions.logout(ISSUER, &out("alice", "1"), NOW).unwrap();
+        lock(&sessions.file).break_it();
+        assert!(sessions.keep_endings(&[key(1)], NOW).is_err());
+        assert_eq!(sessions.endings().all(), [key(1)]);
     }
 
     #[test]

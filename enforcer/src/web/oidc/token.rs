@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
+use super::settings::shown;
+
 /// By how many seconds the provider's clock may be ahead of ours, or behind.
 pub(super) const LEEWAY: u64 = 60;
 /// Bytes of a `sub`, as the standard has it, and of other names that are kept.
@@ -65,21 +67,30 @@ pub enum TokenError {
 }
 
 /// What every token says.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub(super) struct Common {
+    pub sub: Option<String>,
+    pub sid: Option<String>,
+    /// Unix seconds, by the provider's clock.
+    pub issued: u64,
+    /// Everything else.
+    pub rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
     iss: String,
     aud: Audience,
     exp: Number,
     iat: Number,
     nbf: Option<Number>,
-    pub sub: Option<String>,
-    pub sid: Option<String>,
-    /// Everything else.
+    sub: Option<String>,
+    sid: Option<String>,
     #[serde(flatten)]
-    pub rest: Map<String, Value>,
+    rest: Map<String, Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum Audience {
     One(String),
@@ -95,13 +106,25 @@ pub(super) struct Parties<'a> {
 }
 
 impl Common {
+    /// Checks what every token says whose signature is good.
+    ///
+    /// `typ`: of its header. `kinds`: what that may be; it may also not be there.
+    ///
     /// # Errors
     /// [`TokenError`], the first check that it does not pass.
-    pub(super) fn read(payload: &[u8], parties: Parties<'_>) -> Result<Self, TokenError> {
-        let claims: Self = serde_json::from_slice(payload)
-            .map_err(|error| TokenError::Claims(super::settings::shown(&error.to_string())))?;
+    pub(super) fn read(
+        payload: &[u8],
+        typ: Option<&str>,
+        kinds: &[&str],
+        parties: Parties<'_>,
+    ) -> Result<Self, TokenError> {
+        if let Some(other) = typ.filter(|typ| !kinds.contains(typ)) {
+            return Err(TokenError::Kind(shown(other)));
+        }
+        let claims: Claims =
+            serde_json::from_slice(payload).map_err(|error| TokenError::Claims(shown(&error.to_string())))?;
         if claims.iss != parties.issuer {
-            return Err(TokenError::Issuer(super::settings::shown(&claims.iss)));
+            return Err(TokenError::Issuer(shown(&claims.iss)));
         }
         let audiences = match &claims.aud {
             Audience::One(one) => std::slice::from_ref(one),
@@ -121,7 +144,8 @@ impl Common {
         if over >= LEEWAY {
             return Err(TokenError::Expired(over));
         }
-        let ahead = claims.issued()?.saturating_sub(parties.now);
+        let issued = seconds(&claims.iat, "iat")?;
+        let ahead = issued.saturating_sub(parties.now);
         if ahead > LEEWAY {
             return Err(TokenError::Future(ahead));
         }
@@ -136,12 +160,7 @@ impl Common {
         if claims.sid.as_ref().is_some_and(|sid| !fits(sid)) {
             return Err(TokenError::Sid);
         }
-        Ok(claims)
-    }
-
-    /// Unix seconds.
-    pub(super) fn issued(&self) -> Result<u64, TokenError> {
-        seconds(&self.iat, "iat")
+        Ok(Self { sub: claims.sub, sid: claims.sid, issued, rest: claims.rest })
     }
 }
 

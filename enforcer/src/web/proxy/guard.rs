@@ -69,7 +69,7 @@ pub struct Asked<'a> {
     pub reserved: &'a HeaderMap,
     /// The host that was asked for, in lower case and without a port.
     pub host: &'a str,
-    /// The same as the client wrote it, with a port if it did.
+    /// The same with the port that the client has named, unless it is the one that its scheme has anyway.
     pub authority: &'a str,
     pub peer: Peer,
     /// Whom it is for.

@@ -40,7 +40,7 @@ pub(super) async fn speak(limits: &Limits, port: u16, held: &Held, io: Io) -> io
 
 fn answer(request: Request<Incoming>, port: u16) -> Result<Response<Bytes>, Refusal> {
     let (mut parts, _) = request.into_parts();
-    let target = target(&mut parts)?;
+    let target = target(&mut parts, false)?;
     let host = target.host();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let address =

@@ -125,7 +125,8 @@ impl<G: Guard> Visit<G> {
             parts.method = Method::GET;
         }
         let mut wanted = head::incoming(&mut parts)?;
-        let target = head::target(&mut parts)?;
+        let peer = self.client.peer(&parts.headers, &gate.trusted);
+        let target = head::target(&mut parts, peer.https)?;
         let origin = gate.origins.find(target.host(), parts.uri.path());
         if let Some(protocol) = &extended {
             wanted.upgrade = HeaderValue::from_str(protocol.as_str()).ok();
@@ -142,7 +143,7 @@ impl<G: Guard> Visit<G> {
         let reserved = gate.reserved.take(&mut parts.headers);
         let ticket = gate.register.ticket();
         let asked = Asked {
-            peer: self.client.peer(&parts.headers, &gate.trusted),
+            peer,
             head: &mut parts,
             reserved: &reserved,
             host: target.host(),

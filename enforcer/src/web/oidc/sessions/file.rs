@@ -1,141 +1,91 @@
-//! Which session belongs to whom, on the disk: a file of lines that grows at its end.
+//! Which session belongs to whom, on the disk: a [file of lines](crate::web::line_file).
 //!
 //! ```text
-//! + KEY SUB SID UNTIL      a session: its key, digests of whose it is (`-`: no sid), and when it has ended in any case
-//! - KEY                    it is over
+//! + KEY SUB SID UNTIL ISSUED    a session: its key, digests of whose it is (`-`: no sid), when it has ended in any case,
+//!                               and when its ID token was issued (older versions have not written that)
+//! ! KEY                         the provider has ended it, and it may still go on
+//! - KEY                         it is over
 //! ```
-//! Keys and digests are 32 hexadecimal digits, times unix seconds. A line that a crash has cut is not there. A line that
-//! cannot be read stops the gateway's start: the session that it told of could not be ended by the provider.
+//! Keys and digests are 32 hexadecimal digits, times unix seconds.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
-
-use nix::fcntl::{Flock, FlockArg};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::session::WebKey;
-use crate::web::safe_file::{self, FileError, Folder};
+use crate::web::line_file::{About, LineError, LineFile, Lines};
 
 use super::table::{Entry, Table};
-use super::{Bounds, Digest, SessionsError};
+use super::{Bounds, Digest};
 
-/// How many bytes of lines are added before the file is written anew.
-const GROWTH: u64 = 1024 * 1024;
+const ABOUT: About = About {
+    what: "whose a session is",
+    lost: "the provider cannot end the session that it told of",
+    growth: 1024 * 1024,
+};
 
-/// The file, open for writing. Nobody else can open it so meanwhile.
+/// What the file holds.
 #[derive(Debug)]
-pub(super) struct SessionsFile {
-    file: Flock<File>,
-    path: PathBuf,
-    /// Up to where it holds whole lines that are on the disk.
-    length: u64,
-    /// How long it was when it was written anew.
-    anew: u64,
+struct Contents {
+    table: Table,
+    ending: BTreeSet<WebKey>,
+    now: u64,
 }
 
-impl SessionsFile {
-    /// Reads what is there, and makes the file (mode 0600) where there is none.
-    ///
-    /// # Errors
-    /// [`SessionsError`]
-    pub(super) fn open(path: &Path, bounds: Bounds, now: u64) -> Result<(Self, Table), SessionsError> {
-        let folder = Folder::lock(path)?;
-        let bytes = match folder.read(safe_file::OWNER_ONLY) {
-            Ok(contents) => {
-                // before anything is changed in it
-                lock(path)?;
-                contents.bytes
+impl Lines for Contents {
+    fn take(&mut self, line: &str) -> bool {
+        match Line::read(line) {
+            Some(Line::Begun(key, entry)) => self.table.insert(key, entry),
+            Some(Line::Ending(key)) => {
+                self.ending.insert(key);
             }
-            Err(FileError::Missing { .. }) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let mut table = Table::new(bounds);
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
-        let text = bytes.get(..whole).unwrap_or_default();
-        for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
-            let line = std::str::from_utf8(line).ok().map(str::trim_end).and_then(Line::read);
-            match line {
-                Some(Line::Begun(key, entry)) => table.insert(key, entry),
-                Some(Line::Over(key)) => drop(table.forget(&key)),
-                None => {
-                    return Err(SessionsError::Line { path: path.display().to_string(), line: index + 1 });
-                }
+            Some(Line::Over(key)) => {
+                self.table.forget(&key);
+                self.ending.remove(&key);
             }
+            None => return false,
         }
-        table.drop_over(now);
-        let text = written(&table);
-        folder.replace(text.as_bytes())?;
-        let file = lock(path)?;
-        let length = text.len() as u64;
-        Ok((Self { file, path: path.to_owned(), length, anew: length }, table))
+        true
     }
 
-    /// Adds these lines, and does not come back before they are on the disk.
-    ///
-    /// # Errors
-    /// [`SessionsError`]. Then nothing of it counts as written.
-    pub(super) fn add(&mut self, lines: impl IntoIterator<Item = Line>) -> Result<(), SessionsError> {
-        let text: String = lines.into_iter().map(|line| line.write() + "\n").collect();
-        let length = self.length;
-        // what a failed write has left behind is written over
-        let written = self
-            .file
-            .set_len(length)
-            .and_then(|()| self.file.seek(SeekFrom::Start(length)))
-            .and_then(|_| self.file.write_all(text.as_bytes()))
-            .and_then(|()| self.file.sync_data());
-        written.map_err(|error| FileError::Failed {
-            path: self.path.display().to_string(),
-            what: format!("cannot write whose a session is: {error}"),
-        })?;
-        self.length = length + text.len() as u64;
-        Ok(())
-    }
-
-    /// From now on nothing can be written.
-    #[cfg(test)]
-    pub(super) fn break_it(&mut self) {
-        self.file = Flock::lock(File::open("/dev/null").unwrap(), FlockArg::LockShared).unwrap();
-    }
-
-    /// Whether it is time to write it anew.
-    pub(super) fn has_grown(&self) -> bool {
-        self.length >= self.anew.saturating_add(GROWTH)
-    }
-
-    /// Writes it anew, with what the table has now.
-    ///
-    /// # Errors
-    /// [`SessionsError`]. Then the file is as it was.
-    pub(super) fn write_anew(&mut self, table: &Table) -> Result<(), SessionsError> {
-        // held until the new file is locked as well
-        let folder = Folder::lock(&self.path)?;
-        let text = written(table);
-        folder.replace(text.as_bytes())?;
-        self.file = lock(&self.path)?;
-        self.length = text.len() as u64;
-        self.anew = self.length;
-        Ok(())
+    fn all(&self) -> String {
+        all(&self.table, self.ending.iter().copied(), self.now)
     }
 }
 
-fn lock(path: &Path) -> Result<Flock<File>, SessionsError> {
-    let shown = || path.display().to_string();
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| FileError::Failed {
-        path: shown(),
-        what: format!("cannot open it to write: {error}"),
-    })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| SessionsError::Busy { path: shown() })
+/// Opens the file: what is in it that is not over, and those of it that the provider has ended.
+///
+/// # Errors
+/// [`LineError`]
+pub(super) fn open(
+    path: &Path,
+    bounds: Bounds,
+    now: u64,
+) -> Result<(LineFile, Table, Vec<WebKey>), LineError> {
+    let mut contents = Contents { table: Table::new(bounds), ending: BTreeSet::new(), now };
+    let file = LineFile::open(path, ABOUT, &mut contents)?;
+    let Contents { mut table, ending, .. } = contents;
+    table.drop_over(now);
+    let ending = ending.into_iter().filter(|key| table.has(key)).collect();
+    Ok((file, table, ending))
 }
 
-fn written(table: &Table) -> String {
-    table.entries().map(|(key, entry)| Line::Begun(*key, *entry).write() + "\n").collect()
+/// The lines of all that is not over, and of those of it that the provider has ended.
+pub(super) fn all(table: &Table, ending: impl Iterator<Item = WebKey>, now: u64) -> String {
+    let alive = table.entries().filter(|(_, entry)| entry.until > now);
+    let begun = alive.map(|(key, entry)| Line::Begun(*key, *entry));
+    lines(begun.chain(ending.filter(|key| table.has(key)).map(Line::Ending)))
+}
+
+/// As they stand in the file.
+pub(super) fn lines(lines: impl IntoIterator<Item = Line>) -> String {
+    lines.into_iter().map(|line| line.write() + "\n").collect()
 }
 
 /// One line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     Begun(WebKey, Entry),
+    Ending(WebKey),
     Over(WebKey),
 }
 
@@ -150,8 +100,11 @@ impl Line {
                     "-" => None,
                     sid => Some(Digest::read(sid)?),
                 };
-                Self::Begun(key, Entry { sub, sid, until: words.next()?.parse().ok()? })
+                let until = words.next()?.parse().ok()?;
+                let issued = words.next().map_or(Ok(0), str::parse).ok()?;
+                Self::Begun(key, Entry { sub, sid, until, issued })
             }
+            "!" => Self::Ending(words.next()?.parse().ok()?),
             "-" => Self::Over(words.next()?.parse().ok()?),
             _ => return None,
         };
@@ -160,8 +113,13 @@ impl Line {
 
     fn write(&self) -> String {
         match self {
-            Self::Begun(key, Entry { sub, sid: Some(sid), until }) => format!("+ {key} {sub} {sid} {until}"),
-            Self::Begun(key, Entry { sub, sid: None, until }) => format!("+ {key} {sub} - {until}"),
+            Self::Begun(key, Entry { sub, sid: Some(sid), until, issued }) => {
+                format!("+ {key} {sub} {sid} {until} {issued}")
+            }
+            Self::Begun(key, Entry { sub, sid: None, until, issued }) => {
+                format!("+ {key} {sub} - {until} {issued}")
+            }
+            Self::Ending(key) => format!("! {key}"),
             Self::Over(key) => format!("- {key}"),
         }
     }
@@ -180,11 +138,12 @@ mod tests {
     fn begun(byte: u8) -> Line {
         let digest = |kind| Digest::of(kind, "https://id.example", &byte.to_string());
         let sid = byte.is_multiple_of(2).then(|| digest("sid"));
-        Line::Begun(key(byte), Entry { sub: digest("sub"), sid, until: NOW + u64::from(byte) })
+        let until = NOW + u64::from(byte);
+        Line::Begun(key(byte), Entry { sub: digest("sub"), sid, until, issued: NOW - 1 })
     }
 
-    fn open(path: &Path) -> (SessionsFile, Table) {
-        SessionsFile::open(path, Bounds::default(), NOW).unwrap()
+    fn open(path: &Path) -> (LineFile, Table, Vec<WebKey>) {
+        super::open(path, Bounds::default(), NOW).unwrap()
     }
 
     fn keys(table: &Table) -> Vec<WebKey> {
@@ -195,98 +154,91 @@ mod tests {
 
     #[test]
     fn a_line_reads_what_it_writes_and_nothing_else() {
-        for line in [begun(1), begun(2), Line::Over(key(3))] {
+        for line in [begun(1), begun(2), Line::Ending(key(3)), Line::Over(key(3))] {
             assert_eq!(Line::read(&line.write()), Some(line));
-            assert_eq!(Line::read(&(line.write() + " ")), None);
+            for odd in [" ", " 1", "x"] {
+                assert_eq!(Line::read(&(line.write() + odd)), None, "{line:?}{odd:?}");
+            }
         }
-        for odd in ["", "+", "-", "* 1", "- 07", "+ a b c d", &begun(1).write()[2..]] {
+        for odd in ["", "+", "-", "!", "* 1", "- 07", "! 07", "+ a b c d", &begun(1).write()[2..]] {
             assert_eq!(Line::read(odd), None, "{odd:?}");
         }
+    }
+
+    /// As an older version wrote it: nobody knows when its token was issued, so every end of its person is its end.
+    #[test]
+    fn a_line_without_the_time_of_its_token_is_read() {
+        let line = begun(1).write();
+        let Some(Line::Begun(_, entry)) = Line::read(line.rsplit_once(' ').unwrap().0) else { panic!() };
+        assert_eq!(entry.issued, 0);
     }
 
     #[test]
     fn r5_what_was_added_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessions");
-        let (mut file, table) = open(&path);
+        let (mut file, table, _) = open(&path);
         assert_eq!(table.len(), 0);
-        file.add([begun(1), begun(2)]).unwrap();
-        file.add([Line::Over(key(1)), begun(3)]).unwrap();
+        file.add(&lines([begun(1), begun(2)])).unwrap();
+        file.add(&lines([Line::Over(key(1)), begun(3)])).unwrap();
         drop(file);
-        let (_, table) = open(&path);
+        let (_, table, _) = open(&path);
         assert_eq!(keys(&table), [key(2), key(3)]);
-        let (_, Line::Begun(_, wanted)) = ((), begun(2)) else { panic!() };
+        let Line::Begun(_, wanted) = begun(2) else { panic!() };
         assert!(table.entries().any(|(key, entry)| *key == self::key(2) && *entry == wanted));
+    }
+
+    /// R2, R5: what the provider has ended is still to be ended after a restart, until it is over, and after the next one.
+    #[test]
+    fn r2_r5_what_is_to_be_ended_is_so_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sessions");
+        let (mut file, ..) = open(&path);
+        let ended = [1, 2, 9].map(|byte| Line::Ending(key(byte)));
+        file.add(&lines([begun(1), begun(2), begun(3)].into_iter().chain(ended))).unwrap();
+        drop(file);
+        let (mut file, _, ending) = open(&path);
+        assert_eq!(ending, [key(1), key(2)], "9 is nobody's");
+        file.add(&lines([Line::Over(key(1))])).unwrap();
+        drop(file);
+        assert_eq!(open(&path).2, [key(2)]);
+        let (_, _, ending) = super::open(&path, Bounds::default(), NOW + 2).unwrap();
+        assert!(ending.is_empty(), "its time is over");
     }
 
     #[test]
     fn what_is_over_by_its_time_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessions");
-        let (mut file, _) = open(&path);
-        file.add([begun(1), begun(9)]).unwrap();
+        let (mut file, ..) = open(&path);
+        file.add(&lines([begun(1), begun(9)])).unwrap();
         drop(file);
-        let (_, table) = SessionsFile::open(&path, Bounds::default(), NOW + 1).unwrap();
+        let (_, table, _) = super::open(&path, Bounds::default(), NOW + 1).unwrap();
         assert_eq!(keys(&table), [key(9)]);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), begun(9).write() + "\n");
     }
 
     #[test]
-    fn r5_a_line_that_a_crash_has_cut_harms_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sessions");
-        let (mut file, _) = open(&path);
-        file.add([begun(1), begun(2)]).unwrap();
-        drop(file);
-        let whole = std::fs::read(&path).unwrap();
-        for cut in (0..whole.len()).step_by(7) {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            let (mut file, table) = open(&path);
-            assert_eq!(table.len(), usize::from(begun(1).write().len() < cut), "{cut}");
-            file.add([begun(3)]).unwrap();
-            drop(file);
-            assert!(keys(&open(&path).1).contains(&key(3)), "{cut}");
-        }
-    }
-
-    #[test]
-    fn a_line_that_cannot_be_read_is_told_and_nothing_is_changed() {
+    fn a_line_that_cannot_be_read_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessions");
         drop(open(&path));
-        let text = format!("{}\nnonsense\n", begun(1).write());
-        std::fs::write(&path, &text).unwrap();
-        let said = SessionsFile::open(&path, Bounds::default(), NOW).unwrap_err().to_string();
-        assert!(said.contains("line 2 cannot be read"), "{said}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-    }
-
-    #[test]
-    fn one_gateway_writes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sessions");
-        let _held = open(&path);
-        let second = SessionsFile::open(&path, Bounds::default(), NOW);
-        assert!(matches!(second, Err(SessionsError::Busy { .. })));
+        std::fs::write(&path, format!("{}\nnonsense\n", begun(1).write())).unwrap();
+        let said = super::open(&path, Bounds::default(), NOW).unwrap_err().to_string();
+        assert!(said.contains("line 2 cannot be read") && said.contains("the provider cannot end"), "{said}");
     }
 
     #[test]
     fn r7_when_it_has_grown_it_is_written_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sessions");
-        let (mut file, mut table) = open(&path);
-        assert!(!file.has_grown());
-        file.add(std::iter::repeat_n(begun(1), 13_000)).unwrap();
+        let (mut file, mut table, _) = open(&path);
+        file.add(&lines(std::iter::repeat_n(begun(1), 12_000))).unwrap();
         assert!(file.has_grown());
         let Line::Begun(key, entry) = begun(2) else { panic!() };
         table.insert(key, entry);
-        file.write_anew(&table).unwrap();
-        assert!(!file.has_grown());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), begun(2).write() + "\n");
-        // and it goes on, under its lock
-        file.add([begun(3)]).unwrap();
-        assert!(matches!(SessionsFile::open(&path, Bounds::default(), NOW), Err(SessionsError::Busy { .. })));
-        drop(file);
-        assert_eq!(open(&path).1.len(), 2);
+        file.write_anew(&all(&table, [key].into_iter(), NOW)).unwrap();
+        let wanted = lines([begun(2), Line::Ending(key)]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), wanted);
     }
 }

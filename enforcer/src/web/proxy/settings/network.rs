@@ -14,6 +14,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether every address of its kind lies in it.
+    pub fn is_everybody(&self) -> bool {
+        self.bits == 0
+    }
+
     /// Whether that address lies in it. An IPv4 address that is written as IPv6 (`::ffff:192.0.2.1`) is an IPv4 one.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
