@@ -52,6 +52,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const QUEUE: usize = 4_096;
 /// How many events `show events` remembers.
 const MAX_EVENTS: usize = 1_000;
+/// How many of these tell of web gateways, which may come and go as often as they like.
+const MAX_WEB_EVENTS: usize = 200;
 /// So many effects are looked at together before the first of them is done.
 const AT_ONCE: usize = 32;
 
@@ -278,7 +280,7 @@ impl Daemon {
         }
         daemon.attach_own_interfaces();
         let wall = if loaded.fresh { 0 } else { loaded.wall };
-        let gateways = daemon.earlier_gateways();
+        let gateways = daemon.earlier_gateways(loaded.web_gateways);
         let left = Left {
             entries,
             records: loaded.records,
@@ -324,13 +326,15 @@ impl Daemon {
             let drops = self.dataplane.drops()?;
             tokio::io::unix::AsyncFd::register_with_interest(drops, tokio::io::Interest::READABLE)?
         };
-        let (calls, mut called) = mpsc::channel(QUEUE);
+        let (calls, called) = mpsc::channel(QUEUE);
         tokio::spawn(control::serve_control(control, calls.clone()));
-        tokio::spawn(control::serve_gate(gate, calls.clone()));
+        tokio::spawn(control::serve_gate(gate, calls));
+        let (web_calls, web_called) = mpsc::channel(control::WEB_QUEUE);
         if let Some((web, uid)) = web {
             let web = tokio::net::UnixListener::from_std(web)?;
-            tokio::spawn(control::serve_web(web, uid, calls));
+            tokio::spawn(control::serve_web(web, uid, web_calls));
         }
+        let mut called = Calls { control: called, web: web_called, web_is_next: false };
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let remembered = std::mem::take(&mut self.remembered);
@@ -367,7 +371,7 @@ impl Daemon {
                     ticked = tokio::time::Instant::now();
                 }
                 Some(input) = received.recv() => self.take(input),
-                Some(call) = called.recv() => self.take(Input::Call(call)),
+                Some(call) = called.next() => self.take(Input::Call(call)),
                 guard = kernel_log.readable_mut() => {
                     let mut guard = guard?;
                     guard.get_inner_mut().flush();
@@ -511,10 +515,7 @@ impl Daemon {
 
     fn note(&mut self, kind: &str, text: String) {
         tracing::info!(kind, "{text}");
-        if self.events.len() >= MAX_EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(api::Event { at_ms: now_ms(), kind: kind.to_owned(), text, drop: None });
+        remember(&mut self.events, api::Event { at_ms: now_ms(), kind: kind.to_owned(), text, drop: None });
     }
 
     /// For `show status` and `check`; each is said once.
@@ -542,6 +543,47 @@ impl Daemon {
             let _ = reply.send(answers::verdict(&server, verdict, self.config.gate.when_blind));
         }
     }
+}
+
+/// The ways by which calls come, in turn: whatever a web gateway asks, and how often, an order of the administrator's or a
+/// gate's question waits for one of its calls at most; and the other way round.
+struct Calls {
+    /// Of the control and the gate's socket.
+    control: mpsc::Receiver<Call>,
+    web: mpsc::Receiver<Call>,
+    web_is_next: bool,
+}
+
+impl Calls {
+    /// `None`: nobody can call any more. Nothing is lost where this is given up.
+    async fn next(&mut self) -> Option<Call> {
+        let (first, second) = match self.web_is_next {
+            true => (&mut self.web, &mut self.control),
+            false => (&mut self.control, &mut self.web),
+        };
+        let (call, was_first) = tokio::select! {
+            biased;
+            Some(call) = first.recv() => (call, true),
+            Some(call) = second.recv() => (call, false),
+            else => return None,
+        };
+        // whoever was served comes after the other
+        self.web_is_next ^= was_first;
+        Some(call)
+    }
+}
+
+/// The oldest event makes room; of those that gateways bring about as they like one of their own.
+fn remember(events: &mut VecDeque<api::Event>, event: api::Event) {
+    let of_web = |event: &api::Event| event.kind == "web";
+    let full = events.len() >= MAX_EVENTS;
+    if of_web(&event) && events.iter().filter(|event| of_web(event)).count() >= MAX_WEB_EVENTS {
+        let oldest = events.iter().position(of_web);
+        oldest.map(|oldest| events.remove(oldest));
+    } else if full {
+        events.pop_front();
+    }
+    events.push_back(event);
 }
 
 /// The feed of one server, into the loop. Drained by its adapter whatever the loop does.
@@ -580,4 +622,56 @@ fn adopted<'a>(
         });
     }
     Ok(adopted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::WebRequest;
+
+    /// R7: one call in turn, however many wait of the web gateway's, or of the others; and with none of the one kind the
+    /// other goes on.
+    #[tokio::test]
+    async fn r7_calls_come_in_turn() {
+        let call = |uid| {
+            let caller = control::Caller { uid, pid: None };
+            Call { request: control::Request::Web(WebRequest::Watch), caller, reply: oneshot::channel().0 }
+        };
+        let (order, control) = mpsc::channel(100);
+        let (ask, web) = mpsc::channel(100);
+        let mut calls = Calls { control, web, web_is_next: false };
+        for _ in 0..20 {
+            ask.send(call(1)).await.unwrap();
+        }
+        let mut came = Vec::new();
+        for round in 0..40 {
+            if round == 10 {
+                for _ in 0..20 {
+                    order.send(call(0)).await.unwrap();
+                }
+            }
+            came.push(calls.next().await.unwrap().caller.uid);
+        }
+        assert_eq!(came[..10], [1; 10]);
+        assert!(came[10..30].chunks(2).all(|two| two.contains(&0) && two.contains(&1)), "{came:?}");
+        assert_eq!(came[30..], [0; 10]);
+        drop((order, ask));
+        assert!(calls.next().await.is_none());
+    }
+
+    /// R7: however often a web gateway comes and goes, what else has happened is remembered; and its twin: without it every
+    /// place is the others'.
+    #[test]
+    fn r7_events_of_the_web_gateway_push_out_no_others() {
+        let event = |kind: &str, at_ms| api::Event { kind: kind.into(), at_ms, ..api::Event::default() };
+        let mut events = VecDeque::new();
+        (0..700).for_each(|at| remember(&mut events, event("revoked", at)));
+        (700..5_000).for_each(|at| remember(&mut events, event("web", at)));
+        let of = |events: &VecDeque<api::Event>, kind: &str| events.iter().filter(|e| e.kind == kind).count();
+        assert_eq!((of(&events, "revoked"), of(&events, "web")), (700, MAX_WEB_EVENTS));
+        assert_eq!(events.back().map(|event| event.at_ms), Some(4_999), "the newest of them are there");
+        (5_000..9_000).for_each(|at| remember(&mut events, event("revoked", at)));
+        assert_eq!((of(&events, "revoked"), of(&events, "web")), (MAX_EVENTS, 0));
+        assert!(events.iter().map(|event| event.at_ms).is_sorted());
+    }
 }

@@ -24,6 +24,7 @@ mod show;
 mod table;
 #[cfg(test)]
 mod tests;
+mod users;
 mod web;
 mod words;
 
@@ -40,6 +41,7 @@ pub use revocation::{Revocation, State as RevocationState};
 pub use servers::{GateState, Server, ServerState};
 pub use sessions::{Phase, Session};
 pub use show::{Preview, SessionRow};
+pub use users::{UserRow, UsersFrom};
 pub use web::{NewWebSession, Told, WebAnswer, WebCause, WebRow, WebSession};
 pub use words::*;
 
@@ -268,6 +270,7 @@ impl Registry {
         }
         self.release_adopted(now, &mut out);
         self.web_ask_tables(now, &mut out);
+        self.note_web_gateways();
         self.advance(now, &mut out);
         if self.has_writes() {
             out.push(Effect::Save);

@@ -47,7 +47,7 @@ pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};
 
 pub use crate::session::Write;
-use crate::session::{Record, SessionRecord, WebRecord};
+use crate::session::{Process, Record, SessionRecord, WebRecord};
 
 /// Where the state is, and the bounds of the audit log. Both are checked whenever a line is added, by the newest
 /// line's own time.
@@ -79,6 +79,8 @@ pub struct Loaded {
     pub sessions: Vec<SessionRecord>,
     /// In the order of their keys.
     pub web: Vec<WebRecord>,
+    /// The last [`Write::WebGateways`]; `None`: there was none, or it told of none.
+    pub web_gateways: Option<Vec<Process>>,
     /// Why nothing can be written at present, for people. The writer tries again with every batch.
     pub unwritable: Option<String>,
     /// Whether the database was made just now.
@@ -99,6 +101,7 @@ fn is_lazy(write: &Write) -> bool {
         | Write::SessionGone(_)
         | Write::NoSessions
         | Write::KeepWeb { lazy: true, .. }
+        | Write::WebGateways(_)
         | Write::Audit(_)
         | Write::Clock { .. } => true,
     }

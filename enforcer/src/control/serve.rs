@@ -30,7 +30,8 @@ pub enum Request {
     Lock(api::LockRequest),
     Unlock(api::UnlockRequest),
     Status(api::ShowRequest),
-    Users,
+    /// A part of the list of users.
+    Users(UsersFrom),
     /// A part of the list of sessions.
     Sessions(SessionsFrom),
     /// A part of the list of revocations.
@@ -61,13 +62,23 @@ pub enum SessionsFrom {
     Web(Option<WebKey>),
 }
 
+/// The same of users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UsersFrom {
+    /// Those who have sessions, by their names, after this one.
+    Name(Option<String>),
+    /// Those who are locked and have none, by their locks' numbers, after this one.
+    Lock(u64),
+}
+
 #[derive(Debug)]
 pub enum Reply {
     Disconnect(api::DisconnectReply),
     Receipt(Box<api::Receipt>),
     Bulk(api::BulkReceipt),
     Status(Box<api::Status>),
-    Users(Vec<api::User>),
+    /// Some of them, and where to go on if there are more.
+    Users(Vec<api::User>, Option<UsersFrom>),
     /// Some of them, and where to go on if there are more.
     Sessions(Vec<api::SessionInfo>, Option<SessionsFrom>),
     /// Some of them, and where to go on if there are more.
@@ -141,35 +152,50 @@ impl Front {
 
 impl Front {
     /// Everybody, in parts of some hundreds.
-    async fn users(
+    fn users(
         &self,
         caller: Option<Caller>,
-    ) -> Result<impl Stream<Item = Result<Vec<api::User>, Status>> + Send + use<>, Status> {
-        match self.call(caller, Request::Users).await? {
-            Reply::Users(users) => Ok(futures::stream::iter(chopped(users).map(Ok))),
-            _ => Err(mixed_up()),
-        }
+    ) -> impl Stream<Item = Result<Vec<api::User>, Status>> + Send + use<> {
+        self.parts(caller, UsersFrom::Name(None), Request::Users, |reply| match reply {
+            Reply::Users(some, next) => Some((some, next)),
+            _ => None,
+        })
     }
 
-    /// Every session, in parts of some hundreds. Each question to the loop is made once the parts before it were read.
+    /// Every session, in parts of some hundreds.
     fn sessions(
         &self,
         caller: Option<Caller>,
     ) -> impl Stream<Item = Result<Vec<api::SessionInfo>, Status>> + Send + use<> {
+        self.parts(caller, SessionsFrom::Vpn, Request::Sessions, |reply| match reply {
+            Reply::Sessions(some, next) => Some((some, next)),
+            _ => None,
+        })
+    }
+
+    /// Each question to the loop is made once the parts before it were read.
+    fn parts<F: Send + 'static, T: Message + Send + 'static>(
+        &self,
+        caller: Option<Caller>,
+        first: F,
+        ask: fn(F) -> Request,
+        read: fn(Reply) -> Option<Part<T, F>>,
+    ) -> impl Stream<Item = Result<Vec<T>, Status>> + Send + use<F, T> {
         let front = self.clone();
-        let parts = futures::stream::try_unfold(Some(SessionsFrom::Vpn), move |from| {
+        let parts = futures::stream::try_unfold(Some(first), move |from| {
             let front = front.clone();
             async move {
                 let Some(from) = from else { return Ok(None) };
-                match front.call(caller, Request::Sessions(from)).await? {
-                    Reply::Sessions(some, next) => Ok(Some((some, next))),
-                    _ => Err(mixed_up()),
-                }
+                let reply = front.call(caller, ask(from)).await?;
+                read(reply).map(Some).ok_or_else(mixed_up)
             }
         });
         parts.map_ok(|some| futures::stream::iter(chopped(some).map(Ok))).try_flatten()
     }
 }
+
+/// Some of a list, and where to go on if there is more.
+type Part<T, F> = (Vec<T>, Option<F>);
 
 /// A message of a list ends with the one by which it comes to one of these.
 const PART: usize = 512;
@@ -292,15 +318,14 @@ service! {
     }
 
     async fn show_users(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<api::Users>, Status> {
-        let parts = self.users(caller(&rpc)).await?;
-        let users = in_one(parts, "users", "ListUsers").await?;
+        let users = in_one(self.users(caller(&rpc)), "users", "ListUsers").await?;
         Ok(Response::new(api::Users { users }))
     }
 
     type ListUsersStream = Parts<api::Users>;
 
     async fn list_users(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::ListUsersStream>, Status> {
-        let parts = self.users(caller(&rpc)).await?.map_ok(|users| api::Users { users });
+        let parts = self.users(caller(&rpc)).map_ok(|users| api::Users { users });
         Ok(Response::new(Box::pin(parts)))
     }
 

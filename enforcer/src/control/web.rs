@@ -2,6 +2,8 @@
 //!
 //! Whoever is at this socket can make, check and end web sessions. What is asked is read in `web_words`.
 
+use std::time::Duration;
+
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request as Rpc, Response, Status};
@@ -15,9 +17,15 @@ use crate::session::WebKey;
 const KEYS: usize = 4_096;
 /// How many may be connected: a gateway has one connection, and its successor another.
 const CONNECTIONS: usize = 16;
+/// How many requests are read at once: of one connection, of all; and how many may then wait for the loop. One that was
+/// given up by whoever asked waits there still.
 const CALLS: usize = 64;
-/// The largest message that is read, in bytes.
-const MESSAGE: usize = 1_024 * 1_024;
+const CALLS_OF_ALL: usize = 128;
+pub const WEB_QUEUE: usize = 64;
+/// The largest message that is read, in bytes: once read it may take sixteen times as much. And how long it may take to come
+/// and to be answered.
+const MESSAGE: usize = 64 * 1_024;
+const WITHIN: Duration = Duration::from_secs(10);
 
 /// A request as it came, still unread.
 #[derive(Debug)]
@@ -52,7 +60,8 @@ pub enum News {
     Ended(api::WebEnded),
 }
 
-/// Serves the gateway's socket, to `uid` and root, until the listener fails.
+/// Serves the gateway's socket, to `uid` and root, until the listener fails. `calls`: a way to the loop of its own, with room
+/// for [`WEB_QUEUE`], so that nobody else waits behind what a gateway asks.
 pub async fn serve_web(
     listener: UnixListener,
     uid: u32,
@@ -61,6 +70,8 @@ pub async fn serve_web(
     let service = api::web_server::WebServer::new(Front { calls }).max_decoding_message_size(MESSAGE);
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(CALLS)
+        .timeout(WITHIN)
+        .layer(tower::limit::GlobalConcurrencyLimitLayer::new(CALLS_OF_ALL))
         .add_service(service)
         .serve_with_incoming(incoming(listener, Some(uid), CONNECTIONS))
         .await
@@ -182,4 +193,53 @@ impl Reading {
 
 fn news(news: api::web_news::News) -> api::WebNews {
     api::WebNews { news: Some(news) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::connect_web;
+
+    /// R7: a message that is too long is refused before it is read, and whoever asks, and gives up, and asks again, has so
+    /// many places before the loop and no more.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn r7_what_waits_for_the_loop_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (calls, mut called) = mpsc::channel(WEB_QUEUE);
+        let server = tokio::spawn(serve_web(listener, nix::unistd::geteuid().as_raw(), calls));
+        let mut client = connect_web(&path).await.unwrap();
+        let use_of = |bytes: u8| api::WebUse { key: vec![bytes; 16], ago_ms: u64::MAX };
+        let many = |count| api::WebSeen { uses: vec![use_of(1); count] };
+        let refused = client.seen(many(4_096)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
+        // the loop takes none of these
+        for _ in 0..4 {
+            let asking: Vec<_> = (0..100)
+                .map(|_| {
+                    let mut client = client.clone();
+                    let request = many(super::super::web_words::MAX_USES);
+                    tokio::spawn(async move { client.seen(request).await })
+                })
+                .collect();
+            let full = async {
+                while called.len() < WEB_QUEUE {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), full).await.expect("they come");
+            asking.iter().for_each(tokio::task::JoinHandle::abort);
+        }
+        assert_eq!(called.len(), WEB_QUEUE);
+        // and once it does, it goes on
+        let answered = tokio::spawn(async move {
+            while let Some(Call { reply, .. }) = called.recv().await {
+                let _ = reply.send(Ok(Reply::Web(WebReply::Done)));
+            }
+        });
+        client.seen(many(1)).await.unwrap();
+        server.abort();
+        answered.abort();
+    }
 }

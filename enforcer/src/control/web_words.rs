@@ -18,7 +18,7 @@ pub const MAX_HOST: usize = 255;
 pub const MAX_PEER: usize = 64;
 pub const MAX_AGENT: usize = 256;
 /// How many one message may have.
-pub const MAX_USES: usize = 4_096;
+pub const MAX_USES: usize = 1_024;
 /// The shortest and the longest time of a session, in seconds.
 pub const SECONDS: std::ops::RangeInclusive<u64> = 10..=366 * 86_400;
 
@@ -195,7 +195,7 @@ mod tests {
         let seen = |count| {
             read_seen(&api::WebSeen { uses: vec![api::WebUse { key: vec![7; 16], ago_ms: 1 }; count] })
         };
-        assert!(seen(4_096).is_ok() && seen(4_097).is_err());
+        assert!(seen(1_024).is_ok() && seen(1_025).is_err());
         assert!(read_which(&api::WebEnd { which: None, cause: 0 }).is_err());
     }
 

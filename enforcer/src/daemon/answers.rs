@@ -46,8 +46,9 @@ impl Daemon {
             Request::Status(_) => {
                 let _ = reply.send(Ok(Reply::Status(Box::new(self.status()))));
             }
-            Request::Users => {
-                let _ = reply.send(Ok(Reply::Users(self.users())));
+            Request::Users(from) => {
+                let (some, next) = self.users(from);
+                let _ = reply.send(Ok(Reply::Users(some, next)));
             }
             Request::Sessions(SessionsFrom::Vpn) => self.fetch_cookies(Then::ShowSessions(reply)),
             Request::Sessions(SessionsFrom::Web(after)) => {

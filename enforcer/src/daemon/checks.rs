@@ -90,7 +90,7 @@ impl Daemon {
             revocations_in_force: self.registry.revocations_in_force() as u64,
             pin_path: self.config.kernel.pin_path.display().to_string(),
             warnings,
-            locks_in_force: self.registry.locks().count() as u64,
+            locks_in_force: self.registry.locks_in_force() as u64,
             disk: Some(self.disk()),
             untold: Some(api::Untold { suppressed: untold.suppressed, lost: untold.lost }),
             web: self.web_status(),

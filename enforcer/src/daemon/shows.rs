@@ -1,17 +1,18 @@
 //! What people are shown: the registry's words as the control API's records.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prost::Message as _;
 
-use crate::control::{Page, api};
+use crate::control::{Page, UsersFrom, api};
 use crate::ocserv;
-use crate::registry::{LayerResult, Now, Number, Phase, Receipt, Revocation, RevocationState, SessionRow};
+use crate::registry::{
+    self, LayerResult, Now, Number, Phase, Receipt, Revocation, RevocationState, SessionRow, UserRow,
+};
 
 use super::Daemon;
 
-/// A part of a list ends with the revocation by which it comes to one of these: so many of them, bytes, or entries that
+/// A part of a list has so many users. A part of the list of revocations ends with the one by which it comes to one of these: so many of them, bytes, or entries that
 /// were looked up in the kernel (a microsecond each). A message of gRPC may have 4 MiB, and a revocation alone has some
 /// hundreds of bytes, at the very worst some hundred KiB.
 const MAX_PART: usize = 512;
@@ -21,66 +22,19 @@ const PART_ENTRIES: usize = 4_096;
 const MAX_NOTES: usize = 100;
 
 impl Daemon {
-    pub(super) fn users(&self) -> Vec<api::User> {
-        let mut users: BTreeMap<String, api::User> = BTreeMap::new();
-        for row in self.registry.rows(&[]) {
-            let user = users
-                .entry(row.user.clone())
-                .or_insert_with(|| api::User { user: row.user.clone(), ..api::User::default() });
-            user.sessions += 1;
-            user.revoked += u32::from(row.revoked.is_some());
-            if user.since == 0 || row.since < user.since {
-                user.since = row.since;
-            }
-            let server = row.server.to_string();
-            if !user.servers.contains(&server) {
-                user.servers.push(server);
-            }
-        }
-        for session in self.registry.web_sessions() {
-            let user = users
-                .entry(session.user.clone())
-                .or_insert_with(|| api::User { user: session.user.clone(), ..api::User::default() });
-            user.sessions += 1;
-            user.web += 1;
-            if user.since == 0 || session.since < user.since {
-                user.since = session.since;
-            }
-            if !user.servers.iter().any(|server| server == "web") {
-                user.servers.push("web".into());
-            }
-        }
-        let mut users: Vec<api::User> = users.into_values().collect();
-        let (realms, now) = (self.config.realms(), super::now());
-        for lock in self.registry.locks() {
-            let until = lock.until.map_or(0, |until| now.wall + until.saturating_sub(now.mono).as_secs());
-            let mut any = false;
-            for user in &mut users {
-                // a name may be several people's, and then the lock is told of each
-                let is =
-                    lock.identity.as_ref().is_some_and(|who| realms.person(&who.realm, &user.user) == *who);
-                if is {
-                    any = true;
-                    (user.lock, user.locked_until) = (lock.number, until);
-                    user.realm = lock.identity.as_ref().map(|who| who.realm.clone()).unwrap_or_default();
-                }
-            }
-            if !any {
-                let (user, realm) = match lock.identity {
-                    Some(who) => (who.name, who.realm),
-                    None => ("(found in the kernel)".to_owned(), String::new()),
-                };
-                users.push(api::User {
-                    user,
-                    lock: lock.number,
-                    locked_until: until,
-                    realm,
-                    ..api::User::default()
-                });
-            }
-        }
-        users.sort_by(|a, b| a.user.cmp(&b.user));
-        users
+    /// Some users, and where to go on.
+    pub(super) fn users(&self, from: UsersFrom) -> (Vec<api::User>, Option<UsersFrom>) {
+        let from = match from {
+            UsersFrom::Name(after) => registry::UsersFrom::Name(after),
+            UsersFrom::Lock(after) => registry::UsersFrom::Lock(after),
+        };
+        let (rows, next) = self.registry.users_after(&from, MAX_PART);
+        let next = next.map(|next| match next {
+            registry::UsersFrom::Name(after) => UsersFrom::Name(after),
+            registry::UsersFrom::Lock(after) => UsersFrom::Lock(after),
+        });
+        let now = super::now();
+        (rows.into_iter().map(|row| user(row, now)).collect(), next)
     }
 
     /// A part of the list: as much as the loop can tell without keeping others waiting.
@@ -144,6 +98,28 @@ impl Daemon {
             in_force: self.registry.revocations_in_force() as u64,
             remembered: self.registry.revocations_remembered() as u64,
         }
+    }
+}
+
+fn user(row: UserRow, now: Now) -> api::User {
+    let mut servers: Vec<String> = row.servers.iter().map(ToString::to_string).collect();
+    if row.web > 0 {
+        servers.push("web".into());
+    }
+    let until = row.lock.as_ref().and_then(|lock| lock.until);
+    let identity = row.lock.as_ref().and_then(|lock| lock.identity.as_ref());
+    let unknown = row.lock.as_ref().is_some_and(|lock| lock.identity.is_none());
+    api::User {
+        // the map has a digest alone
+        user: if unknown { "(found in the kernel)".to_owned() } else { row.user },
+        sessions: row.sessions,
+        web: row.web,
+        revoked: row.revoked,
+        servers,
+        since: row.since,
+        realm: identity.map(|who| who.realm.clone()).unwrap_or_default(),
+        lock: row.lock.as_ref().map_or(0, |lock| lock.number),
+        locked_until: until.map_or(0, |until| now.wall + until.saturating_sub(now.mono).as_secs()),
     }
 }
 

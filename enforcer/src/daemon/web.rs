@@ -40,10 +40,10 @@ pub(super) struct Web {
 
 pub(super) use gateways::Found;
 
-/// The streams of ends that are read.
+/// The streams of ends that are read, and by whom.
 #[derive(Default)]
 struct Watches {
-    all: BTreeMap<Watch, mpsc::Sender<News>>,
+    all: BTreeMap<Watch, (Caller, mpsc::Sender<News>)>,
     last: Watch,
 }
 
@@ -70,18 +70,23 @@ pub(super) fn bind(config: &Config) -> anyhow::Result<Option<(UnixListener, u32)
 
 impl Watches {
     /// A further one, and where its news come out; `most` may wait there.
-    fn begin(&mut self, most: usize) -> (Watch, mpsc::Receiver<News>) {
+    fn begin(&mut self, whose: Caller, most: usize) -> (Watch, mpsc::Receiver<News>) {
         // room is taken as it is needed
         let (sender, news) = mpsc::channel(most);
         self.last += 1;
-        self.all.insert(self.last, sender);
+        self.all.insert(self.last, (whose, sender));
         (self.last, news)
+    }
+
+    /// Another process reads it.
+    fn is_anothers(&self, watch: Watch, caller: Caller) -> bool {
+        self.all.get(&watch).is_some_and(|(whose, _)| *whose != caller)
     }
 
     /// False: it does not read, or is gone; it is forgotten, and its stream ends.
     #[must_use]
     fn tell(&mut self, watch: Watch, news: News) -> bool {
-        let told = self.all.get(&watch).is_some_and(|sender| sender.try_send(news).is_ok());
+        let told = self.all.get(&watch).is_some_and(|(_, sender)| sender.try_send(news).is_ok());
         told || self.all.remove(&watch).is_none()
     }
 
@@ -123,7 +128,7 @@ impl Daemon {
     }
 
     pub(super) fn call_web(&mut self, request: WebRequest, caller: Caller, reply: Answerer) {
-        match self.web_event(request) {
+        match self.web_event(request, caller) {
             Ok(Asked::Event(make)) => {
                 let request = self.next_request;
                 self.next_request += 1;
@@ -144,7 +149,12 @@ impl Daemon {
         }
     }
 
-    fn web_event(&mut self, request: WebRequest) -> Result<Asked, Status> {
+    fn web_event(&mut self, request: WebRequest, caller: Caller) -> Result<Asked, Status> {
+        if tells_of_a_session(&request) && !self.may_be_told(caller) {
+            return Err(Status::unavailable(
+                "no session is told of to a gateway that would not hear of its end: read the stream of ends first",
+            ));
+        }
         Ok(match request {
             WebRequest::Create(request) => {
                 let realms = self.config.web.as_ref().map(|web| web.realms.as_slice()).unwrap_or_default();
@@ -183,6 +193,13 @@ impl Daemon {
                 Asked::event(move |request| Event::WebEnd { request, which, cause })
             }
             WebRequest::Watch => Asked::Watch,
+            WebRequest::Acknowledge(acknowledged)
+                if self.web.watches.is_anothers(acknowledged.watch, caller) =>
+            {
+                return Err(Status::permission_denied(
+                    "that stream is another gateway's, which says itself what it closed",
+                ));
+            }
             WebRequest::Acknowledge(acknowledged) => Asked::Told(Box::new(Event::WebAcknowledged {
                 closed: web_words::read_closed(&acknowledged)?,
                 watch: acknowledged.watch,
@@ -235,7 +252,7 @@ impl Daemon {
 
     fn web_watch(&mut self, caller: Caller, reply: Answerer) {
         let most = self.config.web.as_ref().map_or(0, |web| web.max_sessions as usize);
-        let (watch, news) = self.web.watches.begin(most + NEWS);
+        let (watch, news) = self.web.watches.begin(caller, most + NEWS);
         let (reading, ended) = oneshot::channel::<()>();
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
@@ -368,6 +385,16 @@ impl Asked {
     }
 }
 
+/// Whoever asks that may have something of a session in hand from then on.
+fn tells_of_a_session(request: &WebRequest) -> bool {
+    match request {
+        WebRequest::Create(_) | WebRequest::AddToken(_) | WebRequest::Rewrap(_) | WebRequest::Check(_) => {
+            true
+        }
+        WebRequest::Seen(_) | WebRequest::End(_) | WebRequest::Watch | WebRequest::Acknowledge(_) => false,
+    }
+}
+
 fn gone() -> Status {
     Status::not_found("no such web session, or it is over")
 }
@@ -459,12 +486,26 @@ mod tests {
         News::Ended(api::WebEnded::default())
     }
 
+    fn caller(pid: i32) -> Caller {
+        Caller { uid: 7, pid: Some(pid) }
+    }
+
+    /// R6: nobody says for another process what that has closed.
+    #[test]
+    fn r6_a_stream_is_of_the_process_that_reads_it() {
+        let mut watches = Watches::default();
+        let (watch, _news) = watches.begin(caller(1), 2);
+        assert!(watches.is_anothers(watch, caller(2)) && !watches.is_anothers(watch, caller(1)));
+        watches.end(watch);
+        assert!(!watches.is_anothers(watch, caller(2)), "it is nobody's any more");
+    }
+
     /// A stream that nobody reads any more, one that is full and one that was ended are forgotten, whoever noticed first;
     /// the other one goes on.
     #[test]
     fn a_watch_that_is_gone_is_forgotten() {
         let mut watches = Watches::default();
-        let streams: Vec<_> = (0..4).map(|_| watches.begin(2)).collect();
+        let streams: Vec<_> = (0..4).map(|_| watches.begin(caller(1), 2)).collect();
         let [(gone, dropped), (full, _full), (broken, mut heard), (lives, mut news)] =
             <[_; 4]>::try_from(streams).unwrap();
         drop(dropped);

@@ -90,17 +90,20 @@ impl Registry {
         }
     }
 
-    /// Every lock that is in force.
-    pub fn locks(&self) -> impl Iterator<Item = Locked> {
-        self.holdings.locks().flat_map(move |entry| {
-            self.holdings.numbers(entry).into_iter().map(move |number| Locked {
-                identity: match self.revocations.get(&number).map(|r| &r.order.target) {
-                    Some(Target::Lock(identity)) => Some(identity.clone()),
-                    _ => None,
-                },
-                number,
-                until: self.holdings.until(entry, number),
-            })
+    /// How many locks are in force.
+    pub fn locks_in_force(&self) -> usize {
+        self.holdings.locks().map(|entry| self.holdings.numbers(entry).len()).sum()
+    }
+
+    /// Those of that number that are in force.
+    pub(super) fn locks_of_number(&self, number: Number) -> impl Iterator<Item = Locked> {
+        self.holdings.locks_of(number).map(move |entry| Locked {
+            identity: match self.revocations.get(&number).map(|r| &r.order.target) {
+                Some(Target::Lock(identity)) => Some(identity.clone()),
+                _ => None,
+            },
+            number,
+            until: self.holdings.until(entry, number),
         })
     }
 }

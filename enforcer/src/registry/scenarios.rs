@@ -8,5 +8,6 @@ mod lifetimes;
 mod locks;
 mod staying;
 mod strangers;
+mod users;
 mod web;
 mod web_random;

@@ -162,13 +162,14 @@ impl Registry {
             }
         };
         let Sighting { observed, worker, device, netns, has_tun } = sighting;
+        // what ocserv says while the client is at the door is true; an older word may be of another worker
+        let user = &self.sessions.get(key)?.observed.user;
+        if user.is_empty() || (at_gate && !observed.user.is_empty()) {
+            self.sessions.set_user(key, observed.user);
+        }
         let session = self.sessions.get_mut(key)?;
         session.told = session.told.max(told);
         session.netns = session.netns.or(netns);
-        // what ocserv says while the client is at the door is true; an older word may be of another worker
-        if session.observed.user.is_empty() || (at_gate && !observed.user.is_empty()) {
-            session.observed.user = observed.user;
-        }
         if session.observed.client.is_empty() {
             session.observed.client = observed.client;
         }

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use crate::session::{Device, SafeId, ServerName};
 
+use super::users::Name;
 use super::{Session, SessionKey};
 
 #[derive(Debug, Default)]
@@ -16,6 +18,7 @@ pub(super) struct Table {
     by_safe_id: BTreeSet<(SafeId, SessionKey)>,
     by_address: BTreeSet<(IpAddr, SessionKey)>,
     by_device: BTreeSet<(Device, SessionKey)>,
+    by_name: BTreeMap<Name, BTreeSet<SessionKey>>,
     last: SessionKey,
 }
 
@@ -32,7 +35,7 @@ impl Table {
         self.sessions.get(&key)
     }
 
-    /// Its safe_id, addresses and device are changed by the methods below alone.
+    /// Its user, safe_id, addresses and device are changed by the methods below alone.
     pub fn get_mut(&mut self, key: SessionKey) -> Option<&mut Session> {
         self.sessions.get_mut(&key)
     }
@@ -45,6 +48,7 @@ impl Table {
     pub fn insert(&mut self, session: Session) -> SessionKey {
         self.last += 1;
         self.ids.insert((session.server.clone(), session.observed.id), self.last);
+        self.by_name.entry(Name::of(&session.observed.user)).or_default().insert(self.last);
         self.sessions.insert(self.last, session);
         self.last
     }
@@ -52,6 +56,7 @@ impl Table {
     pub fn remove(&mut self, key: SessionKey) {
         self.drop_id(key);
         let Some(session) = self.sessions.remove(&key) else { return };
+        self.drop_name(&session.observed.user, key);
         session.observed.safe_id.map(|id| self.by_safe_id.remove(&(id, key)));
         session.device.map(|device| self.by_device.remove(&(device, key)));
         for address in session.observed.addresses {
@@ -70,6 +75,24 @@ impl Table {
         let at = (session.server.clone(), session.observed.id);
         if self.ids.get(&at) == Some(&key) {
             self.ids.remove(&at);
+        }
+    }
+
+    pub fn set_user(&mut self, key: SessionKey, user: String) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let now = Name::of(&user);
+        let before = std::mem::replace(&mut session.observed.user, user);
+        self.drop_name(&before, key);
+        self.by_name.entry(now).or_default().insert(key);
+    }
+
+    fn drop_name(&mut self, user: &str, key: SessionKey) {
+        let name = Name::of(user);
+        if let Some(keys) = self.by_name.get_mut(&name) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.by_name.remove(&name);
+            }
         }
     }
 
@@ -116,8 +139,24 @@ impl Table {
             .filter_map(|(_, key)| self.sessions.get(key))
     }
 
+    /// The first name after this one; `None`: of all.
+    pub fn name_after(&self, name: Option<&Name>) -> Option<&Name> {
+        let after = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_name.range((after, Bound::Unbounded)).next().map(|(name, _)| name)
+    }
+
+    /// Those of users of that name.
+    pub fn called(&self, name: &Name) -> impl Iterator<Item = &Session> {
+        self.by_name.get(name).into_iter().flatten().filter_map(|key| self.sessions.get(key))
+    }
+
+    /// Those of users whose names differ from this one in case at most.
+    pub fn like(&self, name: &Name) -> impl Iterator<Item = &Session> {
+        let alike = self.by_name.range(name.first_like()..).take_while(|(other, _)| other.is_like(name));
+        alike.flat_map(|(_, keys)| keys).filter_map(|key| self.sessions.get(key))
+    }
+
     /// The indexes say what the sessions say.
-    #[cfg(test)]
     #[cfg(test)]
     pub fn check(&self) {
         let all = || self.sessions.values();
@@ -125,6 +164,11 @@ impl Table {
         let devices = all().filter_map(|s| Some((s.device?, s.key))).collect();
         let addresses = all().flat_map(|s| s.observed.addresses.iter().map(|a| (*a, s.key))).collect();
         assert_eq!((&self.by_safe_id, &self.by_device, &self.by_address), (&safe_ids, &devices, &addresses));
+        let mut names: BTreeMap<Name, BTreeSet<SessionKey>> = BTreeMap::new();
+        for session in all() {
+            names.entry(Name::of(&session.observed.user)).or_default().insert(session.key);
+        }
+        assert_eq!(self.by_name, names);
         for ((server, id), key) in &self.ids {
             let session = &self.sessions[key];
             assert_eq!((&session.server, session.observed.id, session.key), (server, *id, *key));

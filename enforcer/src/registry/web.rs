@@ -13,10 +13,12 @@ mod gateways;
 mod keeping;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::session::{Identity, WebDigest, WebKey, WebTokenRecord};
 
+use super::users::Name;
 use super::{Effect, Effects, Now, Registry, Request};
 
 pub(super) use account::Account;
@@ -29,6 +31,9 @@ use keeping::Keeping;
 pub const MAX_TOKENS: usize = 64;
 /// How many sessions a person may have.
 pub const MAX_OF_ONE: usize = if cfg!(test) { 20 } else { 1_000 };
+/// How many may wait at once until the disk has what they asked for: whoever has gone meanwhile waits still, as far as is
+/// known here.
+pub const MAX_ASKING: usize = if cfg!(test) { 900 } else { 4_096 };
 /// What a session, and a token, take beside their words: in tables here and on the disk.
 const SESSION_WEIGHT: usize = 400;
 const TOKEN_WEIGHT: usize = 200;
@@ -113,6 +118,7 @@ pub(super) struct Web {
     sessions: BTreeMap<WebKey, WebSession>,
     digests: BTreeMap<WebDigest, WebKey>,
     people: BTreeMap<Identity, BTreeSet<WebKey>>,
+    names: BTreeMap<Name, BTreeSet<WebKey>>,
     /// The realms that anybody was ever of: as many as are configured.
     realms: BTreeSet<String>,
     /// When each of them ends, as it stands now.
@@ -123,10 +129,14 @@ pub(super) struct Web {
     gone: Ends,
     /// Those by the tokens that they had.
     gone_by: BTreeMap<WebDigest, WebKey>,
+    /// The same of those that were over when the daemon was started.
+    over_by: BTreeMap<WebDigest, WebKey>,
     gateways: Gateways,
     keeping: Keeping,
     /// How much all sessions take, as [`WebSession::weight`] counts it.
     weight: usize,
+    /// How many wait for the disk.
+    asking: usize,
 }
 
 impl WebSession {
@@ -159,7 +169,8 @@ impl WebSession {
     /// When it was last used, in unix seconds, by the clock on the wall as it is now.
     fn seen(&self, now: Now) -> u64 {
         let (left, idle) = (left(self.idle_at, now), self.idle.as_secs());
-        (now.wall.saturating_add(left)).saturating_sub(idle).max(self.since.min(now.wall)).min(now.wall)
+        // not held against `since`, which may be of a clock that was ahead
+        now.wall.saturating_add(left).saturating_sub(idle).min(now.wall)
     }
 
     /// When it ends at the latest, in unix seconds.
@@ -170,6 +181,10 @@ impl WebSession {
 
 fn weight_of(token: &WebTokenRecord) -> usize {
     TOKEN_WEIGHT + token.host.len() + token.wrapped.len()
+}
+
+fn too_many_wait() -> String {
+    format!("{MAX_ASKING} wait for the disk already: try again when it has caught up")
 }
 
 /// Rounded up: nothing ends early for having been written down.
@@ -202,6 +217,7 @@ impl Registry {
         if let Err(answer) = self.has_web_room(session.weight()) {
             return out.push(Effect::WebAnswer { request, answer });
         }
+        self.web.make_way(&digest);
         self.web.keeping.touch(session.key);
         self.web.insert(session);
         out.push(Effect::WebAnswer { request, answer: WebAnswer::Alive(digest) });
@@ -281,6 +297,7 @@ impl Registry {
         self.web.weight += weight_of(&token);
         session.tokens.insert(digest, token);
         self.web.digests.insert(digest, key);
+        self.web.make_way(&digest);
         self.web.keeping.touch(key);
         WebAnswer::Alive(digest)
     }
@@ -310,6 +327,9 @@ impl Registry {
         if let Some(answer) = self.web_backlog() {
             return Err(answer);
         }
+        if !self.web.may_wait() {
+            return Err(WebAnswer::Full(too_many_wait()));
+        }
         let token = self.web.sessions.get(&key).and_then(|session| session.tokens.get(&digest));
         let before = token.map_or(0, |token| token.wrapped.len());
         self.has_web_room(wrapped.len().saturating_sub(before))?;
@@ -319,6 +339,7 @@ impl Registry {
         token.wrapped = wrapped;
         self.web.keeping.touch(key);
         self.web.keeping.wait(key, request, digest);
+        self.web.asking += 1;
         Ok(())
     }
 
@@ -362,14 +383,15 @@ impl Registry {
     }
 
     /// Every session that is alive.
+    #[cfg(test)]
     pub fn web_sessions(&self) -> impl Iterator<Item = &WebSession> {
         self.web.sessions.values()
     }
 
     /// So many of those that are alive, after this key.
     pub fn web_rows_after(&self, after: Option<WebKey>, most: usize, now: Now) -> Vec<WebRow> {
-        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let rest = self.web.sessions.range((from, std::ops::Bound::Unbounded));
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.web.sessions.range((from, Bound::Unbounded));
         rest.take(most).map(|(_, session)| session.row(now)).collect()
     }
 
@@ -383,11 +405,34 @@ impl Registry {
     }
 }
 
+fn drop_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<WebKey>>, under: &K, key: WebKey) {
+    if let Some(keys) = index.get_mut(under) {
+        keys.remove(&key);
+        if keys.is_empty() {
+            index.remove(under);
+        }
+    }
+}
+
 impl Web {
+    /// Whether one more who asks may wait for the disk.
+    fn may_wait(&self) -> bool {
+        self.asking < MAX_ASKING
+    }
+
+    /// That token had been another session's, of whose end the disk took no note: it has to before it hears of this one.
+    fn make_way(&mut self, digest: &WebDigest) {
+        let before = self.gone_by.get(digest).or_else(|| self.over_by.get(digest)).copied();
+        if let Some(before) = before.filter(|key| self.keeping.is_unsaved(key)) {
+            self.keeping.ended(before);
+        }
+    }
+
     fn insert(&mut self, session: WebSession) {
         self.weight += session.weight();
         self.realms.insert(session.identity.realm.clone());
         self.people.entry(session.identity.clone()).or_default().insert(session.key);
+        self.names.entry(Name::of(&session.user)).or_default().insert(session.key);
         self.digests.extend(session.tokens.keys().map(|digest| (*digest, session.key)));
         self.deadlines.insert((session.ends_at(), session.key));
         self.sessions.insert(session.key, session);
@@ -400,13 +445,24 @@ impl Web {
             self.digests.remove(digest);
         }
         self.deadlines.remove(&(session.ends_at(), key));
-        if let Some(keys) = self.people.get_mut(&session.identity) {
-            keys.remove(&key);
-            if keys.is_empty() {
-                self.people.remove(&session.identity);
-            }
-        }
+        drop_from(&mut self.people, &session.identity, key);
+        drop_from(&mut self.names, &Name::of(&session.user), key);
         Some(session)
+    }
+
+    /// The first name after this one; `None`: of all.
+    pub(super) fn name_after(&self, name: Option<&Name>) -> Option<&Name> {
+        let after = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.names.range((after, Bound::Unbounded)).next().map(|(name, _)| name)
+    }
+
+    /// Those that are alive of users of that name.
+    pub(super) fn called(&self, name: &Name) -> impl Iterator<Item = &WebSession> {
+        self.names.get(name).into_iter().flatten().filter_map(|key| self.sessions.get(key))
+    }
+
+    pub(super) fn has_sessions(&self, who: &Identity) -> bool {
+        self.people.contains_key(who)
     }
 
     fn seen(&mut self, key: WebKey, at: Duration) {
@@ -437,6 +493,7 @@ impl Registry {
             assert!(!session.tokens.is_empty(), "{key} has no token");
             assert!(session.tokens.keys().all(|digest| web.digests.get(digest) == Some(key)), "{key}");
             assert!(web.people[&session.identity].contains(key), "{key}");
+            assert!(web.names[&Name::of(&session.user)].contains(key), "{key}");
             assert!(web.deadlines.contains(&(session.ends_at(), *key)), "{key}");
             assert!(!web.gone.contains_key(key), "{key} is alive and over");
         }
@@ -444,6 +501,7 @@ impl Registry {
         assert_eq!(tokens, web.digests.len());
         assert_eq!(web.sessions.values().map(WebSession::weight).sum::<usize>(), web.weight);
         assert_eq!(web.people.values().map(BTreeSet::len).sum::<usize>(), web.sessions.len());
+        assert_eq!(web.names.values().map(BTreeSet::len).sum::<usize>(), web.sessions.len());
         assert_eq!(web.deadlines.len(), web.sessions.len());
         self.check_web_ends();
     }

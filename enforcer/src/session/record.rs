@@ -147,6 +147,8 @@ pub enum Write {
         lazy: bool,
     },
     WebGone(WebKey),
+    /// The web gateways that run; `None`: not all of them can be seen.
+    WebGateways(Option<Vec<Process>>),
     /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
     /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.

@@ -120,6 +120,12 @@ fn write_meta(db: &Connection, before: &Meta, after: &Meta) -> rusqlite::Result<
             tables::set_meta(db, key, &after.to_string())?;
         }
     }
+    match &after.web_gateways {
+        Some(gateways) if before.web_gateways != after.web_gateways => {
+            tables::set_meta(db, "web_gateways", &web::gateways_text(gateways.as_deref()))?;
+        }
+        _ => {}
+    }
     match &after.boot_id {
         Some(id) if before.boot_id != after.boot_id => tables::set_meta(db, "boot_id", id),
         _ => Ok(()),
@@ -161,6 +167,7 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
             meta.generation += 1;
         }
         Write::WebGone(key) => web::drop_session(db, key)?,
+        Write::WebGateways(gateways) => meta.web_gateways = Some(gateways.clone()),
         Write::Audit(line) => audit(db, line)?,
         Write::Clock { wall, boot_id } => {
             tables::key("wall", *wall)?;

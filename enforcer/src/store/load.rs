@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::row::{BadRow, record_of, session_of};
 use super::trouble::{bad_row, reading};
 use super::{OpenError, tables, web};
-use crate::session::{Guard, Record, SessionRecord, WebRecord};
+use crate::session::{Guard, Process, Record, SessionRecord, WebRecord};
 
 /// The table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(super) struct Meta {
     pub next_number: u64,
     pub wall: u64,
     pub boot_id: Option<String>,
+    /// `None`: nothing was ever written of them.
+    pub web_gateways: Option<Option<Vec<Process>>>,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,10 @@ pub(super) fn meta(db: &Connection, path: &Path) -> Result<Meta, OpenError> {
         next_number: number("next_number", take("next_number")?)?,
         wall: number("wall", take("wall")?)?,
         boot_id: take("boot_id").ok(),
+        web_gateways: match take("web_gateways") {
+            Ok(text) => Some(web::gateways_of(&text).map_err(|why| bad("web_gateways", &why))?),
+            Err(_) => None,
+        },
     })
 }
 

@@ -59,6 +59,7 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         gateway: meta.gateway.clone(),
         boot_id: meta.boot_id.clone(),
         wall: meta.wall,
+        web_gateways: meta.web_gateways.clone().flatten(),
         next_number: meta.next_number,
         records,
         lifted,

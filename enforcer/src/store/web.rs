@@ -9,7 +9,7 @@ use rusqlite::{Connection, params};
 use super::OpenError;
 use super::row::{BadRow, Sum, bytes_of, hex, integer, natural, odd, text};
 use super::trouble::{bad_row, reading};
-use crate::session::{WebDigest, WebKey, WebRecord, WebTokenRecord};
+use crate::session::{Process, WebDigest, WebKey, WebRecord, WebTokenRecord};
 
 /// The longest wrapped secret, in bytes.
 const MAX_BYTES: usize = 4_096;
@@ -227,9 +227,47 @@ fn tokens(db: &Connection, path: &Path) -> Result<BTreeMap<String, Vec<WebTokenR
     Ok(tokens)
 }
 
+/// What the row of `meta` says where not all gateways can be seen.
+const UNSEEN: &str = "unseen";
+
+/// The gateways that run, as a row of `meta` has them: `PID:START`, in their order, with a blank between two.
+pub(super) fn gateways_text(gateways: Option<&[Process]>) -> String {
+    let one = |process: &Process| format!("{}:{}", process.pid, process.start);
+    gateways.map_or(UNSEEN.to_owned(), |all| all.iter().map(one).collect::<Vec<_>>().join(" "))
+}
+
+pub(super) fn gateways_of(text: &str) -> Result<Option<Vec<Process>>, BadRow> {
+    let one = |word: &str| {
+        let (pid, start) = word.split_once(':')?;
+        Some(Process { pid: pid.parse().ok()?, start: start.parse().ok()? })
+    };
+    let all: Option<Vec<Process>> = text.split_terminator(' ').map(one).collect();
+    let gateways = if text == UNSEEN { Some(None) } else { all.map(Some) };
+    // exactly as it is written
+    let gateways = gateways.filter(|gateways| gateways_text(gateways.as_deref()) == text);
+    gateways.ok_or_else(|| odd("value", text, "processes, PID:START each"))
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn gateways_are_read_as_they_were_written() {
+        let one = |pid, start| Process { pid, start };
+        for (gateways, text) in [
+            (None, "unseen"),
+            (Some(vec![]), ""),
+            (Some(vec![one(7, 4_711)]), "7:4711"),
+            (Some(vec![one(7, 4_711), one(8, u64::MAX)]), "7:4711 8:18446744073709551615"),
+        ] {
+            assert_eq!(gateways_text(gateways.as_deref()), text);
+            assert_eq!(gateways_of(text).unwrap(), gateways);
+        }
+        for bad in ["7", "7:", ":1", "7:1 ", " 7:1", "7:1  8:1", "07:1", "7:+1", "unseen 7:1", "7:1,8:1"] {
+            assert!(gateways_of(bad).is_err(), "{bad:?}");
+        }
+    }
 
     pub fn record() -> WebRecord {
         let token = |byte| WebTokenRecord {

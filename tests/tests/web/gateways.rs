@@ -100,6 +100,31 @@ fn r1_r3_r6_sockets_at_a_gateway_that_is_stopped() {
     bob.goes_on();
 }
 
+/// R6: of two gateways the table tells of the younger one alone. The daemon has noted both, and calls the older one, which
+/// is stopped, neither absent nor done; its twin: with that one gone nothing is left to wait for.
+#[test]
+fn r6_a_gateway_that_is_stopped_over_a_restart_of_the_daemon_is_told() {
+    let mut scene = scene("web-noted");
+    let origin = Origin::start();
+    let mut older = Child::start(&scene, &origin);
+    older.login("alice", 1);
+    older.login("bob", 2);
+    let mut alice = Stream::open(&older, 1);
+    let younger = Child::start(&scene, &origin);
+    older.signal(Signal::SIGSTOP);
+    scene.enforcer.kill();
+    scene.enforcer.start();
+    let answer = scene.enforcer.cli(&["terminate", "user", "alice", "--json"]).code(PARTIAL);
+    let notes = list(&answer.json, "notes").iter().filter_map(Value::as_str).collect::<String>();
+    assert!(notes.contains(&format!("(process {})", older.pid())), "{}", answer.stdout);
+    assert!(!notes.contains(&format!("(process {})", younger.pid())), "{}", answer.stdout);
+    older.signal(Signal::SIGCONT);
+    alice.ends();
+    drop(older);
+    let answer = scene.enforcer.cli(&["terminate", "user", "bob", "--json"]).code(DONE);
+    assert_eq!(layer(&answer, "web")["failed"], 0, "{}", answer.stdout);
+}
+
 /// R3, R6: a gateway that was broken into can name any socket in its table: a stranger's is let be, and that is told.
 #[test]
 fn r3_r6_a_table_that_names_a_strangers_socket() {

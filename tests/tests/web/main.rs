@@ -393,6 +393,42 @@ fn the_socket_is_narrow() {
     assert!(web(&plain.enforcer.cli(&["check", "--json"]).json).is_empty());
 }
 
+/// R6: whoever would not hear of a session's end is told of none, since no end would wait for what he has in hand: not before
+/// he reads the stream of ends, and on when that has broken. What ends sessions is taken from him all the same.
+#[test]
+fn r6_no_session_is_told_of_to_whom_no_end_is_told() {
+    use enforcer::control::{api, connect_web};
+    let scene = scene("web-unheard");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = connect_web(&socket(&scene)).await.unwrap();
+        let token = api::WebToken { digest: vec![1; 32] };
+        let create = api::WebCreate {
+            user: "alice".into(),
+            host: "app.example".into(),
+            digest: vec![1; 32],
+            wrapped: vec![1; 60],
+            idle_seconds: 600,
+            for_seconds: 3_600,
+            ..api::WebCreate::default()
+        };
+        let which = Some(api::web_end::Which::Digest(vec![1; 32]));
+        let end = api::WebEnd { which, cause: api::WebCause::Logout.into() };
+        let refused = [
+            client.create(create.clone()).await.unwrap_err(),
+            client.check(token.clone()).await.unwrap_err(),
+            client.end(end).await.unwrap_err(),
+        ];
+        let codes = refused.map(|status| format!("{:?}", status.code()));
+        assert_eq!(codes, ["Unavailable", "Unavailable", "NotFound"]);
+        let stream = client.watch(api::WebWatch {}).await.unwrap();
+        client.create(create).await.unwrap();
+        client.check(token.clone()).await.unwrap();
+        drop(stream);
+        client.check(token).await.expect("it is known, and each end waits for it");
+    });
+}
+
 /// What the web part cannot have is told by the log, `check` and the status, and takes nothing else down: the VPN part
 /// revokes. With what is wrong mended it is served.
 #[test]

@@ -153,7 +153,9 @@ impl Child {
         nix::unistd::chown(folder, Some(user.uid), Some(user.gid)).unwrap();
         // the binary may be in a folder of root's alone
         let copy = socket.with_file_name("gateway-of-anybody");
-        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        if !copy.exists() {
+            std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        }
         let mut command = Command::new(&copy);
         command.args(["--exact", "process::gateway_of_its_own", "--nocapture"]);
         command.env(CHILD, format!("{} {} {}", socket.display(), table.display(), origin.address));
@@ -190,8 +192,12 @@ impl Child {
         self.hears().parse().unwrap()
     }
 
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.id()).unwrap();
+        let pid = self.pid();
         kill(Pid::from_raw(pid), signal).unwrap();
         if signal == Signal::SIGSTOP {
             eventually("it is stopped", BOUND, || {

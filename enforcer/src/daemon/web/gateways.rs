@@ -85,6 +85,11 @@ impl Gateways {
         Gateway { id: known.id, process: Some(process), table: known.table.is_some() }
     }
 
+    /// Its number, while that process runs. Whoever has it has not ended: its successor comes to be known by its own.
+    fn of_process(&self, pid: i32) -> Option<u64> {
+        self.known.iter().find(|(process, _)| process.pid == pid).map(|(_, known)| known.id)
+    }
+
     fn table(&self, id: u64) -> Option<Arc<Table>> {
         self.known.values().find(|known| known.id == id)?.table.clone()
     }
@@ -108,6 +113,8 @@ impl Daemon {
     /// Who asks to be told of ends.
     pub(super) fn web_gateway(&mut self, caller: Caller) -> Gateway {
         let process = caller.pid.and_then(|pid| process::identify(pid).ok());
+        // whoever has connected may have ended, and its number may be another's by now
+        let process = process.filter(|its| process::uid_of(its.pid).is_ok_and(|uid| uid == caller.uid));
         let path = self.web_table().map(Path::to_owned);
         let gateway = self.web.gateways.of(process, |process| {
             let reader = Reader::open(path.as_deref()?).ok()?;
@@ -118,27 +125,48 @@ impl Daemon {
         gateway
     }
 
+    /// Whether it reads of ends, or has and runs still: so whether each end waits for it.
+    pub(super) fn may_be_told(&self, caller: Caller) -> bool {
+        match caller.pid.and_then(|pid| self.web.gateways.of_process(pid)) {
+            Some(id) => self.registry.knows_web_gateway(id),
+            None => self.registry.knows_unseen_web_gateway(),
+        }
+    }
+
     /// Their ends are told from now on.
     pub(in super::super) fn watch_gateways(&mut self) {
         self.web.gateways.watch(&self.inputs);
     }
 
-    /// The gateway that there was before the daemon was started, as its table tells; `None`: nothing tells of any.
-    pub(in super::super) fn earlier_gateways(&mut self) -> Option<Vec<Gateway>> {
-        let path = self.web_table()?.to_owned();
-        let reader = Reader::open(&path).ok()?;
+    /// The gateways that there were before the daemon was started, and that run still: those that were `noted` on the disk,
+    /// and the one that the table tells of. `None`: neither tells of any.
+    pub(in super::super) fn earlier_gateways(&mut self, noted: Option<Vec<Process>>) -> Option<Vec<Gateway>> {
         let user = self.config.web.as_ref().and_then(|web| super::user_of(web).ok())?;
-        let (owner, pid) = (reader.owner(), i32::try_from(reader.pid()).ok()?);
-        if owner != user && owner != 0 {
+        let is_its = |process: Process, uid| process::uid_of(process.pid).is_ok_and(|its| its == uid);
+        let is_known = noted.is_some();
+        let mut earlier: BTreeMap<Process, Option<Reader>> = (noted.into_iter().flatten())
+            .filter(|process| process::is_alive(*process))
+            .filter(|process| is_its(*process, user) || is_its(*process, 0))
+            .map(|process| (process, None))
+            .collect();
+        let reader = self.web_table().and_then(|path| Reader::open(path).ok());
+        let reader = reader.filter(|reader| reader.owner() == user || reader.owner() == 0);
+        if reader.is_none() && !is_known {
             return None;
         }
-        let its = process::uid_of(pid).is_ok_and(|uid| uid == owner);
-        let Some(process) = its.then(|| process::identify(pid).ok()).flatten() else {
-            // it has ended, and its sockets with it
-            return Some(Vec::new());
-        };
-        let gateway = self.web.gateways.of(Some(process), |process| Some(Table { reader, process }));
-        Some(vec![gateway])
+        // where it has ended its sockets have ended with it
+        if let Some(reader) = reader
+            && let Some(process) =
+                i32::try_from(reader.pid()).ok().and_then(|pid| process::identify(pid).ok())
+            && is_its(process, reader.owner())
+        {
+            earlier.insert(process, Some(reader));
+        }
+        let known = earlier.into_iter().map(|(process, reader)| {
+            let table = |process| reader.map(|reader| Table { reader, process });
+            self.web.gateways.of(Some(process), table)
+        });
+        Some(known.collect())
     }
 
     /// Where a table is looked for. Without SOCK_DESTROY there is nothing to be done with it.
@@ -233,6 +261,10 @@ fn destroy(found: &Found, over: &BTreeSet<WebKey>) -> Result<Vec<(WebKey, u64)>,
     let condition = condition.map_err(|error| error.to_string())?;
     due.retain(|cookie, _| !spared.contains(cookie));
     let (its, netns) = process::netns_of(process.pid).map_err(|error| error.to_string())?;
+    // by its number alone it might be another's by now
+    if !process::is_alive(*process) {
+        return Err("the gateway has ended".into());
+    }
     let (own, _) = process::own_netns().map_err(|error| error.to_string())?;
     // where both are the same no right to move is needed
     let netns = (its != own).then_some(netns);

@@ -25,6 +25,8 @@ pub struct Disk {
     /// What becomes of a write is told when somebody says so: [`Disk::batch`] and [`Disk::tell`].
     pub late: bool,
     pub web: BTreeMap<WebKey, WebRecord>,
+    /// Those that were told of last.
+    pub web_gateways: Option<Vec<Process>>,
     /// Every number whose lift it has taken, whether it remembers it or not.
     ever_lifted: BTreeSet<Number>,
     /// What is broken on purpose.
@@ -135,11 +137,19 @@ impl Disk {
             Write::Audit(audit) if !self.late => self.audit.push(audit.clone()),
             Write::Clock { wall, boot_id } => (self.wall, self.boot_id) = (*wall, boot_id.clone()),
             Write::KeepWeb { record, .. } => {
+                // the database takes no digest twice
+                let is_new = |token: &WebTokenRecord| {
+                    self.web.values().all(|other| {
+                        other.key == record.key || other.tokens.iter().all(|its| its.digest != token.digest)
+                    })
+                };
+                assert!(record.tokens.iter().all(is_new), "{} has a token of another one", record.key);
                 self.web.insert(record.key, record.as_ref().clone());
             }
             Write::WebGone(key) => {
                 self.web.remove(key);
             }
+            Write::WebGateways(gateways) => self.web_gateways = gateways.clone(),
             _ => {}
         }
     }
@@ -152,6 +162,12 @@ impl Disk {
 
     pub fn left(&self, entries: Vec<Adopted>, rebooted: bool) -> Left {
         let records = self.records.values().cloned().collect();
+        // numbered as their processes are
+        let gateway = |process: &Process| Gateway {
+            id: u64::try_from(process.pid).unwrap(),
+            process: Some(*process),
+            table: false,
+        };
         Left {
             entries,
             records,
@@ -159,7 +175,7 @@ impl Disk {
             wall: self.wall,
             rebooted,
             web: self.web.values().cloned().collect(),
-            gateways: None,
+            gateways: self.web_gateways.as_ref().map(|all| all.iter().map(gateway).collect()),
         }
     }
 

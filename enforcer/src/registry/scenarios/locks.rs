@@ -145,7 +145,7 @@ fn two_locks_of_one_person_are_taken_back_together() {
     let unlock = world.unlock("alice");
     assert!(world.receipt(unlock).is_complete());
     assert!(world.admitted(at_gate("alice", 8, 2)));
-    assert_eq!(world.registry.locks().count(), 0);
+    assert_eq!(world.registry.locks_in_force(), 0);
     let locks = world.disk.records.values().flat_map(|record| &record.guards);
     assert_eq!(locks.filter(|guard| matches!(guard.what, Guarded::Lock(_))).count(), 0);
     assert!(world.disk.lifted.is_empty());

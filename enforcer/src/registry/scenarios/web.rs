@@ -26,6 +26,20 @@ fn token(byte: u8) -> WebTokenRecord {
     WebTokenRecord { digest: digest(byte), host: format!("{byte}.example"), wrapped: vec![byte; 60] }
 }
 
+/// Numbered so, with one token that is numbered so.
+fn new_session(user: &str, number: u8, of: u8) -> NewWebSession {
+    NewWebSession {
+        key: key(number),
+        realm: DEFAULT_REALM.into(),
+        user: user.into(),
+        peer: "192.0.2.1".into(),
+        agent: "browser".into(),
+        idle: Duration::from_secs(IDLE),
+        lasts: Duration::from_secs(LASTS),
+        token: token(of),
+    }
+}
+
 /// A gateway of which nothing would tell that it has ended.
 fn unseen(id: u64) -> Gateway {
     Gateway { id, process: None, table: false }
@@ -76,17 +90,13 @@ impl Web {
     }
 
     fn login_to(&mut self, realm: &str, user: &str, byte: u8) -> WebAnswer {
-        let new = Box::new(NewWebSession {
-            key: key(byte),
-            realm: realm.into(),
-            user: user.into(),
-            peer: "192.0.2.1".into(),
-            agent: "browser".into(),
-            idle: Duration::from_secs(IDLE),
-            lasts: Duration::from_secs(LASTS),
-            token: token(byte),
-        });
+        let new = Box::new(NewWebSession { realm: realm.into(), ..new_session(user, byte, byte) });
         self.request(|request| Event::WebCreate { request, new }).unwrap()
+    }
+
+    /// By the gateway itself; `None`: it waits for the disk.
+    fn end(&mut self, byte: u8) -> Option<WebAnswer> {
+        self.request(|request| Event::WebEnd { request, which: Ok(key(byte)), cause: WebCause::Logout })
     }
 
     fn is_alive(&self, byte: u8) -> bool {

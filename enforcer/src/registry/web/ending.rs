@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::session::{Identity, Target, WebDigest, WebKey};
+use crate::session::{Identity, Target, WebDigest, WebKey, Write};
 
 use super::super::revocation::State;
 use super::super::{Effect, Effects, Gateway, Now, Number, Order, Registry, Request, Watch};
 use super::gateways::Waits;
-use super::{WebAnswer, WebRow};
+use super::{WebAnswer, WebRow, too_many_wait};
 
 /// How many revocations may give account of one end: a second order for it waits as the first one does.
 const MAX_NUMBERS: usize = 16;
@@ -122,6 +122,7 @@ impl Registry {
         let Some(session) = self.web.remove(key) else { return };
         self.web.ends += 1;
         for request in self.web.keeping.give_up(key) {
+            self.web.asking -= 1;
             out.push(Effect::WebAnswer { request, answer: WebAnswer::Gone });
         }
         let ending = WebEnding {
@@ -167,12 +168,17 @@ impl Registry {
         if let Some(key) = key.filter(|key| self.web.sessions.contains_key(key)) {
             self.end_web(key, cause, now, out);
         }
+        let may_wait = self.web.may_wait();
         let gone = key.and_then(|key| self.web.gone.get_mut(&key).map(|gone| (key, gone)));
         let answer = match gone {
             // who asks a second time is told no more than who asked first: it is over when the disk has heard of it
-            Some((key, gone)) if gone.ending.kept == Kept::Waiting => {
+            Some((key, gone)) if gone.ending.kept == Kept::Waiting && may_wait => {
                 gone.requests.push(request);
+                self.web.asking += 1;
                 return self.web.keeping.hurry(key);
+            }
+            Some((_, Gone { ending: WebEnding { kept: Kept::Waiting, .. }, .. })) => {
+                WebAnswer::Unwritten(too_many_wait())
             }
             Some((_, Gone { ending: WebEnding { kept: Kept::Failed(why), .. }, .. })) => {
                 WebAnswer::Unwritten(why.to_string())
@@ -259,6 +265,7 @@ impl Registry {
             Err(why) => Kept::Failed(why.as_str().into()),
         };
         for request in std::mem::take(&mut gone.requests) {
+            self.web.asking -= 1;
             let answer = match outcome {
                 Ok(()) => WebAnswer::Done,
                 Err(why) => WebAnswer::Unwritten(why.clone()),
@@ -325,6 +332,13 @@ impl Registry {
         self.look_at_gone(changed);
     }
 
+    /// A gateway has come, or ended: the disk hears of it.
+    pub(in crate::registry) fn note_web_gateways(&mut self) {
+        if let Some(gateways) = self.web.gateways.note() {
+            self.write(Write::WebGateways(gateways));
+        }
+    }
+
     /// What gateways with a table have not closed by themselves.
     pub(in crate::registry) fn web_ask_tables(&mut self, now: Now, out: &mut Effects) {
         self.web.gateways.ask_tables(now, out);
@@ -350,6 +364,16 @@ impl Registry {
         self.web.gateways.counts()
     }
 
+    /// Whether ends are told to that gateway, or wait for it.
+    pub fn knows_web_gateway(&self, id: u64) -> bool {
+        self.web.gateways.knows(id)
+    }
+
+    /// The same of any that cannot be seen.
+    pub fn knows_unseen_web_gateway(&self) -> bool {
+        self.web.gateways.knows_unseen()
+    }
+
     /// The names of gateways that may be serving without being told of ends.
     pub fn web_away(&self) -> Vec<Arc<str>> {
         self.web.gateways.away().collect()
@@ -359,6 +383,9 @@ impl Registry {
 #[cfg(test)]
 impl Registry {
     pub(super) fn check_web_ends(&self) {
+        let asking: usize = self.web.gone.values().map(|gone| gone.requests.len()).sum();
+        assert_eq!(asking + self.web.keeping.waiting(), self.web.asking);
+        assert!(self.web.asking <= super::MAX_ASKING);
         for (key, gone) in &self.web.gone {
             assert!(!gone.ending.is_settled(), "{key} is remembered for nothing");
             assert!(gone.numbers.len() <= MAX_NUMBERS, "{key}");

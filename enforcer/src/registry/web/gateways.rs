@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::session::WebKey;
+use crate::session::{Process, WebKey};
 
 use super::super::{Effect, Effects, Gateway, Now, Watch};
 use super::WebCause;
@@ -54,6 +54,8 @@ pub(super) struct Gateways {
     known: BTreeMap<u64, Known>,
     watches: BTreeMap<Watch, Reader>,
     anybody: Option<Anybody>,
+    /// Which of them the disk was given.
+    noted: Option<Option<Vec<Process>>>,
 }
 
 #[derive(Debug)]
@@ -483,6 +485,28 @@ impl Gateways {
     /// How many are told of ends, and how many of these they have not acknowledged.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.watches.len(), self.watches.values().map(|reader| reader.open.len()).sum())
+    }
+
+    /// Which of them run, where that has changed since the last question: after a start each of them is waited for. `None`
+    /// within: not all of them can be seen.
+    pub(super) fn note(&mut self) -> Option<Option<Vec<Process>>> {
+        if self.known.is_empty() && self.noted.is_none() {
+            return None;
+        }
+        let seen = self.known.values().map(|known| known.gateway.process);
+        let now: Option<Vec<Process>> = if self.anybody.is_some() { None } else { seen.collect() };
+        (self.noted.as_ref() != Some(&now)).then(|| {
+            self.noted = Some(now.clone());
+            now
+        })
+    }
+
+    pub(super) fn knows(&self, id: u64) -> bool {
+        self.known.contains_key(&id)
+    }
+
+    pub(super) fn knows_unseen(&self) -> bool {
+        self.known.values().any(|known| known.gateway.process.is_none())
     }
 
     /// Those that may be serving without being told: their names.

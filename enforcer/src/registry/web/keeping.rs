@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::session::{WebDigest, WebKey, WebRecord, Write};
 
-use super::super::durable::{Of, Ticket};
+use super::super::durable::{CLOCK_JUMP, Of, Ticket};
 use super::super::{Effect, Effects, Gateway, Now, Registry, Request};
 use super::ending::Kept;
 use super::{WebAnswer, WebSession, left};
@@ -81,7 +81,18 @@ impl Keeping {
         waiting.into_iter().map(|one| one.request).collect()
     }
 
-    fn is_unsaved(&mut self, key: WebKey, of: Ticket) {
+    /// The disk has not of it what it should have.
+    pub(super) fn is_unsaved(&self, key: &WebKey) -> bool {
+        self.unsaved.contains_key(key)
+    }
+
+    /// How many wait for what they asked for.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.values().map(Vec::len).sum()
+    }
+
+    fn mark_unsaved(&mut self, key: WebKey, of: Ticket) {
         let last = self.unsaved.entry(key).or_insert(of);
         *last = of.max(*last);
     }
@@ -116,13 +127,18 @@ impl Registry {
         now: Now,
     ) {
         for record in records {
-            let key = record.key;
+            let (key, until) = (record.key, record.until);
             let session = self.web_of(record, wall, now);
             // locked by an entry of the kernel of which the disk did not hear
             let is_locked = !self.locks_on(&session.identity).is_empty();
             if session.ends_at() <= now.mono || is_locked {
                 self.web.keeping.ended(key);
+                self.web.over_by.extend(session.tokens.into_keys().map(|digest| (digest, key)));
             } else {
+                // the clock was set back: the disk has to say the same by the clock as it is now
+                if until.abs_diff(session.until(now)) >= CLOCK_JUMP {
+                    self.web.keeping.mark_unsaved(key, 0);
+                }
                 self.web.insert(session);
             }
         }
@@ -229,7 +245,7 @@ impl Registry {
                     keeping.unsaved.remove(&key);
                 }
             }
-            Err(_) => keeping.is_unsaved(key, ticket),
+            Err(_) => keeping.mark_unsaved(key, ticket),
         }
         if is_gone {
             return self.web_gone_stored(key, outcome, out);
@@ -237,6 +253,7 @@ impl Registry {
         let Some(waiting) = keeping.waiting.get_mut(&key) else { return };
         let has_heard = |one: &mut Waiting| one.ticket.is_some_and(|of| of <= ticket);
         for Waiting { request, digest, .. } in waiting.extract_if(.., has_heard) {
+            self.web.asking -= 1;
             let answer = match outcome {
                 Ok(()) => WebAnswer::Alive(digest),
                 Err(why) => WebAnswer::Unwritten(why.clone()),
@@ -270,7 +287,7 @@ impl Registry {
     /// The wall clock was set: the times on the disk have to move with it. `of`: the last write by the old clock.
     pub(in crate::registry) fn restamp_web(&mut self, of: Ticket) {
         for key in self.web.sessions.keys() {
-            self.web.keeping.is_unsaved(*key, of);
+            self.web.keeping.mark_unsaved(*key, of);
         }
     }
 

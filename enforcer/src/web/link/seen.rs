@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::control::api;
+use crate::control::{api, web_words};
 use crate::session::WebKey;
 
 use super::Shared;
@@ -18,7 +18,7 @@ use super::Shared;
 /// How long those that are to be told of at once wait for each other.
 const GATHER: Duration = Duration::from_millis(20);
 /// How many are told of in one message.
-const AT_ONCE: usize = 4_096;
+const AT_ONCE: usize = web_words::MAX_USES;
 
 /// When a session was used, in milliseconds after the link was started.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use crate::control::{WebClient, api, connect_web};
+use crate::control::{WebClient, api, connect_web, web_words};
 use crate::session::WebKey;
 
 use super::cache::Moment;
@@ -20,7 +20,7 @@ const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=
 /// How many sessions are ended at the same time.
 const AT_ONCE: usize = 256;
 /// How many ends are acknowledged in one message.
-const ACKNOWLEDGED: usize = 4_096;
+const ACKNOWLEDGED: usize = web_words::MAX_USES;
 /// More keys than there can be sessions: it is not our daemon.
 const MAX_KEYS: usize = 2_000_000;
 

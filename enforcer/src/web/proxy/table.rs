@@ -333,6 +333,23 @@ mod tests {
         });
     }
 
+    /// R7: a gateway that was broken into may leave every line torn: none is read for ever, nor is their sum.
+    #[test]
+    fn r7_lines_that_are_all_being_written_are_not_read_for_ever() {
+        let reads = || -> u64 {
+            let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+            io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()
+        };
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("sockets");
+        let mut words = vec![MAGIC, 5_000, 1, 0, 0, 0, 0, 0];
+        words.extend((0..5_000).flat_map(|_| [1; SLOT_WORDS]));
+        std::fs::write(&path, words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>()).unwrap();
+        let before = reads();
+        assert_eq!(read(&path).unwrap().torn, 5_000);
+        assert!(reads() - before < 15_000, "{}", reads() - before);
+    }
+
     #[test]
     fn what_is_no_table_is_refused() {
         let folder = TempDir::new().unwrap();

@@ -66,6 +66,40 @@ fn r7_bytes_of_all_sessions() {
     web.world.registry.check_web();
 }
 
+/// R7: whoever asks something that the disk has to hear of waits, as far as is known, also if he has gone meanwhile. At the
+/// bound nobody waits any more: what was to end has ended, and it is said that it is not written.
+#[test]
+fn r7_those_who_wait_for_a_disk_that_hangs_are_bounded() {
+    let mut web = Web::new();
+    for (user, byte) in [("alice", 1), ("bob", 2), ("carol", 3)] {
+        web.login(user, byte);
+    }
+    web.world.disk.hangs = true;
+    let rewrap = |web: &mut Web, byte| {
+        let token = Box::new(token(byte));
+        web.request(|request| Event::WebRewrap { request, token })
+    };
+    for _ in 0..20 {
+        assert_eq!((web.end(1), rewrap(&mut web, 3)), (None, None));
+    }
+    assert!((40..900).all(|_| web.end(1).is_none()));
+    let Some(WebAnswer::Unwritten(why)) = web.end(1) else { panic!("it does not wait") };
+    assert!(why.contains("900 wait"), "{why}");
+    assert!(matches!(rewrap(&mut web, 3), Some(WebAnswer::Full(_))));
+    assert!(matches!(web.end(2), Some(WebAnswer::Unwritten(_))));
+    assert!(!web.is_alive(1) && !web.is_alive(2) && web.is_alive(3));
+    web.world.registry.check_web();
+    // whoever ends what others wait for lets them go
+    web.world.revoke(order(Target::Web(key(3))));
+    assert_eq!(web.end(3), None);
+    web.world.registry.check_web();
+    web.world.disk.hangs = false;
+    web.login("dave", 4);
+    assert_eq!(web.end(4), Some(WebAnswer::Done));
+    assert!(web.world.disk.web.is_empty());
+    web.world.registry.check_web();
+}
+
 /// R7, R6: a revocation gives account of so many sessions, says of how many it does not, and keeps counts alone of what is
 /// done once it was answered.
 #[test]

@@ -26,21 +26,35 @@ fn r5_ends_are_written_before_what_takes_their_place() {
     let registry = &mut web.world.registry;
     let _ = registry.take_writes(now);
     registry.handle(Event::WebEnd { request: 1, which: Ok(key(9)), cause: WebCause::Logout }, now);
-    let new = NewWebSession {
-        key: key(1),
-        realm: DEFAULT_REALM.into(),
-        user: "alice".into(),
-        peer: "192.0.2.1".into(),
-        agent: "browser".into(),
-        idle: Duration::from_secs(IDLE),
-        lasts: Duration::from_secs(LASTS),
-        token: token(9),
-    };
-    registry.handle(Event::WebCreate { request: 2, new: Box::new(new) }, now);
+    let new = Box::new(new_session("alice", 1, 9));
+    registry.handle(Event::WebCreate { request: 2, new }, now);
     let writes: Vec<Write> = registry.take_writes(now).into_iter().map(|(_, write)| write).collect();
     let gone = writes.iter().position(|write| matches!(write, Write::WebGone(whose) if *whose == key(9)));
     let kept = writes.iter().position(|write| matches!(write, Write::KeepWeb { .. }));
     assert!(gone.is_some() && gone < kept, "{writes:?}");
+}
+
+/// R5: the same where the end could not be written at first: the database takes no token twice, and would refuse what is
+/// written together with it as well.
+#[test]
+fn r5_an_end_that_was_not_written_goes_before_what_takes_its_token() {
+    for added in [false, true] {
+        let mut web = Web::new();
+        web.login("alice", 9);
+        web.login("bob", 2);
+        web.world.disk.full = true;
+        assert!(matches!(web.end(9), Some(WebAnswer::Unwritten(_))));
+        web.world.disk.full = false;
+        let answer = web.request(|request| match added {
+            true => Event::WebAddToken { request, known: digest(2), token: Box::new(token(9)) },
+            false => Event::WebCreate { request, new: Box::new(new_session("alice", 1, 9)) },
+        });
+        assert_eq!(answer, Some(WebAnswer::Alive(digest(9))));
+        let rest = if added { vec![key(2)] } else { vec![key(1), key(2)] };
+        assert!(web.world.disk.web.keys().eq(&rest), "{added}");
+        web.world.restart();
+        assert!(web.is_alive(9) && web.is_alive(2));
+    }
 }
 
 /// R2, R5: after a restart, and a reboot, what was alive is, with its times, and what was ended is not.
@@ -93,6 +107,44 @@ fn r5_time_goes_on_while_the_daemon_does_not_run() {
     assert!(web.is_alive(2));
     web.pass(2);
     assert!(!web.is_alive(2));
+}
+
+/// R5: nor does one that went back while the daemon was not there, however often that is started after it.
+#[test]
+fn r5_a_clock_that_went_back_gives_no_session_its_time_anew_at_each_start() {
+    let mut web = Web::new();
+    web.login("alice", 1);
+    web.tell_time();
+    web.world.now.wall -= 50_000;
+    for _ in 0..3 {
+        web.world.restart();
+        web.tell_time();
+        // what could not be said by this clock yet is written
+        web.pass(3);
+        web.pass(IDLE / 4 - 3);
+        assert!(web.is_alive(1));
+    }
+    web.world.restart();
+    web.pass(IDLE / 4 + 5);
+    assert!(!web.is_alive(1));
+}
+
+/// R5: nor does what is written of a session that was made by a clock that was ahead make it seem in use.
+#[test]
+fn r5_what_is_written_after_a_clock_went_back_is_no_use_of_the_session() {
+    let mut web = Web::new();
+    web.login("alice", 1);
+    web.tell_time();
+    web.world.now.wall -= 50_000;
+    web.world.restart();
+    web.tell_time();
+    web.pass(IDLE / 2);
+    let token = Box::new(token(2));
+    web.request(|request| Event::WebAddToken { request, known: digest(1), token });
+    web.world.restart();
+    assert!(web.is_alive(1) && web.is_alive(2));
+    web.pass(IDLE / 2 + 5);
+    assert!(!web.is_alive(1) && !web.is_alive(2));
 }
 
 /// R5: a clock that is set while the daemon runs moves what the disk has.

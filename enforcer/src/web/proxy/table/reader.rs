@@ -11,8 +11,10 @@ use crate::web::proxy::register::SessionKey;
 
 const WORD: usize = size_of::<u64>();
 const SLOT: usize = SLOT_WORDS * WORD;
-/// How often a slot is read again that is being written. A writer that was stopped in the middle leaves it so.
+/// How often a slot is read again that is being written; a writer that was stopped in the middle leaves it so. And how
+/// often any of them is: more than the threads of a gateway leave so nobody has who means well.
 const AGAIN: usize = 100;
+const AGAIN_IN_ALL: usize = 100 * AGAIN;
 
 /// A socket of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,16 +109,16 @@ impl Reader {
         let mut condition = Condition { missed: u64::from_ne_bytes(word), torn: 0 };
         // in parts: it is a few MiB, of which most is free
         let mut part = vec![0; 512 * SLOT];
-        let mut number = 0;
+        let (mut number, mut again) = (0, AGAIN_IN_ALL);
         while number < self.slots {
             let count = (self.slots - number).min(512);
             let part = &mut part[..usize::try_from(count).unwrap_or(0) * SLOT];
             let at = |number: u64| (HEADER_WORDS * WORD) as u64 + number * SLOT as u64;
             self.file.read_exact_at(part, at(number)).map_err(wrong)?;
             for (index, slot) in part.chunks_exact_mut(SLOT).enumerate() {
-                let mut left = AGAIN;
+                let mut left = AGAIN.min(again);
                 while is_torn(slot) && left > 0 {
-                    left -= 1;
+                    (left, again) = (left - 1, again - 1);
                     self.file.read_exact_at(slot, at(number + index as u64)).map_err(wrong)?;
                 }
                 if is_torn(slot) {
