@@ -28,6 +28,14 @@ pub fn eventually<T>(what: &str, bound: Duration, mut condition: impl FnMut() ->
     }
 }
 
+/// Copies a program so that it can be run at once. Not by this process: whatever another thread starts meanwhile holds the
+/// file open for writing until it is itself, and nobody can run the copy so long ("text file busy").
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp can be run");
+    assert!(status.success(), "cp {} {}: {status}", from.display(), to.display());
+}
+
 /// A process of the lab. Dropped: killed and reaped.
 #[derive(Debug)]
 pub struct Process {

@@ -16,7 +16,7 @@ use enforcer::session::{WebDigest, WebKey};
 use enforcer::web::link::{Cause, Link, LinkError, NewSession, OnEnd, Session, Settings};
 use enforcer_tests::Era;
 use enforcer_tests::enforcer::{Answer, Config, DONE, ERROR, NOTHING_MATCHED, PARTIAL, binary, quoted};
-use enforcer_tests::process::eventually;
+use enforcer_tests::process::{copy_program, eventually};
 use enforcer_tests::receipt::list;
 use enforcer_tests::scene::Scene;
 use serde_json::Value;
@@ -352,7 +352,7 @@ fn the_socket_is_narrow() {
     );
     // what the control socket serves is not to be had here, whoever asks; the binary may be in a folder of root's alone
     let copy = socket.with_file_name("enforcer-of-anybody");
-    std::fs::copy(binary(), &copy).unwrap();
+    copy_program(&binary(), &copy);
     let ask = |uid: u32, command: &[&str]| {
         let mut asked = Command::new(&copy);
         asked

@@ -16,7 +16,7 @@ use enforcer::web::link::{Link, OnEnd, Settings as LinkSettings};
 use enforcer::web::proxy::{
     Admission, Asked, Guard, Origin as ProxyOrigin, OriginSettings, Proxy, SessionKey, Settings,
 };
-use enforcer_tests::process::eventually;
+use enforcer_tests::process::{copy_program, eventually};
 use enforcer_tests::scene::Scene;
 use hyper::body::Bytes;
 use hyper::http::{Response, response};
@@ -154,7 +154,7 @@ impl Child {
         // the binary may be in a folder of root's alone
         let copy = socket.with_file_name("gateway-of-anybody");
         if !copy.exists() {
-            std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+            copy_program(&std::env::current_exe().unwrap(), &copy);
         }
         let mut command = Command::new(&copy);
         command.args(["--exact", "process::gateway_of_its_own", "--nocapture"]);
