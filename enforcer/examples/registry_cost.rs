@@ -56,6 +56,8 @@ impl Gateway {
             stands: n.is_multiple_of(2).then_some(Duration::from_secs(86_400 + u64::from(n))),
             reason: "a list".into(),
             by: "uid 0".into(),
+            origin: None,
+            spare: Default::default(),
             bulk: true,
         };
         self.give(Event::Revoke { request: Some(n.into()), order }, Ok(()));
@@ -149,6 +151,8 @@ fn run(n: u32) {
             stands: None,
             reason: String::new(),
             by: String::new(),
+            origin: None,
+            spare: Default::default(),
             bulk: true,
         };
         gateway.give(Event::Revoke { request: None, order }, Err("full".into()));

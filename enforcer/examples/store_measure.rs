@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p enforcer --example store_measure -- bulk DIRECTORY 1000000   # fills it, prints the rate
 //! cargo run --release -p enforcer --example store_measure -- single DIRECTORY 1000    # one after the other
+//! cargo run --release -p enforcer --example store_measure -- admissions DIRECTORY 1000000   # the same of admissions
 //! cargo run --release -p enforcer --example store_measure -- open DIRECTORY           # time and memory
 //! strace -f -c -e trace=fsync,fdatasync,pwrite64 target/release/examples/store_measure single DIRECTORY 1000
 //! ```
@@ -13,17 +14,20 @@ use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use enforcer::session::{Guard, Guarded, Record, SafeId, ServerName, Target};
+use enforcer::session::{Admission, Guard, Guarded, Identity, Record, SafeId, ServerName, Target};
 use enforcer::store::{self, Settings, Write};
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let many = |text: &String| text.parse::<u64>().context("how many?");
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["bulk", directory, _] => write(directory.into(), many(&words[2])?, false),
-        ["single", directory, _] => write(directory.into(), many(&words[2])?, true),
+        ["bulk", directory, _] => write(directory.into(), many(&words[2])?, false, keep),
+        ["single", directory, _] => write(directory.into(), many(&words[2])?, true, keep),
+        ["admissions", directory, _] => write(directory.into(), many(&words[2])?, false, admit),
         ["open", directory] => open(directory.into()),
-        _ => bail!("bulk DIRECTORY COUNT | single DIRECTORY COUNT | open DIRECTORY"),
+        _ => bail!(
+            "bulk DIRECTORY COUNT | single DIRECTORY COUNT | admissions DIRECTORY COUNT | open DIRECTORY"
+        ),
     }
 }
 
@@ -56,10 +60,32 @@ fn record(number: u64) -> Record {
         } else {
             Vec::new()
         },
+        origin: None,
     }
 }
 
-fn write(directory: PathBuf, many: u64, wait: bool) -> anyhow::Result<()> {
+fn admission(number: u64) -> Admission {
+    let mut id = [0; 20];
+    id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    Admission {
+        safe_id: SafeId::from_bytes(id),
+        server: ServerName::new("default"),
+        who: Identity { realm: "default".to_owned(), name: format!("user{number}") },
+        group: "staff".to_owned(),
+        at: Some(number),
+        claimed: false,
+    }
+}
+
+fn keep(number: u64) -> Write {
+    Write::Keep(record(number))
+}
+
+fn admit(number: u64) -> Write {
+    Write::KeepAdmission(admission(number))
+}
+
+fn write(directory: PathBuf, many: u64, wait: bool, make: fn(u64) -> Write) -> anyhow::Result<()> {
     let (store, loaded) = store::open(&settings(directory.clone()))?;
     let (told, outcomes) = channel();
     let writer = store.start(move |outcome| {
@@ -67,14 +93,13 @@ fn write(directory: PathBuf, many: u64, wait: bool) -> anyhow::Result<()> {
         let _ = told.send(outcome);
     })?;
     let first = loaded.next_number;
-    let records: Vec<_> = (first..first + many).map(record).collect();
+    let writes: Vec<_> = (first..first + many).map(|number| (number, make(number))).collect();
     let start = Instant::now();
     let mut last = None;
     let mut commits = 0_u64;
     let mut log = 0;
-    for record in records {
-        let number = record.number;
-        while writer.write(number, Write::Keep(record.clone())).is_err() {
+    for (number, write) in writes {
+        while writer.write(number, write.clone()).is_err() {
             std::thread::yield_now();
         }
         if !wait && number + 1 < first + many {
@@ -92,7 +117,7 @@ fn write(directory: PathBuf, many: u64, wait: bool) -> anyhow::Result<()> {
     writer.stop().map_err(anyhow::Error::msg)?;
     let file = std::fs::metadata(directory.join(store::FILE))?.len();
     println!(
-        "{many} revocations up to {last:?} in {took:.2?}: {:.0} a second, {commits} answers, {:.1?} each; the file has \
+        "{many} up to {last:?} in {took:.2?}: {:.0} a second, {commits} answers, {:.1?} each; the file has \
          {} MiB, its log had {} MiB",
         many as f64 / took.as_secs_f64(),
         took / u32::try_from(commits.max(1))?,
@@ -108,8 +133,9 @@ fn open(directory: PathBuf) -> anyhow::Result<()> {
     let (store, loaded) = store::open(&settings(directory))?;
     let took = start.elapsed();
     println!(
-        "{} records in {took:.2?}; memory {} -> {} MiB, at most {} MiB",
+        "{} records and {} admissions in {took:.2?}; memory {} -> {} MiB, at most {} MiB",
         loaded.records.len(),
+        loaded.admissions.len(),
         before >> 10,
         memory("VmRSS")? >> 10,
         memory("VmHWM")? >> 10

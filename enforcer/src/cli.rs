@@ -1,7 +1,9 @@
 //! The command line.
 
 mod bulk;
+mod cluster;
 mod gateway_keys;
+mod gateways;
 mod listing;
 mod occtl;
 mod output;
@@ -18,7 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::Code;
 
 pub use occtl::run as run_as_occtl;
-pub use words::parse_duration;
+pub use words::{parse_duration, parse_wait};
 
 /// Ends gateway sessions in every layer at once: packets, sockets, VPN cookie, web session.
 #[derive(Debug, Parser)]
@@ -29,7 +31,7 @@ pub use words::parse_duration;
     after_help = "Exit codes: 0 done in every layer, 1 error, 2 usage, 3 nothing matched, 4 done in part (the receipt \
                   says where not).\n\nExamples:\n  enforcer disconnect user -i alice      end alice's sessions, and keep \
                   them ended\n  enforcer terminate id 4711 --reason 'laptop lost'\n  enforcer show sessions\n  enforcer \
-                  check"
+                  show gateways\n  enforcer check"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -62,7 +64,10 @@ pub enum Command {
     /// ocserv's own disconnect, which leaves the cookie valid; with -i a revocation, which does not
     #[command(
         subcommand_required = true,
-        after_help = "Examples:\n  enforcer disconnect user -i alice\n  enforcer disconnect id 4711 --invalidate --dry-run"
+        after_help = "Examples:\n  enforcer disconnect user -i alice\n  enforcer disconnect user -i alice --wait 30s\n  \
+                      enforcer disconnect id 4711 --invalidate --dry-run\n\nWith -i other gateways are told of a user, \
+                      where there are any ([cluster]); not of an id, which is an id on one gateway alone, nor where --server \
+                      names one."
     )]
     Disconnect {
         /// Make the cookies worthless as well: a revocation
@@ -73,7 +78,10 @@ pub enum Command {
     },
     /// End sessions and keep them ended: a revocation
     #[command(
-        after_help = "Examples:\n  enforcer terminate user alice --reason 'left the company'\n  enforcer \
+        after_help = "Where there are other gateways ([cluster]), they end the user or the session too; an id is one \
+                            gateway's alone, and so is what --server names. The receipt says which of them have confirmed; \
+                            the others follow, and then the exit code is 4.\n\nExamples:\n  enforcer terminate user alice \
+                            --reason 'left the company'\n  enforcer terminate user alice --wait 30s\n  enforcer \
                             terminate session 2jmj7l5rSw0yVb/vlWAYkK/YBwk=\n  enforcer terminate session \
                             8f2b6c0d9e4a41d7b3c5e6f708192a3b   a web session, by its key"
     )]
@@ -98,25 +106,35 @@ pub enum Command {
     #[command(
         subcommand_required = true,
         after_help = "Examples:\n  enforcer lock user alice --reason 'laptop lost'\n  enforcer lock user bob --for 2h\n\
-                      A lock holds on every server of the realm, with or without the daemon, until its time is over \
-                      or until `enforcer unlock user NAME`."
+                      A lock holds on every server of the realm, and on every other gateway ([cluster]), with or \
+                      without the daemon, until its time is over or until `enforcer unlock user NAME`."
     )]
     Lock {
         #[command(subcommand)]
         whom: Lock,
     },
     /// Let a locked person log in again
-    #[command(subcommand_required = true, after_help = "Example:\n  enforcer unlock user alice")]
+    #[command(
+        subcommand_required = true,
+        after_help = "Examples:\n  enforcer unlock user alice\n  \
+                                                      enforcer unlock user alice --wait 30s"
+    )]
     Unlock {
         #[command(subcommand)]
         whom: Unlock,
     },
     /// Take one revocation back
+    #[command(
+        after_help = "Where the other gateways were told of it, they take it back too.\n\nExamples:\n  enforcer lift 4711\n  \
+                      enforcer lift 4711 --wait 30s"
+    )]
     Lift {
         /// Its number (show revocations)
         number: u64,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// What is there, and what is in force
     Show {
@@ -168,6 +186,16 @@ pub enum Command {
         #[command(subcommand)]
         what: gateway_keys::Keys,
     },
+    /// Other gateways at etcd: this one's id, the role that it needs there, taking one out
+    #[command(
+        subcommand_required = true,
+        after_help = "It prints commands for etcd's administrator, and changes nothing itself.\n\nExamples:\n  enforcer cluster \
+                      id\n  enforcer cluster roles\n  enforcer cluster remove vpn-2"
+    )]
+    Cluster {
+        #[command(subcommand)]
+        what: cluster::Cluster,
+    },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,
 }
@@ -181,6 +209,15 @@ pub struct Change {
     /// Only show whom and what it would touch
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// What everything takes of which the other gateways are told.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Wait {
+    /// How long to wait for the other gateways (500ms, 10s, 1min) [default: until those that are alive have confirmed, at
+    /// most 4s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_wait)]
+    pub wait: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -202,6 +239,8 @@ pub enum Disconnect {
         on: OnServer,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// One session, by ocserv's id
     Id {
@@ -213,6 +252,8 @@ pub enum Disconnect {
         on: OnServer,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -236,6 +277,8 @@ pub enum Lock {
         stands: Option<std::time::Duration>,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -247,6 +290,8 @@ pub enum Unlock {
         person: Person,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -259,6 +304,8 @@ pub enum Terminate {
         on: OnServer,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// One session, by ocserv's id
     Id {
@@ -267,6 +314,8 @@ pub enum Terminate {
         on: OnServer,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// One session by its safe_id, also one whose client is offline; or a web session by its key
     Session {
@@ -276,6 +325,8 @@ pub enum Terminate {
         on: OnServer,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -348,7 +399,23 @@ pub enum Show {
     /// Who is connected, a line each
     Users,
     /// Every session, of the VPN and of the web gateway, and every cookie whose client is offline
-    Sessions,
+    #[command(
+        after_help = "Examples:\n  enforcer show sessions\n  enforcer show sessions --all      those of every gateway, as \
+                            etcd has them"
+    )]
+    Sessions {
+        /// Those of all gateways
+        #[arg(long)]
+        all: bool,
+    },
+    /// The other gateways, how far each is, and the etcd by which they tell each other
+    #[command(
+        after_help = "STATE is `alive` while the gateway is connected to etcd; PENDING is how many revocations, locks and \
+                            lifts it has not confirmed. One that is gone for good keeps them all: `enforcer cluster remove \
+                            --help` says how to take it out.\n\nExamples:\n  enforcer show gateways\n  enforcer show gateways \
+                            --json"
+    )]
+    Gateways,
     /// Revocations, what they have stopped and when last
     Revocations {
         /// Only how many there are

@@ -1,8 +1,10 @@
 //! The configuration: one TOML file, every key optional, unknown keys refused.
 
+mod cluster;
 mod explain;
 pub mod gateway;
 mod kernel;
+mod policy;
 mod servers;
 mod web;
 
@@ -13,8 +15,10 @@ use serde::Deserialize;
 
 use crate::session::{self, DEFAULT_REALM, Realms};
 
+pub use cluster::{Cluster, WhenAway};
 pub use gateway::Gateway;
 pub use kernel::{Capacity, Kernel, Sockets, Tc, Xdp};
+pub use policy::{Policy, WhenFull};
 pub use servers::{Server, Servers};
 pub use web::Web;
 
@@ -43,6 +47,10 @@ pub struct Config {
     pub web: Option<Web>,
     /// `[gateway]`: the web gateway itself.
     pub gateway: Option<Gateway>,
+    /// `[cluster]`: other gateways; without it there are none.
+    pub cluster: Option<Cluster>,
+    /// `[policy]`: how many sessions a person may have at once.
+    pub policy: Policy,
     /// `[realms.NAME]`: what is special of a realm. One that is not named here is as [`Realm::default`].
     pub realms: BTreeMap<String, Realm>,
 }
@@ -164,8 +172,12 @@ impl Config {
         if let Some(web) = &self.web {
             web.validate()?;
         }
+        if let Some(cluster) = &self.cluster {
+            cluster.validate()?;
+        }
         self.validate_gateway()?;
         self.validate_realms()?;
+        self.policy.validate(&self.realms(), &self.used_realms(), self.cluster.is_some())?;
         self.validate_paths()
     }
 
@@ -182,10 +194,16 @@ impl Config {
         Ok(())
     }
 
-    fn validate_realms(&self) -> Result<(), String> {
+    /// The realms that somebody is of.
+    fn used_realms(&self) -> BTreeSet<&str> {
         let mut used: BTreeSet<&str> = BTreeSet::from([DEFAULT_REALM]);
         used.extend(self.web.iter().flat_map(|web| &web.realms).map(String::as_str));
         used.extend(self.ocserv.iter().flat_map(Server::realms));
+        used
+    }
+
+    fn validate_realms(&self) -> Result<(), String> {
+        let used = self.used_realms();
         if let Some(name) = used.iter().find(|name| !is_name(name)) {
             return Err(format!("realm = {name:?}: a name is 1 to 64 characters without spaces"));
         }
@@ -298,6 +316,10 @@ mod tests {
             "case",
             "max-sessions",
             "socket-table",
+            "when-full",
+            "endpoints",
+            "login-wait",
+            "when-away",
         ] {
             assert!(all.lines().any(|line| line.starts_with(&format!("{key} ="))), "{key} is missing");
         }

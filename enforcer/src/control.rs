@@ -18,6 +18,7 @@ pub mod api {
 pub use client::{ControlClient, GateClient, WebClient, connect_control, connect_gate, connect_web};
 pub use incoming::{Caller, bind, bind_for};
 pub use serve::{
-    Call, MAX_BATCH, MAX_ERRORS, Page, Reply, Request, SessionsFrom, UsersFrom, serve_control, serve_gate,
+    AllSessionsFrom, Call, MAX_BATCH, MAX_ERRORS, Page, Reply, Request, SessionsFrom, UsersFrom,
+    serve_control, serve_gate,
 };
 pub use web::{News, WEB_QUEUE, WebReply, WebRequest, serve_web};

@@ -3,6 +3,7 @@
 mod answers;
 mod checks;
 mod choice;
+mod cluster;
 mod connections;
 mod drops;
 mod effects;
@@ -33,12 +34,11 @@ use crate::ocserv::{self, Client, FeedEvent, FeedState};
 use crate::process;
 use crate::registry::{
     Adopted, Answer, Ask, Effect, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow,
-    Verdict,
 };
 use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
 
 pub use checks::check_without_daemon;
-pub use state::repair;
+pub use state::{forget_etcd, repair};
 
 /// How long one question to ocserv may take.
 const OCSERV_WITHIN: Duration = Duration::from_millis(1_500);
@@ -89,6 +89,8 @@ enum Input {
         netns: Netns,
         done: Vec<connections::Forgotten>,
     },
+    /// What etcd has, or its adapter.
+    Cluster(Box<crate::cluster::Told>),
     /// ocserv's own answer to a plain disconnect.
     Disconnected {
         rows: Vec<SessionRow>,
@@ -103,7 +105,7 @@ type Answerer = oneshot::Sender<Result<Reply, Status>>;
 /// What is done once the cookies are there.
 enum Then {
     ShowSessions(Answerer),
-    Preview(Order, Answerer),
+    Preview(Box<Order>, Answerer),
 }
 
 /// What the daemon knows of a server besides its rules.
@@ -136,13 +138,15 @@ struct Daemon {
     parts: BTreeMap<u64, answers::Part>,
     next_part: u64,
     next_request: Request,
-    asks: BTreeMap<Ask, (ServerName, Answerer)>,
+    asks: BTreeMap<Ask, cluster::AtGate>,
     next_ask: Ask,
     /// What is looked for: devices with programs, and those of which something is said in the kernel.
     devices: BTreeSet<Device>,
     interfaces: interfaces::Interfaces,
     forgetting: connections::Forgetting,
     web: web::Web,
+    /// The other gateways, where there are any.
+    cluster: Option<Box<cluster::Link>>,
     /// Hits of entries that were taken out, by revocation.
     past_hits: BTreeMap<Number, Hits>,
     events: VecDeque<api::Event>,
@@ -243,8 +247,16 @@ impl Daemon {
                 .collect(),
             most_web_sessions: config.web.as_ref().map_or(0, |web| web.max_sessions as usize),
             most_web_bytes: config.web.as_ref().map_or(0, config::Web::most_bytes),
+            replicates: config.cluster.as_ref().map(|_| answers::realms_of(&config)),
             ..Rules::default()
         };
+        let left = cluster::Left {
+            gateway: loaded.gateway,
+            known: loaded.known,
+            letters: loaded.letters,
+            admissions: loaded.admissions,
+        };
+        let link = cluster::link(&config, left)?;
         let registry = Registry::new(servers.keys().cloned(), own, rules);
         let entries = adopted(&mut dataplane, servers.keys())?;
         dataplane.beat()?;
@@ -266,6 +278,7 @@ impl Daemon {
             interfaces: interfaces::Interfaces::default(),
             forgetting: connections::Forgetting::default(),
             web: web::Web::new()?,
+            cluster: link.map(Box::new),
             past_hits: BTreeMap::new(),
             events: VecDeque::new(),
             drops: drops::Told::default(),
@@ -341,6 +354,7 @@ impl Daemon {
         self.remember_sessions(remembered);
         self.watch_gateways();
         self.start_forgetting_all();
+        self.start_cluster();
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut clock = tokio::time::interval(state::CLOCK_EVERY);
@@ -360,6 +374,7 @@ impl Daemon {
                     }
                     self.mend_pins();
                     self.allow_drops();
+                    self.cluster_tick();
                     // a loop that hangs is started anew by systemd
                     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
                 }
@@ -420,6 +435,7 @@ impl Daemon {
             Input::Fetched(cookies, then) => self.fetched(&cookies, then),
             Input::WebSockets { id, found } => self.web_found(id, found),
             Input::Forgotten { netns, done } => self.forgotten(netns, done),
+            Input::Cluster(told) => self.cluster_told(*told),
             Input::Disconnected { rows, notes, any, reply } => {
                 let _ = reply.send(answers::disconnected(rows, notes, any));
             }
@@ -530,17 +546,10 @@ impl Daemon {
 
     fn answer(&mut self, request: Request, answer: Answer) {
         match self.requests.remove(&request) {
-            Some((answers::Waiter::One(reply), since)) => {
-                let _ = reply.send(answers::receipt(answer, since.elapsed()));
-            }
+            Some((answers::Waiter::One(reply), since)) => self.answer_or_hold(request, answer, reply, since),
+            Some((answers::Waiter::Cluster, _)) => self.cluster_answered(request, &answer),
             Some((answers::Waiter::Part(part), _)) => self.part_answered(part, answer),
             None => {}
-        }
-    }
-
-    fn answer_gate(&mut self, ask: Ask, verdict: Verdict) {
-        if let Some((server, reply)) = self.asks.remove(&ask) {
-            let _ = reply.send(answers::verdict(&server, verdict, self.config.gate.when_blind));
         }
     }
 }

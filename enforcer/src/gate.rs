@@ -1,7 +1,8 @@
 //! The gate: ocserv's connect-script and disconnect-script, a process of its own for every login.
 //!
 //! It asks the daemon. Where the daemon does not answer within a bound it decides by the pinned maps itself, and
-//! where it can see neither, `[gate] when-blind` decides. It is asked once more as its last act, after the
+//! where it can see neither, `[gate] when-blind` decides. Where there are other gateways, nobody could ask them then: whom
+//! nothing here speaks against gets what `[cluster] when-away` says for his group. It is asked once more as its last act, after the
 //! administrator's own script: a revocation may have come meanwhile.
 //!
 //! It refuses by its exit code: then ocserv answers the client `401`, and the client gives up. SIGTERM keeps its
@@ -9,6 +10,7 @@
 
 mod alone;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -16,11 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::config::{Config, WhenBlind};
+use crate::config::{Config, WhenAway, WhenBlind};
 use crate::control::{GateClient, api, connect_gate};
 use crate::exit::Code;
 
-/// How long the daemon may take, for connecting and answering together.
+/// How long the daemon may take, for connecting and answering together; where it asks etcd, beside that.
 const DAEMON_WITHIN: Duration = Duration::from_secs(2);
 /// A hint is not worth holding ocserv up for.
 const HINT_WITHIN: Duration = Duration::from_millis(500);
@@ -76,6 +78,13 @@ impl Login {
             client: self.client.clone(),
             last,
         }
+    }
+}
+
+/// As ocserv's log has it.
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (id {})", self.user.escape_default(), self.id)
     }
 }
 
@@ -138,32 +147,48 @@ async fn decide(
     daemon: &mut Daemon,
     last: bool,
 ) -> Result<Option<String>, String> {
-    let decision = match daemon.ask(&config.gate.socket, login.look(last)).await {
+    let (decision, unanswered) = match daemon.ask(config, login.look(last)).await {
         Ok(verdict) if verdict.admit => {
-            Decision::Admit { server: Some(verdict.server).filter(|name| !name.is_empty()) }
+            (Decision::Admit { server: Some(verdict.server).filter(|name| !name.is_empty()) }, None)
         }
-        Ok(verdict) => Decision::Refuse(verdict.text),
-        Err(why) => alone::decide(config, login, &why).await,
+        Ok(verdict) => (Decision::Refuse(verdict.text), None),
+        Err(why) => (alone::decide(config, login, &why).await, Some(why)),
     };
-    match decision {
-        Decision::Admit { server } => Ok(server),
-        Decision::Refuse(why) => {
-            Err(format!("{} (id {}) is refused: {why}", login.user.escape_default(), login.id))
+    let (server, unseen) = match decision {
+        Decision::Admit { server } => (server, None),
+        Decision::Refuse(why) => return Err(format!("{login} is refused: {why}")),
+        Decision::Blind(why) if config.gate.when_blind == WhenBlind::Refuse => {
+            return Err(format!("{login} is refused, since {why}"));
         }
-        Decision::Blind(why) => match config.gate.when_blind {
-            WhenBlind::Refuse => {
-                Err(format!("{} (id {}) is refused, since {why}", login.user.escape_default(), login.id))
-            }
-            WhenBlind::Admit => {
-                eprintln!(
-                    "enforcer-gate: {} (id {}) is let in unseen: {why}",
-                    login.user.escape_default(),
-                    login.id
-                );
-                Ok(None)
-            }
-        },
+        Decision::Blind(why) => (None, Some(why)),
+    };
+    if let Some(why) = unanswered {
+        without_others(config, login, &why)?;
     }
+    if let Some(why) = unseen {
+        eprintln!("enforcer-gate: {login} is let in unseen: {why}");
+    }
+    Ok(server)
+}
+
+/// Without the daemon the other gateways cannot be asked: somebody may have been revoked there meanwhile. `Err`: so this
+/// login is refused.
+fn without_others(config: &Config, login: &Login, why: &str) -> Result<(), String> {
+    let Some(cluster) = &config.cluster else { return Ok(()) };
+    match cluster.when_away(&login.group) {
+        WhenAway::Closed => Err(format!(
+            "{login} is refused, since the other gateways cannot be asked ([cluster] when-away = \"closed\"): {why}"
+        )),
+        WhenAway::Open => {
+            eprintln!("enforcer-gate: {login} is let in, and the other gateways could not be asked: {why}");
+            Ok(())
+        }
+    }
+}
+
+/// With other gateways the daemon's own answer waits for etcd.
+fn daemon_within(config: &Config) -> Duration {
+    config.cluster.as_ref().map_or(DAEMON_WITHIN, |cluster| cluster.login_wait + DAEMON_WITHIN)
 }
 
 /// The connection to the daemon, kept for the second look.
@@ -173,11 +198,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn ask(&mut self, socket: &Path, look: api::GateLook) -> Result<api::GateVerdict, String> {
+    async fn ask(&mut self, config: &Config, look: api::GateLook) -> Result<api::GateVerdict, String> {
+        let within = daemon_within(config);
         let asked = async {
             let mut client = match self.client.take() {
                 Some(client) => client,
-                None => connect_gate(socket)
+                None => connect_gate(&config.gate.socket)
                     .await
                     .map_err(|error| format!("the daemon does not answer: {error}"))?,
             };
@@ -186,9 +212,9 @@ impl Daemon {
             self.client = Some(client);
             Ok(verdict.into_inner())
         };
-        tokio::time::timeout(DAEMON_WITHIN, asked)
+        tokio::time::timeout(within, asked)
             .await
-            .unwrap_or_else(|_| Err(format!("the daemon did not answer within {DAEMON_WITHIN:?}")))
+            .unwrap_or_else(|_| Err(format!("the daemon did not answer within {within:?}")))
     }
 }
 
@@ -233,4 +259,64 @@ fn run_script(script: Option<PathBuf>) -> Result<(), String> {
     }
     let status = command.status().map_err(|error| format!("next-script {}: {error}", script.display()))?;
     if status.success() { Ok(()) } else { Err(format!("next-script {} refused: {status}", script.display())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(group: &str) -> Login {
+        Login {
+            id: 4711,
+            user: "alice".into(),
+            vhost: String::new(),
+            group: group.into(),
+            device: "vpns0".into(),
+            addresses: Vec::new(),
+            client: "192.0.2.1".into(),
+        }
+    }
+
+    fn config(text: &str) -> Config {
+        Config::parse(text).unwrap()
+    }
+
+    const CLUSTER: &str = "[cluster]\nendpoints = ['http://127.0.0.1:2379']\n";
+
+    /// R2: who could have been revoked elsewhere is not let in, but for those groups for whom that was decided.
+    #[test]
+    fn r2_without_the_daemon_the_other_gateways_count_by_group() {
+        let alone = config("");
+        let closed = config(CLUSTER);
+        let guests = config(&format!("{CLUSTER}[cluster.groups.guests]\nwhen-away = 'open'"));
+        let staff =
+            config(&format!("{CLUSTER}when-away = 'open'\n[cluster.groups.staff]\nwhen-away = 'closed'"));
+        for (config, group, admitted) in [
+            (&alone, "", true),
+            (&closed, "", false),
+            (&closed, "guests", false),
+            (&guests, "guests", true),
+            (&guests, "staff", false),
+            (&guests, "", false),
+            (&staff, "staff", false),
+            (&staff, "guests", true),
+            (&staff, "", true),
+        ] {
+            let said = without_others(config, &login(group), "the daemon does not answer");
+            assert_eq!(said.is_ok(), admitted, "{group}: {said:?}");
+            if let Err(why) = said {
+                assert!(
+                    why.contains("alice (id 4711) is refused") && why.contains("other gateways"),
+                    "{why}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_daemon_has_the_time_that_it_gives_etcd_and_more() {
+        assert_eq!(daemon_within(&config("")), DAEMON_WITHIN);
+        let wait = format!("{CLUSTER}login-wait = '5s'");
+        assert_eq!(daemon_within(&config(&wait)), DAEMON_WITHIN + Duration::from_secs(5));
+    }
 }

@@ -1,9 +1,10 @@
 //! The session enforcer: one revocation ends a session in every layer at once.
 //!
-//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`, `web`) <- `daemon` <- `main`.
+//! `session` <- `registry` and the adapters (`dataplane`, `sockets`, `conntrack`, `links`, `ocserv`, `control`, `store`, `web`, `cluster`) <- `daemon` <- `main`.
 //! The adapters know neither each other nor the registry.
 
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod conntrack;
 pub mod control;

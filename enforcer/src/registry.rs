@@ -7,6 +7,7 @@ mod admission;
 mod adopting;
 mod advancing;
 mod bans;
+pub mod cluster;
 mod connections;
 mod cookies;
 mod durable;
@@ -14,6 +15,7 @@ mod holdings;
 mod lifting;
 mod locks;
 mod receipt;
+mod replicating;
 mod revocation;
 mod revoking;
 #[cfg(test)]
@@ -73,6 +75,8 @@ pub struct Rules {
     pub most_web_sessions: usize,
     /// How many bytes all of them may take, about.
     pub most_web_bytes: usize,
+    /// The realms that somebody is of, where other gateways have to be told of what is decided here.
+    pub replicates: Option<BTreeSet<String>>,
 }
 
 impl Default for Rules {
@@ -87,6 +91,7 @@ impl Default for Rules {
             realms: Realms::default(),
             most_web_sessions: 100_000,
             most_web_bytes: 100_000 * 1_024,
+            replicates: None,
         }
     }
 }
@@ -107,6 +112,7 @@ pub struct Registry {
     /// Explicit ones that wait for the disk alone: there may be very many at once.
     writing: BTreeSet<Number>,
     durable: durable::Durable,
+    replicated: replicating::Replicated,
     /// Those that are being taken back, by whose request.
     lifting: BTreeMap<Number, Request>,
     lifts: BTreeMap<Request, lifting::Lift>,
@@ -189,6 +195,7 @@ impl Registry {
             busy: BTreeSet::new(),
             writing: BTreeSet::new(),
             durable: durable::Durable::default(),
+            replicated: replicating::Replicated::default(),
             lifting: BTreeMap::new(),
             lifts: BTreeMap::new(),
             held_back: BTreeSet::new(),
@@ -250,6 +257,14 @@ impl Registry {
             Event::PlainDisconnect { server, ids } => self.plain_disconnect(&server, &ids, now),
             Event::NetnsAdded { netns } => self.netns_added(netns, &mut out),
             Event::Revoke { request, order } => self.revoke(request, order, now, &mut out),
+            Event::RevokeMany { orders } => {
+                for (request, order) in orders {
+                    self.revoke(Some(request), order, now, &mut out);
+                }
+            }
+            Event::TakeBack { request, lift } => self.take_back(request, lift, now, &mut out),
+            Event::Told { number, origin } => self.told_others(number, origin),
+            Event::WantCookies { server } => self.ask_cookies(&server, now, &mut out),
             Event::Lift { request, number, by } => self.lift(request, number, by, now, &mut out),
             Event::Unlock { request, identity, by } => self.unlock(request, &identity, by, now, &mut out),
             Event::WebCreate { request, new } => self.web_create(request, *new, now, &mut out),

@@ -4,6 +4,7 @@
 
 mod realm;
 mod record;
+mod replicated;
 mod web;
 
 use std::fmt;
@@ -17,6 +18,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 pub use realm::{Case, Realms};
 pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target, Write};
+pub use replicated::{
+    Admission, Author, BadGatewayId, Decision, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over,
+    Revision,
+};
 pub use web::{WebDigest, WebKey, WebRecord, WebTokenRecord};
 
 /// ocserv's name for a cookie: SHA-1 of the cookie's 32 bytes (`safe_id` in ocserv's `src/sec-mod-cookies.c`).

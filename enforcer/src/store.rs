@@ -21,9 +21,12 @@
 //! Threads and privileges: [`open`] and the readers block; the writer is a thread of its own. They need to own the
 //! directory, nothing else.
 
+pub mod admission;
 mod commit;
 mod connect;
 mod folder;
+mod known;
+pub mod letter;
 mod load;
 mod open;
 mod reader;
@@ -40,14 +43,14 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 pub use folder::{FILE, put_aside};
-pub use open::{Store, open};
+pub use open::{Store, open, open_again};
 pub use reader::Reader;
 pub use salvage::{Salvaged, salvage};
 pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};
 
 pub use crate::session::Write;
-use crate::session::{Process, Record, SessionRecord, WebRecord};
+use crate::session::{Admission, KnownEtcd, Letter, Process, Record, SessionRecord, WebRecord};
 
 /// Where the state is, and the bounds of the audit log. Both are checked whenever a line is added, by the newest
 /// line's own time.
@@ -81,6 +84,12 @@ pub struct Loaded {
     pub web: Vec<WebRecord>,
     /// The last [`Write::WebGateways`]; `None`: there was none, or it told of none.
     pub web_gateways: Option<Vec<Process>>,
+    /// What the other gateways have yet to be told, in the order in which it was written; one of each key.
+    pub letters: Vec<Letter>,
+    /// The last [`Write::KnownEtcd`]; `None`: there was none.
+    pub known: Option<KnownEtcd>,
+    /// In the order in which they were written; one of each safe_id.
+    pub admissions: Vec<Admission>,
     /// Why nothing can be written at present, for people. The writer tries again with every batch.
     pub unwritable: Option<String>,
     /// Whether the database was made just now.
@@ -94,6 +103,7 @@ fn is_lazy(write: &Write) -> bool {
         | Write::Over(_)
         | Write::Lift(_)
         | Write::NextNumber(_)
+        | Write::KeepLetter(_)
         | Write::KeepWeb { lazy: false, .. }
         | Write::WebGone(_) => false,
         Write::Forget(_)
@@ -102,6 +112,10 @@ fn is_lazy(write: &Write) -> bool {
         | Write::NoSessions
         | Write::KeepWeb { lazy: true, .. }
         | Write::WebGateways(_)
+        | Write::LetterTold(_)
+        | Write::KnownEtcd(_)
+        | Write::KeepAdmission(_)
+        | Write::AdmissionGone(_)
         | Write::Audit(_)
         | Write::Clock { .. } => true,
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::clock::Moment;
 use crate::era::Era;
 use crate::lab::Shared;
 use crate::namespace::Namespace;
@@ -333,6 +334,13 @@ impl Tunnel {
 
     pub fn log(&self) -> String {
         read_log(&self.log)
+    }
+
+    /// When the client had its tunnel, and no packet had gone through it yet.
+    pub fn since(&self) -> Moment {
+        let written = fs::metadata(&self.up).and_then(|meta| meta.modified()).expect("a tunnel that was up");
+        let since = written.duration_since(std::time::UNIX_EPOCH).expect("the clock is before 1970");
+        Moment(u64::try_from(since.as_nanos()).expect("the clock is after 2500"))
     }
 
     pub fn process(&mut self) -> &mut Process {

@@ -133,6 +133,7 @@ pub struct Enforcer {
     /// What the daemon takes for the id of this boot, if the host was "started anew".
     boot: Option<PathBuf>,
     everything: bool,
+    environment: Vec<(String, String)>,
 }
 
 /// What a command said.
@@ -163,13 +164,19 @@ impl Answer {
 impl Enforcer {
     /// Writes the configuration and the links; starts nothing.
     pub fn prepare(lab: &Lab, config: &Config) -> Self {
+        Self::prepare_in(lab, &lab.gateway, config)
+    }
+
+    /// The same on another gateway than the lab's own.
+    pub fn prepare_in(lab: &Lab, namespace: &Namespace, config: &Config) -> Self {
         let new = Self {
-            namespace: lab.gateway.clone(),
+            namespace: namespace.clone(),
             shared: Arc::clone(lab.shared()),
             name: config.name.clone(),
             process: None,
             boot: None,
             everything: false,
+            environment: Vec::new(),
         };
         new.configure(config);
         let binary = binary();
@@ -262,6 +269,7 @@ impl Enforcer {
         if self.everything {
             command.env("ENFORCER_LOG", "trace");
         }
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let log = self.log_path();
         self.process = Some(Process::start(&self.name, command, &log, None));
     }
@@ -339,6 +347,11 @@ impl Enforcer {
     /// From the next start on it logs at every level.
     pub fn log_everything(&mut self) {
         self.everything = true;
+    }
+
+    /// From the next start on the daemon has this variable.
+    pub fn env(&mut self, key: &str, value: &str) {
+        self.environment.push((key.to_owned(), value.to_owned()));
     }
 
     /// The command line.

@@ -6,7 +6,7 @@
 //! client ns ──┘  (routes, or masquerades)
 //! ```
 //!
-//! Start with [`Lab`]; [`scene`] puts the usual parts together.
+//! Start with [`Lab`]; [`scene`] puts the usual parts together, and [`gateways`] three such gateways with an etcd.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,6 +19,8 @@ pub mod client;
 pub mod clock;
 pub mod enforcer;
 pub mod era;
+pub mod etcd;
+pub mod gateways;
 pub mod lab;
 pub mod namespace;
 pub mod occtl;
@@ -35,14 +37,17 @@ pub mod traffic;
 pub mod tun;
 pub mod ways;
 pub mod web;
+pub mod wire;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};
 pub use clock::Moment;
 pub use enforcer::{Answer, Enforcer};
 pub use era::Era;
+pub use gateways::Gateways;
 pub use lab::Lab;
 pub use namespace::Namespace;
 pub use ocserv::{Ocserv, Server};
 pub use process::Process;
 pub use tap::Tap;
 pub use traffic::Flood;
+pub use wire::Wire;

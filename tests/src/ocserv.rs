@@ -25,9 +25,11 @@ pub struct Ocserv {
     name: String,
     number: u8,
     port: u16,
+    address: Ipv4Addr,
     namespace: Namespace,
     shared: Arc<Shared>,
     users: Vec<String>,
+    groups: Vec<(String, String)>,
     settings: Vec<(String, String)>,
     per_user: Vec<(String, String)>,
     environment: Vec<(String, String)>,
@@ -45,9 +47,11 @@ impl Ocserv {
             name: format!("ocserv{number}"),
             number,
             port: 443 + u16::from(number) * 1000,
+            address: GATEWAY_V4,
             namespace: lab.gateway.clone(),
             shared,
             users: ["alice", "bob", "carol"].map(str::to_owned).to_vec(),
+            groups: Vec::new(),
             settings: Vec::new(),
             per_user: Vec::new(),
             environment: Vec::new(),
@@ -112,6 +116,13 @@ impl Ocserv {
         self
     }
 
+    /// A user who belongs to a group.
+    #[must_use]
+    pub fn member(mut self, name: &str, group: &str) -> Self {
+        self.groups.push((name.to_owned(), group.to_owned()));
+        self
+    }
+
     /// Lines for one user alone (`config-per-user`), such as `iroute = 10.66.0.0/24`.
     #[must_use]
     pub fn for_user(mut self, name: &str, lines: &str) -> Self {
@@ -129,6 +140,13 @@ impl Ocserv {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
+        self
+    }
+
+    /// Where its clients find it by IPv4; [`GATEWAY_V4`] unless told.
+    #[must_use]
+    pub fn address(mut self, address: Ipv4Addr) -> Self {
+        self.address = address;
         self
     }
 
@@ -189,6 +207,11 @@ impl Ocserv {
         for user in &self.users {
             let path = passwords.display().to_string();
             succeed(command("ocpasswd", ["-c", &path, user]), &format!("{PASSWORD}\n{PASSWORD}\n"));
+        }
+        for (user, group) in &self.groups {
+            let path = passwords.display().to_string();
+            let arguments = ["-c", &path, "-g", group, user];
+            succeed(command("ocpasswd", arguments), &format!("{PASSWORD}\n{PASSWORD}\n"));
         }
         let mut text = format!("auth = \"plain[passwd={}]\"\n", passwords.display());
         let mut line = |key: &str, value: &str| text.push_str(&format!("{key} = {value}\n"));
@@ -295,7 +318,7 @@ impl Server {
         if v6 {
             format!("https://[{GATEWAY_V6}]:{}", self.port())
         } else {
-            format!("https://{GATEWAY_V4}:{}", self.port())
+            format!("https://{}:{}", self.config.address, self.port())
         }
     }
 

@@ -1,7 +1,7 @@
 //! The command line: what each command does, and what it leaves alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use enforcer_tests::enforcer::{DONE, ERROR};
+use enforcer_tests::enforcer::{DONE, ERROR, USAGE};
 use enforcer_tests::receipt;
 use enforcer_tests::scene::Scene;
 use enforcer_tests::{Connect, Era, Server};
@@ -27,6 +27,24 @@ fn dry_run() {
     assert_eq!(receipt::revocations(&shown), Vec::<u64>::new());
     tunnel.kill();
     scene.alice.connect(&scene.server, &cookie, &Connect::default()).up();
+}
+
+/// A daemon that is in no cluster says so, and a wait for others holds nothing up.
+#[test]
+fn without_other_gateways() {
+    let scene = Scene::new("no-others", Era::Bookworm);
+    for command in
+        [&["show", "gateways"][..], &["show", "sessions", "--all"], &["cluster", "remove", "vpn-2"]]
+    {
+        let answer = scene.enforcer.cli(command).code(ERROR);
+        assert!(answer.stderr.contains("[cluster] is not configured"), "{command:?}: {}", answer.stderr);
+    }
+    let (_, tunnel) = scene.session(&scene.alice, "alice");
+    let plain = scene.enforcer.cli(&["disconnect", "user", "alice", "--wait", "1s"]).code(USAGE);
+    assert!(plain.stderr.contains("add -i"), "{}", plain.stderr);
+    drop(tunnel);
+    let receipt = scene.enforcer.cli(&["lock", "user", "alice", "--wait", "1s", "--json"]).code(DONE);
+    assert_eq!(receipt.json["gateways"], serde_json::json!([]));
 }
 
 /// Without `-i`, `disconnect` is exactly ocserv's: the tunnel ends, the cookie stays valid.

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use enforcer_tests::enforcer::{Config, quoted};
-use enforcer_tests::ocserv::write_script;
+use enforcer_tests::ocserv::{PASSWORD, write_script};
+use enforcer_tests::process::{command, succeed};
 use enforcer_tests::scene::{Pair, Scene};
 use enforcer_tests::{Connect, Enforcer, Era, Lab, Ocserv};
 
@@ -38,6 +39,45 @@ fn r2_blind_refuses() {
 #[test]
 fn blind_admits_where_told() {
     blind("blind-admit", Some("admit"), true);
+}
+
+/// R2: where there are other gateways, somebody may have been revoked there while the daemon does not run: he is refused,
+/// but for a group that is let in then; and who was revoked here is refused in any case.
+#[test]
+fn r2_without_the_daemon_other_gateways_cannot_be_asked() {
+    let mut lab = Lab::new("gate-away");
+    let ocserv = Ocserv::new(&lab, Era::Bookworm, 0);
+    let alone = Config::new(&[&ocserv]);
+    let mut enforcer = Enforcer::prepare(&lab, &alone);
+    let server = enforcer.guard(ocserv).start();
+    // carol and bob are guests
+    let passwords = lab.work().join("ocserv0.passwd").display().to_string();
+    for guest in ["bob", "carol"] {
+        let again = format!("{PASSWORD}\n{PASSWORD}\n");
+        succeed(command("ocpasswd", ["-c", &passwords, "-g", "guests", guest]), &again);
+    }
+    enforcer.start();
+    let (alice, bob, carol) = (lab.client("alice"), lab.client("bob"), lab.client("carol"));
+    let (carols, mut tunnel) = carol.session(&server, "carol");
+    enforcer.knows("carol");
+    enforcer.revoke("carol");
+    tunnel.wait_end();
+    enforcer.kill();
+    let alices = alice.authenticate(&server, "alice");
+    let bobs = bob.authenticate(&server, "bob");
+    // with no word of other gateways the maps decide
+    alice.connect(&server, &alices, &Connect::default()).up().leave();
+    enforcer.configure(
+        &alone
+            .set("cluster", "endpoints", "[\"http://127.0.0.1:2379\"]")
+            .set("cluster", "login-wait", &quoted("100ms"))
+            .set("cluster.groups.guests", "when-away", &quoted("open")),
+    );
+    alice.connect(&server, &alices, &Connect::default()).refused();
+    let log = server.log();
+    assert!(log.contains("the other gateways cannot be asked"), "{log}");
+    bob.connect(&server, &bobs, &Connect::default()).up().leave();
+    carol.connect(&server, &carols, &Connect::default()).refused();
 }
 
 /// The administrator's own script runs after the gate, with ocserv's environment, and its refusal counts.

@@ -166,7 +166,8 @@ fn check_tells_of_names_without_interface_and_of_places_that_are_taken() {
     has(&enforcer, &["typo0"]);
     assert!(!findings(&enforcer).contains("typo0, which"));
     // theirs goes: ours comes by itself
-    assert_eq!(xdp_filter(&["unload", WAN]).code, 0);
+    let unloaded = xdp_filter(&["unload", WAN]);
+    assert_eq!(unloaded.code, 0, "xdp-filter unload: {}{}", unloaded.stdout, unloaded.stderr);
     has(&enforcer, &["typo0", WAN]);
     assert!(!findings(&enforcer).contains("another XDP program"));
     // and now theirs cannot come, and says so

@@ -1,4 +1,4 @@
-//! The measurements: three programs, whose rows become one list.
+//! The measurements: programs whose rows become one list.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use crate::steps::{cargo, target};
 const ENDS: &str = "ends";
 /// The web gateway beside nginx; measured by a program of `tests`.
 const WEB: &str = "web";
+/// Several gateways; measured by a program of `tests`.
+const CLUSTER: &str = "cluster";
 /// The groups of `enforcer/benches/dataplane`.
 const DATAPLANE: [&str; 4] = ["honest", "drops", "tables", "stops"];
 
@@ -20,9 +22,9 @@ const DATAPLANE: [&str; 4] = ["honest", "drops", "tables", "stops"];
 /// # Errors
 /// An unknown name, and whatever cannot be built or measured.
 pub fn bench(only: &[String], rounds: Option<u32>, json: Option<&Path>) -> Result<()> {
-    let is_known = |name: &str| name == ENDS || name == WEB || DATAPLANE.contains(&name);
+    let is_known = |name: &str| [ENDS, WEB, CLUSTER].contains(&name) || DATAPLANE.contains(&name);
     if let Some(unknown) = only.iter().find(|name| !is_known(name)) {
-        bail!("{unknown} is not measured: there are {ENDS}, {WEB}, {}", DATAPLANE.join(", "));
+        bail!("{unknown} is not measured: there are {ENDS}, {WEB}, {CLUSTER}, {}", DATAPLANE.join(", "));
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
     let mut parts = Vec::new();
@@ -35,7 +37,7 @@ pub fn bench(only: &[String], rounds: Option<u32>, json: Option<&Path>) -> Resul
         }
         options
     };
-    for (name, program) in [(ENDS, "bench"), (WEB, "bench_web")] {
+    for (name, program) in [(ENDS, "bench"), (WEB, "bench_web"), (CLUSTER, "bench_cluster")] {
         if wanted(name) {
             let build = ["build", "--release", "-p", "enforcer", "-p", "enforcer-tests"];
             cargo(build.into_iter().chain(["--bin", "enforcer", "--bin", program]))?;

@@ -27,19 +27,21 @@ enum Task {
     Setup,
     /// Builds the daemon (after setup), with its links enforcer-gate and occtl
     Build,
-    /// Ends a real VPN session before your eyes (after setup and build); `demo web`: sessions of web applications
+    /// Ends a real VPN session before your eyes (after setup and build); `demo web`: sessions of web applications; `demo
+    /// cluster`: three gateways
     Demo {
-        /// `vpn`, or `web`: a browser that two people use, behind nginx and behind the enforcer
-        #[arg(value_parser = ["vpn", "web"], default_value = "vpn")]
+        /// `vpn`; `web`: a browser that two people use, behind nginx and behind the enforcer; or `cluster`: a user goes from
+        /// one gateway to another, is revoked on a third one, and etcd is away
+        #[arg(value_parser = ["vpn", "web", "cluster"], default_value = "vpn")]
         what: String,
         /// The same as data
         #[arg(long)]
         json: bool,
     },
-    /// Measures: sessions beside stock ocserv, packets and tables beside other firewalls, the web gateway beside nginx
-    /// (after setup)
+    /// Measures: sessions beside stock ocserv, packets and tables beside other firewalls, the web gateway beside nginx, several
+    /// gateways beside a loop over stock ones (after setup)
     Bench {
-        /// Only these of `ends`, `web`, `honest`, `drops`, `tables`, `stops`
+        /// Only these of `ends`, `web`, `cluster`, `honest`, `drops`, `tables`, `stops`
         only: Vec<String>,
         /// In so many rounds (default: what each of them has)
         #[arg(long)]
@@ -84,7 +86,11 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { what, json } => {
             setup::setup()?;
             build()?;
-            let program = if what == "web" { "demo_web" } else { "demo" };
+            let program = match what.as_str() {
+                "web" => "demo_web",
+                "cluster" => "demo_cluster",
+                _ => "demo",
+            };
             // built apart from running, so that the compiler's output does not mix with the demo's
             cargo(["build", "--quiet", "-p", "enforcer-tests", "--bin", program])?;
             let mut demo = steps::command(steps::target().join("debug").join(program))?;

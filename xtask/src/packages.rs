@@ -11,12 +11,13 @@ use nix::unistd::geteuid;
 use crate::setup::logged;
 
 /// Name, and what it is for.
-pub const WANTED: [(&str, &str); 23] = [
+pub const WANTED: [(&str, &str); 27] = [
     ("rustc-web", "the rustc that goes with the next one"),
     ("libstd-rust-web-dev-bpf", "core for the BPF target, already built"),
     ("llvm-22-dev", "bpf-linker is linked to it"),
     ("libpolly-22-dev", "likewise"),
     ("protobuf-compiler", "generates code from proto/"),
+    ("libprotobuf-dev", "protobuf's own definitions, which etcd's are made with"),
     ("ocserv", "the server under test, as Debian has it"),
     ("openconnect", "its clients"),
     ("openvpn", "another VPN's server and clients: its session ids"),
@@ -34,6 +35,9 @@ pub const WANTED: [(&str, &str); 23] = [
     ("nodejs", "the browser tests: drives it; and an identity provider"),
     (NPM, "fetches what runs on it"),
     ("nginx", "the browser tests: an access gateway that has the fault; and measured beside us"),
+    ("etcd-server", "several gateways: what they tell each other stands there"),
+    ("etcd-client", "likewise: etcdctl, an administrator's hand"),
+    ("libfaketime", "likewise: a gateway whose clock is wrong"),
     ("python3-venv", "the browser tests: Django and Jupyter"),
 ];
 

@@ -84,6 +84,8 @@ fn elsewhere() -> Result<()> {
         "node",
         "npm",
         "nginx",
+        "etcd",
+        "etcdctl",
     ];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> =

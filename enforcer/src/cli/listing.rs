@@ -8,6 +8,7 @@ use tonic::Streaming;
 use crate::control::{ControlClient, api};
 use crate::exit::Code;
 
+use super::gateways;
 use super::output::{self, Columns};
 use super::run::explain;
 
@@ -39,6 +40,12 @@ const REVOCATIONS: Kind<api::RevocationInfo> = Kind {
 };
 const SESSIONS: Kind<api::SessionInfo> =
     Kind { key: "sessions", titles: &output::SESSIONS, row: output::session, none: output::NO_SESSIONS };
+const ALL_SESSIONS: Kind<api::ClusterSession> = Kind {
+    key: "sessions",
+    titles: &gateways::SESSIONS,
+    row: gateways::session,
+    none: gateways::NO_SESSIONS,
+};
 const USERS: Kind<api::User> =
     Kind { key: "users", titles: &output::USERS, row: output::user, none: output::NO_USERS };
 
@@ -52,6 +59,12 @@ pub async fn revocations(client: &mut ControlClient, json: bool) -> anyhow::Resu
 pub async fn sessions(client: &mut ControlClient, json: bool) -> anyhow::Result<Code> {
     let parts = client.list_sessions(api::ShowRequest {}).await?.into_inner();
     list(parts, json, SESSIONS, |part| part.sessions).await
+}
+
+/// `show sessions --all`.
+pub async fn all_sessions(client: &mut ControlClient, json: bool) -> anyhow::Result<Code> {
+    let parts = client.list_all_sessions(api::ShowRequest {}).await?.into_inner();
+    list(parts, json, ALL_SESSIONS, |part| part.sessions).await
 }
 
 /// `show users`.
@@ -213,7 +226,7 @@ mod tests {
         assert_eq!(printed(Listing::new(false, REVOCATIONS), &[Vec::new()], None), "No revocations.\n");
     }
 
-    /// The three lists are as they would be in one message, in JSON and as tables.
+    /// The lists are as they would be in one message, in JSON and as tables.
     #[test]
     fn lists_of_sessions_and_users_are_what_they_were() {
         let sessions: Vec<_> =
@@ -225,6 +238,11 @@ mod tests {
         let mut listing = Listing::new(false, SESSIONS);
         let text = listing.part(&sessions).unwrap() + &listing.end(None);
         assert_eq!(text, output::sessions(&api::Sessions { sessions }));
+        let listed = api::ClusterSession { user: "alice".into(), ..api::ClusterSession::default() };
+        let mut listing = Listing::new(true, ALL_SESSIONS);
+        let text = listing.part(std::slice::from_ref(&listed)).unwrap() + &listing.end(None);
+        let whole = serde_json::to_string_pretty(&api::ClusterSessions { sessions: vec![listed] }).unwrap();
+        assert_eq!(text, whole + "\n");
         let nobody = Listing::new(true, USERS).end(None);
         assert_eq!(nobody, serde_json::to_string_pretty(&api::Users::default()).unwrap() + "\n");
         assert!(Listing::new(false, USERS).end(None).starts_with("Nobody"));

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Change, Cli, Command, Common, Disconnect, OnServer};
+use super::{Change, Cli, Command, Common, Disconnect, OnServer, Wait};
 use crate::config::Config;
 use crate::exit::Code;
 
@@ -63,9 +63,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     };
     let on = OnServer { server };
     let change = Change { reason: "occtl".into(), dry_run: false };
+    let wait = Wait::default();
     let whom = match (ours.kind.as_str(), ours.whom.parse::<i32>()) {
-        ("user", _) => Disconnect::User { name: ours.whom, invalidate: true, on, change },
-        (_, Ok(id)) => Disconnect::Id { id, invalidate: true, on, change },
+        ("user", _) => Disconnect::User { name: ours.whom, invalidate: true, on, change, wait },
+        (_, Ok(id)) => Disconnect::Id { id, invalidate: true, on, change, wait },
         (_, Err(_)) => {
             eprintln!("occtl: {:?} is not an id: it is the number that `occtl show users` prints", ours.whom);
             return Code::Usage.into();

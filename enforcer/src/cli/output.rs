@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 
 use serde::Serialize;
 
+use super::gateways;
 use crate::control::api;
 
 /// Prints a record as JSON, or as the text that `human` makes of it.
@@ -23,7 +24,7 @@ pub fn has_read_enough(error: &std::io::Error) -> bool {
 }
 
 /// Names come from the network: what could steer a terminal is shown as an escape.
-fn safe(text: &str) -> String {
+pub(super) fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect()
@@ -36,7 +37,7 @@ pub fn terminal_width() -> usize {
     std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120)
 }
 
-fn table(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
+pub(super) fn table(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
     let mut columns = Columns::new(head, width);
     columns.titles(rows) + &columns.lines(rows)
 }
@@ -110,7 +111,7 @@ fn or_none(rows: Vec<Vec<String>>, head: &[&str], none: &str) -> String {
 }
 
 /// How long ago, for people.
-fn ago(since: u64) -> String {
+pub(super) fn ago(since: u64) -> String {
     if since == 0 {
         return "-".into();
     }
@@ -127,7 +128,7 @@ fn span(seconds: u64) -> String {
     }
 }
 
-fn number(n: u64) -> String {
+pub(super) fn number(n: u64) -> String {
     if n == 0 { "-".into() } else { n.to_string() }
 }
 
@@ -382,6 +383,7 @@ pub fn receipt(r: &api::Receipt) -> String {
         let mark = if layer.failed > 0 { "!" } else { " " };
         let _ = writeln!(text, " {mark} {:<8} {}", layer.layer, safe(&layer.text));
     }
+    text += &gateways::results(&r.gateways);
     for note in &r.notes {
         let _ = writeln!(text, "   note: {}", safe(note));
     }

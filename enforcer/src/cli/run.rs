@@ -8,8 +8,8 @@ use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use super::bulk::Progress;
-use super::{Change, Cli, Command, Common, Disconnect, From, Lock, Revoke, Show, Terminate, Unlock};
-use super::{listing, output};
+use super::{Change, Cli, Command, Common, Disconnect, From, Lock, Revoke, Show, Terminate, Unlock, Wait};
+use super::{cluster, gateways, listing, output};
 use crate::config::Config;
 use crate::control::{ControlClient, MAX_BATCH, api, connect_control};
 use crate::exit::Code;
@@ -55,12 +55,18 @@ pub(super) fn explain(error: &anyhow::Error) -> (Code, String) {
 fn try_run(cli: Cli) -> anyhow::Result<Code> {
     let config = || Config::load(cli.common.config.as_deref());
     match cli.command {
-        Command::Run => crate::daemon::run(config()?).map(|()| Code::Done),
+        Command::Run => {
+            let config = config()?;
+            crate::daemon::run(config).map(|()| Code::Done)
+        }
         Command::Gate => Ok(crate::gate::run(cli.common.config.as_deref())),
         Command::Gateway => {
             crate::web::gateway::run(config()?, cli.common.config.clone()).map(|()| Code::Done)
         }
         Command::GatewayKeys { what } => super::gateway_keys::run(what, &config()?, cli.common.json),
+        Command::Cluster { what } if cluster::needs_no_daemon(&what) => {
+            cluster::run(&what, &config()?, cli.common.json)
+        }
         Command::Passwd(asked) => super::passwd::run(asked, cli.common.json),
         Command::Unload => {
             let config = config()?;
@@ -102,7 +108,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         Err(error) => return Err(error),
     };
     match command {
-        Command::Disconnect { invalidate, whom } => match plain_or_revocation(whom, invalidate) {
+        Command::Disconnect { invalidate, whom } => match plain_or_revocation(whom, invalidate)? {
             Ok(request) => {
                 let reply = client.disconnect(request).await?.into_inner();
                 output::print(json, &reply, output::disconnected)?;
@@ -111,14 +117,18 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             Err(request) => revoke(&mut client, json, request).await,
         },
         Command::Terminate { whom } => {
-            let (what, server, change) = match whom {
-                Terminate::User { name, on, change } => (api::target::What::User(name), on.server, change),
-                Terminate::Id { id, on, change } => (api::target::What::Id(id), on.server, change),
-                Terminate::Session { safe_id, on, change } => {
-                    (api::target::What::Session(safe_id), on.server, change)
+            let (what, server, change, wait) = match whom {
+                Terminate::User { name, on, change, wait } => {
+                    (api::target::What::User(name), on.server, change, wait)
+                }
+                Terminate::Id { id, on, change, wait } => {
+                    (api::target::What::Id(id), on.server, change, wait)
+                }
+                Terminate::Session { safe_id, on, change, wait } => {
+                    (api::target::What::Session(safe_id), on.server, change, wait)
                 }
             };
-            revoke(&mut client, json, request(what, server, change)).await
+            revoke(&mut client, json, request(what, server, change, wait)).await
         }
         Command::Revoke { what: Some(what), .. } => revoke(&mut client, json, explicit(&what)).await,
         Command::Revoke { what: None, from } => {
@@ -127,30 +137,38 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
             })?;
             bulk(&mut client, json, file, from).await
         }
-        Command::Lift { number, change } => {
-            let request = api::LiftRequest { number, reason: change.reason, dry_run: change.dry_run };
+        Command::Lift { number, change, wait } => {
+            let Change { reason, dry_run } = change;
+            let request = api::LiftRequest { number, reason, dry_run, wait_ms: wait_ms(wait) };
             receipt(json, client.lift(request).await?.into_inner(), "Lifted: ")
         }
-        Command::Lock { whom: Lock::User { person, stands, change } } => {
+        Command::Lock { whom: Lock::User { person, stands, change, wait } } => {
             let request = api::LockRequest {
                 user: person.name,
                 realm: person.realm,
                 for_seconds: stands.map_or(0, |stands| stands.as_secs()),
                 reason: change.reason,
                 dry_run: change.dry_run,
+                wait_ms: wait_ms(wait),
             };
             receipt(json, client.lock(request).await?.into_inner(), "")
         }
-        Command::Unlock { whom: Unlock::User { person, change } } => {
+        Command::Unlock { whom: Unlock::User { person, change, wait } } => {
             let request = api::UnlockRequest {
                 user: person.name,
                 realm: person.realm,
                 reason: change.reason,
                 dry_run: change.dry_run,
+                wait_ms: wait_ms(wait),
             };
             receipt(json, client.unlock(request).await?.into_inner(), "Unlocked: ")
         }
         Command::Show { what } => show(&mut client, json, what).await,
+        Command::Cluster { what: cluster::Cluster::Remove { gateway } } => {
+            let config = Config::load(common.config.as_deref())?;
+            let known = client.show_gateways(api::ShowRequest {}).await?.into_inner();
+            cluster::remove(&gateway, &known, &config, json)
+        }
         Command::Check { .. } => {
             let findings = client.check(api::ShowRequest {}).await?.into_inner();
             output::print(json, &findings, output::findings)?;
@@ -161,6 +179,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         | Command::Gateway
         | Command::GatewayKeys { .. }
         | Command::Unload
+        | Command::Cluster { .. }
         | Command::Passwd(_) => Err(anyhow::anyhow!("not a question to the daemon")),
     }
 }
@@ -179,25 +198,38 @@ async fn connect(common: &Common) -> anyhow::Result<ControlClient> {
 }
 
 /// `Ok`: ocserv's own disconnect. `Err`: a revocation.
-fn plain_or_revocation(whom: Disconnect, either: bool) -> Result<api::DisconnectRequest, api::RevokeRequest> {
-    let (what, invalidate, server, change) = match whom {
-        Disconnect::User { name, invalidate, on, change } => {
-            (api::target::What::User(name), invalidate, on.server, change)
+type PlainOrRevocation = Result<api::DisconnectRequest, api::RevokeRequest>;
+
+fn plain_or_revocation(whom: Disconnect, either: bool) -> Result<PlainOrRevocation, Status> {
+    let (what, invalidate, server, change, wait) = match whom {
+        Disconnect::User { name, invalidate, on, change, wait } => {
+            (api::target::What::User(name), invalidate, on.server, change, wait)
         }
-        Disconnect::Id { id, invalidate, on, change } => {
-            (api::target::What::Id(id), invalidate, on.server, change)
+        Disconnect::Id { id, invalidate, on, change, wait } => {
+            (api::target::What::Id(id), invalidate, on.server, change, wait)
         }
     };
     if invalidate || either {
-        return Err(request(what, server, change));
+        return Ok(Err(request(what, server, change, wait)));
+    }
+    if wait.wait.is_some() {
+        return Err(Status::invalid_argument(
+            "--wait is for a revocation, of which other gateways are told: add -i, or leave --wait out",
+        ));
     }
     let target = Some(api::Target { what: Some(what), server });
-    Ok(api::DisconnectRequest { target, dry_run: change.dry_run, reason: change.reason })
+    Ok(Ok(api::DisconnectRequest { target, dry_run: change.dry_run, reason: change.reason }))
 }
 
-fn request(what: api::target::What, server: String, change: Change) -> api::RevokeRequest {
+fn request(what: api::target::What, server: String, change: Change, wait: Wait) -> api::RevokeRequest {
     let target = Some(api::Target { what: Some(what), server });
-    api::RevokeRequest { target, for_seconds: 0, reason: change.reason, dry_run: change.dry_run }
+    let Change { reason, dry_run } = change;
+    api::RevokeRequest { target, for_seconds: 0, reason, dry_run, wait_ms: wait_ms(wait) }
+}
+
+/// 0: the daemon's default.
+fn wait_ms(wait: Wait) -> u64 {
+    wait.wait.map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
 }
 
 pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
@@ -213,7 +245,7 @@ pub(super) fn explicit(what: &Revoke) -> api::RevokeRequest {
         }
     };
     let for_seconds = stands.stands.map_or(0, |stands| stands.as_secs());
-    api::RevokeRequest { for_seconds, ..request(what, String::new(), change.clone()) }
+    api::RevokeRequest { for_seconds, ..request(what, String::new(), change.clone(), Wait::default()) }
 }
 
 async fn revoke(client: &mut ControlClient, json: bool, request: api::RevokeRequest) -> anyhow::Result<Code> {
@@ -281,7 +313,11 @@ async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Res
             output::print(json, &client.show_status(nothing).await?.into_inner(), output::status)?
         }
         Show::Users => return listing::users(client, json).await,
-        Show::Sessions => return listing::sessions(client, json).await,
+        Show::Sessions { all: false } => return listing::sessions(client, json).await,
+        Show::Sessions { all: true } => return listing::all_sessions(client, json).await,
+        Show::Gateways => {
+            output::print(json, &client.show_gateways(nothing).await?.into_inner(), gateways::text)?
+        }
         Show::Revocations { count: false } => return listing::revocations(client, json).await,
         Show::Revocations { count: true } => {
             output::print(json, &client.count_revocations(nothing).await?.into_inner(), output::count)?
@@ -291,4 +327,64 @@ async fn show(client: &mut ControlClient, json: bool, what: Show) -> anyhow::Res
         }
     }
     Ok(Code::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+
+    fn command(line: &str) -> Command {
+        Cli::try_parse_from(line.split_whitespace()).unwrap().command
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// What is said of the other gateways reaches the daemon, wherever it stands; 0 is the daemon's own default.
+    #[test]
+    fn a_wait_reaches_the_daemon() {
+        let asked = |line: &str| match command(line) {
+            Command::Disconnect { invalidate, whom } => {
+                plain_or_revocation(whom, invalidate).unwrap().unwrap_err().wait_ms
+            }
+            Command::Lift { wait, .. }
+            | Command::Terminate {
+                whom:
+                    Terminate::User { wait, .. } | Terminate::Id { wait, .. } | Terminate::Session { wait, .. },
+            }
+            | Command::Lock { whom: Lock::User { wait, .. } }
+            | Command::Unlock { whom: Unlock::User { wait, .. } } => wait_ms(wait),
+            other => panic!("{other:?}"),
+        };
+        for line in [
+            "enforcer disconnect user -i alice",
+            "enforcer disconnect -i id 7",
+            "enforcer terminate user alice",
+            "enforcer terminate id 7",
+            "enforcer terminate session x",
+            "enforcer lock user alice --for 2h",
+            "enforcer unlock user alice",
+            "enforcer lift 7",
+        ] {
+            assert_eq!(asked(line), 0, "{line}");
+            assert_eq!(asked(&format!("{line} --wait 1500ms")), 1_500, "{line}");
+        }
+        assert!(Cli::try_parse_from(["enforcer", "lift", "7", "--wait", "11min"]).is_err());
+        assert!(Cli::try_parse_from(["enforcer", "revoke", "address", "10.0.0.1", "--wait", "1s"]).is_err());
+    }
+
+    #[test]
+    fn a_plain_disconnect_waits_for_nobody() {
+        let plain = |line: &str| match command(line) {
+            Command::Disconnect { invalidate, whom } => plain_or_revocation(whom, invalidate),
+            other => panic!("{other:?}"),
+        };
+        assert!(plain("enforcer disconnect user alice").unwrap().is_ok());
+        let told = plain("enforcer disconnect user alice --wait 1s").unwrap_err();
+        assert!(told.message().contains("add -i"), "{told}");
+    }
 }

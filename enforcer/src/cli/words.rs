@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::control::target::MAX_WAIT_MS;
+
 /// A duration as systemd writes them (systemd.time(7)): `90s`, `15min`, `2h`, `1d`, `1h 30min`; a bare number is
 /// seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -35,6 +37,24 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// How long to wait: a duration as above, or milliseconds (`500ms`); 1ms to 10min.
+pub fn parse_wait(text: &str) -> Result<Duration, String> {
+    let bad = || {
+        format!("{text:?} is no time to wait: write 500ms, 10s or 2min, at most 10min (1ms is not to wait)")
+    };
+    let wait = match text.trim().strip_suffix("ms") {
+        Some(number) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Duration::from_millis(number.parse().map_err(|_| bad())?)
+        }
+        Some(_) => return Err(bad()),
+        None => parse_duration(text).map_err(|_| bad())?,
+    };
+    if wait.is_zero() || wait > Duration::from_millis(MAX_WAIT_MS) {
+        return Err(bad());
+    }
+    Ok(wait)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,10 +77,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_wait_may_be_short_and_is_never_long() {
+        let ms = |text| parse_wait(text).unwrap().as_millis();
+        assert_eq!((ms("1ms"), ms("500ms"), ms("4"), ms("10min")), (1, 500, 4_000, 600_000));
+        for text in
+            ["", "0s", "0ms", "ms", "-1ms", "+1ms", "1.5s", "601s", "600001ms", "99999999999999999999ms"]
+        {
+            assert!(parse_wait(text).is_err(), "{text}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in ".{0,40}") {
             let _ = parse_duration(&text);
+            let _ = parse_wait(&text);
         }
     }
 }

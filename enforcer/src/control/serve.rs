@@ -11,7 +11,7 @@ use tonic::{Request as Rpc, Response, Status, Streaming};
 use super::api;
 use super::incoming::{Caller, MAX_CONNECTIONS, incoming};
 use super::web::{WebReply, WebRequest};
-use crate::session::WebKey;
+use crate::session::{GatewayId, WebKey};
 
 /// How many revocations one message of a stream may hold, and how many such messages may be on their way.
 pub const MAX_BATCH: usize = 1_024;
@@ -39,6 +39,9 @@ pub enum Request {
     CountRevocations(api::ShowRequest),
     Events(api::ShowRequest),
     Check(api::ShowRequest),
+    Gateways(api::ShowRequest),
+    /// A part of the list of all gateways' sessions.
+    AllSessions(AllSessionsFrom),
     Look(api::GateLook),
     Left(api::GateLook),
     Web(WebRequest),
@@ -71,6 +74,10 @@ pub enum UsersFrom {
     Lock(u64),
 }
 
+/// The same of the sessions of all gateways: those of the gateway with the lowest id above this one; `None`: above none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AllSessionsFrom(pub Option<GatewayId>);
+
 #[derive(Debug)]
 pub enum Reply {
     Disconnect(api::DisconnectReply),
@@ -86,6 +93,9 @@ pub enum Reply {
     Count(api::RevocationCount),
     Events(api::Events),
     Findings(api::Findings),
+    Gateways(api::Gateways),
+    /// Some of them, and where to go on if there are more.
+    AllSessions(Vec<api::ClusterSession>, Option<AllSessionsFrom>),
     Verdict(api::GateVerdict),
     Web(WebReply),
 }
@@ -169,6 +179,17 @@ impl Front {
     ) -> impl Stream<Item = Result<Vec<api::SessionInfo>, Status>> + Send + use<> {
         self.parts(caller, SessionsFrom::Vpn, Request::Sessions, |reply| match reply {
             Reply::Sessions(some, next) => Some((some, next)),
+            _ => None,
+        })
+    }
+
+    /// Every session of all gateways, in parts of some hundreds.
+    fn all_sessions(
+        &self,
+        caller: Option<Caller>,
+    ) -> impl Stream<Item = Result<Vec<api::ClusterSession>, Status>> + Send + use<> {
+        self.parts(caller, AllSessionsFrom(None), Request::AllSessions, |reply| match reply {
+            Reply::AllSessions(some, next) => Some((some, next)),
             _ => None,
         })
     }
@@ -289,6 +310,7 @@ service! {
     count_revocations(api::ShowRequest) as Request::CountRevocations => Count(api::RevocationCount);
     show_events(api::ShowRequest) as Request::Events => Events(api::Events);
     check(api::ShowRequest) as Request::Check => Findings(api::Findings);
+    show_gateways(api::ShowRequest) as Request::Gateways => Gateways(api::Gateways);
 
     {
     async fn show_revocations(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<api::Revocations>, Status> {
@@ -338,6 +360,13 @@ service! {
 
     async fn list_sessions(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::ListSessionsStream>, Status> {
         let parts = self.sessions(caller(&rpc)).map_ok(|sessions| api::Sessions { sessions });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    type ListAllSessionsStream = Parts<api::ClusterSessions>;
+
+    async fn list_all_sessions(&self, rpc: Rpc<api::ShowRequest>) -> Result<Response<Self::ListAllSessionsStream>, Status> {
+        let parts = self.all_sessions(caller(&rpc)).map_ok(|sessions| api::ClusterSessions { sessions });
         Ok(Response::new(Box::pin(parts)))
     }
 
@@ -397,6 +426,54 @@ mod tests {
             }
             assert_eq!(parts.concat(), all);
         }
+    }
+
+    /// The loop is asked for one gateway after the other, each once the part before it was read; what it refuses is told as
+    /// it said it.
+    #[tokio::test]
+    async fn all_gateways_sessions_come_in_parts_and_a_refusal_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let (calls, mut called) = mpsc::channel(8);
+        let server = tokio::spawn(serve_control(UnixListener::bind(&path).unwrap(), calls));
+        let daemon = tokio::spawn(async move {
+            let ids = [1, 2, 3].map(|byte| GatewayId::from_bytes([byte; 16]));
+            let mut asked = Vec::new();
+            while let Some(Call { request, reply, .. }) = called.recv().await {
+                let answer = match request {
+                    Request::AllSessions(AllSessionsFrom(after)) => {
+                        let mut left = ids.iter().filter(|id| after.is_none_or(|after| **id > after));
+                        let id = *left.next().unwrap();
+                        let one = api::ClusterSession { gateway_id: id.to_string(), ..Default::default() };
+                        asked.push(after);
+                        let count = if id == ids[1] { 0 } else { 600 };
+                        let next = left.next().map(|_| AllSessionsFrom(Some(id)));
+                        Ok(Reply::AllSessions(vec![one; count], next))
+                    }
+                    _ => Err(Status::failed_precondition("this daemon is in no cluster")),
+                };
+                let _ = reply.send(answer);
+                if asked.len() == ids.len() {
+                    return asked;
+                }
+            }
+            asked
+        });
+        let mut client = super::super::connect_control(&path).await.unwrap();
+        let refused = client.show_gateways(api::ShowRequest {}).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert_eq!(refused.message(), "this daemon is in no cluster");
+        let mut parts = client.list_all_sessions(api::ShowRequest {}).await.unwrap().into_inner();
+        let mut told = Vec::new();
+        while let Some(part) = parts.message().await.unwrap() {
+            assert!(part.sessions.len() <= PART);
+            told.extend(part.sessions.into_iter().map(|session| session.gateway_id));
+        }
+        let expected = [1, 3].map(|byte| vec![GatewayId::from_bytes([byte; 16]).to_string(); 600]).concat();
+        assert_eq!(told, expected);
+        let after = [1, 2].map(|byte| Some(GatewayId::from_bytes([byte; 16])));
+        assert_eq!(daemon.await.unwrap(), [None, after[0], after[1]]);
+        server.abort();
     }
 
     /// R7: in one message so much and no more, and the error says how to ask for it.

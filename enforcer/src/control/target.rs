@@ -22,6 +22,9 @@ pub const MAX_REASON: usize = 1_024;
 /// 100 years: beyond this the kernel's clock in nanoseconds would overflow.
 pub const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
+/// The longest time that an answer waits for the other gateways, in milliseconds.
+pub const MAX_WAIT_MS: u64 = 600_000;
+
 /// A request for a revocation, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
@@ -37,6 +40,7 @@ pub struct Asked {
 pub fn read_revoke(request: &api::RevokeRequest) -> Result<Asked, Status> {
     let target = request.target.as_ref().ok_or_else(|| bad("whom or what? a target is needed"))?;
     check_reason(&request.reason)?;
+    read_wait(request.wait_ms)?;
     let stands = for_seconds(request.for_seconds)?;
     let server = read_server(&target.server)?;
     let target = parse_target(target)?;
@@ -66,6 +70,7 @@ pub fn read_lock<'a>(
     realms: &Realms,
 ) -> Result<(Identity, Option<Duration>), Status> {
     check_reason(&request.reason)?;
+    read_wait(request.wait_ms)?;
     let identity = parse_person(&request.user, &request.realm, configured, realms)?;
     Ok((identity, for_seconds(request.for_seconds)?))
 }
@@ -77,6 +82,7 @@ pub fn read_unlock<'a>(
     realms: &Realms,
 ) -> Result<Identity, Status> {
     check_reason(&request.reason)?;
+    read_wait(request.wait_ms)?;
     parse_person(&request.user, &request.realm, configured, realms)
 }
 
@@ -185,6 +191,16 @@ pub fn for_seconds(seconds: u64) -> Result<Option<Duration>, Status> {
     }
 }
 
+/// How long the answer waits for the other gateways, in milliseconds, at most [`MAX_WAIT_MS`]; 0 is `None`: until those
+/// that are alive have confirmed, at most 4 s.
+pub fn read_wait(wait_ms: u64) -> Result<Option<Duration>, Status> {
+    match wait_ms {
+        0 => Ok(None),
+        wait_ms if wait_ms <= MAX_WAIT_MS => Ok(Some(Duration::from_millis(wait_ms))),
+        _ => Err(bad("an answer waits for the other gateways for at most 10 minutes")),
+    }
+}
+
 fn bad(text: impl Into<String>) -> Status {
     Status::invalid_argument(text)
 }
@@ -283,6 +299,19 @@ mod tests {
         assert!(read_revoke(&user()).is_ok());
         assert!(read_revoke(&api::RevokeRequest { for_seconds: 1, ..user() }).is_err());
         assert!(read_revoke(&api::RevokeRequest::default()).is_err());
+    }
+
+    /// R7: nobody waits for ever.
+    #[test]
+    fn r7_a_wait_is_bounded() {
+        assert_eq!(read_wait(0).unwrap(), None);
+        assert_eq!(read_wait(1).unwrap(), Some(Duration::from_millis(1)));
+        assert_eq!(read_wait(MAX_WAIT_MS).unwrap(), Some(Duration::from_secs(600)));
+        assert!(read_wait(MAX_WAIT_MS + 1).is_err());
+        let user = revoke(What::User("alice".into()));
+        assert!(read_revoke(&api::RevokeRequest { wait_ms: MAX_WAIT_MS, ..user.clone() }).is_ok());
+        assert!(read_revoke(&api::RevokeRequest { wait_ms: MAX_WAIT_MS + 1, ..user }).is_err());
+        assert!(read_wait(u64::MAX).is_err());
     }
 
     /// R7: an empty server is every server; what can be no server's name is refused before anybody shows it.

@@ -1,18 +1,19 @@
 //! The control API's records: what is asked becomes an order, what the registry tells becomes an answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-use crate::config::WhenBlind;
+use crate::config::{Config, WhenBlind};
 use crate::control::target::{self, Asked, MAX_REASON};
 use crate::control::{Call, Caller, MAX_ERRORS, Reply, Request, SessionsFrom, api};
 use crate::ocserv;
 use crate::registry::{Answer, Event, Order, SessionRow, Target, Verdict};
 use crate::session::{Audit, Cookie, Observed, ServerName, TokenKind};
 
+use super::cluster::AtGate;
 use super::shows::{layer, row};
 use super::{Answerer, Daemon, Input, Then, guard, web};
 
@@ -21,11 +22,15 @@ pub(super) enum Waiter {
     One(Answerer),
     /// A part of a stream.
     Part(u64),
+    /// Another gateway has decided it.
+    Cluster,
 }
 
 /// A part of a stream of revocations, on its way.
 pub(super) struct Part {
     left: usize,
+    /// Of how many the other gateways have to be told.
+    replicated: u64,
     bulk: api::BulkReceipt,
     reply: Answerer,
     by: String,
@@ -68,6 +73,10 @@ impl Daemon {
             Request::Check(_) => {
                 let _ = reply.send(Ok(Reply::Findings(self.findings())));
             }
+            Request::Gateways(_) => {
+                let _ = reply.send(self.show_gateways());
+            }
+            Request::AllSessions(after) => self.show_all_sessions(after, reply),
             Request::Web(request) => self.call_web(request, caller, reply),
             Request::Look(look) => self.call_look(look, caller, reply),
             Request::Left(look) => {
@@ -83,32 +92,54 @@ impl Daemon {
     }
 
     fn call_revoke(&mut self, request: api::RevokeRequest, caller: Caller, reply: Answerer) {
-        let order = match self.order(&request, caller) {
-            Ok(order) => order,
+        let order =
+            self.order(&request, caller).and_then(|order| Ok((order, target::read_wait(request.wait_ms)?)));
+        match order {
+            Ok((order, wait)) => self.carry_out(order, request.dry_run, wait, caller, reply),
             Err(status) => {
                 let _ = reply.send(Err(status));
-                return;
             }
-        };
-        self.carry_out(order, request.dry_run, caller, reply);
+        }
     }
 
     /// An order that could be read: refused where it would hit the gateway itself, shown, or given.
-    fn carry_out(&mut self, order: Order, dry_run: bool, caller: Caller, reply: Answerer) {
+    fn carry_out(
+        &mut self,
+        order: Order,
+        dry_run: bool,
+        wait: Option<Duration>,
+        caller: Caller,
+        reply: Answerer,
+    ) {
         let rows = self.registry.preview(&order, &[]).sessions;
         if let Some(why) = guard::Guard::of(caller, self.namespaces.addresses()).refusal(&order, &rows) {
             let _ = reply.send(Err(Status::failed_precondition(why)));
             return;
         }
         if dry_run {
-            return self.fetch_cookies(Then::Preview(order, reply));
+            return self.fetch_cookies(Then::Preview(Box::new(order), reply));
         }
         let request = self.waits(Waiter::One(reply));
+        self.will_wait(request, wait);
         self.handle(Event::Revoke { request: Some(request), order });
     }
 
+    /// Whether that answer goes to somebody by itself, and is not one of many.
+    pub(super) fn waits_alone(&mut self, request: u64) -> bool {
+        match self.requests.get(&request) {
+            Some((Waiter::One(_), _)) => true,
+            Some((Waiter::Part(part), _)) => {
+                if let Some(part) = self.parts.get_mut(part) {
+                    part.replicated += 1;
+                }
+                false
+            }
+            Some((Waiter::Cluster, _)) | None => false,
+        }
+    }
+
     /// A number under which an answer will come.
-    fn waits(&mut self, waiter: Waiter) -> u64 {
+    pub(super) fn waits(&mut self, waiter: Waiter) -> u64 {
         let request = self.next_request;
         self.next_request += 1;
         self.requests.insert(request, (waiter, Instant::now()));
@@ -124,7 +155,16 @@ impl Daemon {
                  the configuration, and restart the daemon",
             ));
         }
-        Ok(Order { target, server, stands, reason: request.reason.clone(), by: who(caller), bulk: false })
+        Ok(Order {
+            target,
+            server,
+            stands,
+            reason: request.reason.clone(),
+            by: who(caller),
+            origin: None,
+            spare: Default::default(),
+            bulk: false,
+        })
     }
 
     fn call_lift(&mut self, request: &api::LiftRequest, caller: Caller, reply: Answerer) {
@@ -145,42 +185,57 @@ impl Daemon {
             let _ = reply.send(answer);
             return;
         }
-        let by = who_and_why(caller, &request.reason);
-        let number = request.number;
-        let request = self.waits(Waiter::One(reply));
-        self.handle(Event::Lift { request, number, by });
-    }
-
-    fn call_lock(&mut self, request: api::LockRequest, caller: Caller, reply: Answerer) {
-        let order = match self.lock_order(&request, caller) {
-            Ok(order) => order,
+        let wait = match target::read_wait(request.wait_ms) {
+            Ok(wait) => wait,
             Err(status) => {
                 let _ = reply.send(Err(status));
                 return;
             }
         };
-        self.carry_out(order, request.dry_run, caller, reply);
+        let by = who_and_why(caller, &request.reason);
+        let number = request.number;
+        let request = self.waits(Waiter::One(reply));
+        self.will_wait(request, wait);
+        self.handle(Event::Lift { request, number, by });
+    }
+
+    fn call_lock(&mut self, request: api::LockRequest, caller: Caller, reply: Answerer) {
+        let order = self
+            .lock_order(&request, caller)
+            .and_then(|order| Ok((order, target::read_wait(request.wait_ms)?)));
+        match order {
+            Ok((order, wait)) => self.carry_out(order, request.dry_run, wait, caller, reply),
+            Err(status) => {
+                let _ = reply.send(Err(status));
+            }
+        }
     }
 
     fn lock_order(&self, request: &api::LockRequest, caller: Caller) -> Result<Order, Status> {
         let (identity, stands) = target::read_lock(request, self.configured_realms(), &self.config.realms())?;
         let (reason, by) = (request.reason.clone(), who(caller));
-        Ok(Order { target: Target::Lock(identity), server: None, stands, reason, by, bulk: false })
+        Ok(Order {
+            target: Target::Lock(identity),
+            server: None,
+            stands,
+            reason,
+            by,
+            origin: None,
+            spare: Default::default(),
+            bulk: false,
+        })
     }
 
     /// The realms that somebody is of.
     fn configured_realms(&self) -> impl Iterator<Item = &str> {
-        let web = self.config.web.iter().flat_map(|web| web.realms.iter().map(String::as_str));
-        let servers = self.config.ocserv.iter().flat_map(|server| {
-            std::iter::once(&server.realm).chain(server.vhost_realms.values()).map(String::as_str)
-        });
-        servers.chain(web)
+        configured_realms(&self.config)
     }
 
     fn call_unlock(&mut self, request: &api::UnlockRequest, caller: Caller, reply: Answerer) {
         let identity = target::read_unlock(request, self.configured_realms(), &self.config.realms());
-        let identity = match identity {
-            Ok(identity) => identity,
+        let asked = identity.and_then(|identity| Ok((identity, target::read_wait(request.wait_ms)?)));
+        let (identity, wait) = match asked {
+            Ok(asked) => asked,
             Err(status) => {
                 let _ = reply.send(Err(status));
                 return;
@@ -204,6 +259,7 @@ impl Daemon {
         }
         let by = who_and_why(caller, &request.reason);
         let request = self.waits(Waiter::One(reply));
+        self.will_wait(request, wait);
         self.handle(Event::Unlock { request, identity, by });
     }
 
@@ -231,7 +287,7 @@ impl Daemon {
             }
         }
         let by = who(caller);
-        self.parts.insert(part, Part { left: orders.len(), bulk, reply, by, numbers: None });
+        self.parts.insert(part, Part { left: orders.len(), replicated: 0, bulk, reply, by, numbers: None });
         for order in orders {
             let request = self.waits(Waiter::Part(part));
             self.handle(Event::Revoke { request: Some(request), order });
@@ -240,9 +296,12 @@ impl Daemon {
     }
 
     pub(super) fn part_answered(&mut self, number: u64, answer: Answer) {
+        let has_others = self.cluster.is_some();
         let Some(part) = self.parts.get_mut(&number) else { return };
         part.left -= 1;
         match answer {
+            // nothing of it is here, and the others are told
+            Answer::Nothing(_) if has_others && part.replicated > 0 => part.bulk.done += 1,
             Answer::Receipt(receipt) => {
                 let (first, _) = part.numbers.unwrap_or((receipt.number, receipt.number));
                 part.numbers = Some((first.min(receipt.number), first.max(receipt.number)));
@@ -261,7 +320,19 @@ impl Daemon {
         if self.parts.get(&number).is_none_or(|part| part.left > 0) {
             return;
         }
-        let Some(part) = self.parts.remove(&number) else { return };
+        let Some(mut part) = self.parts.remove(&number) else { return };
+        // what was done here alone is not done
+        if part.replicated > 0 && self.others_are_away() {
+            let count = part.replicated.min(part.bulk.done);
+            part.bulk.done -= count;
+            part.bulk.failed += count;
+            if part.bulk.errors.len() < MAX_ERRORS {
+                let text = format!(
+                    "{count} are in force here alone: etcd is away, and the other gateways are told later"
+                );
+                part.bulk.errors.push(text);
+            }
+        }
         if let Some((first, last)) = part.numbers {
             let (done, failed) = (part.bulk.done, part.bulk.failed);
             let text = format!("revocations {first} to {last}: {done} done, {failed} not");
@@ -283,7 +354,7 @@ impl Daemon {
     /// ocserv's own disconnect, and nothing else.
     fn call_disconnect(&mut self, request: api::DisconnectRequest, caller: Caller, reply: Answerer) {
         let api::DisconnectRequest { target, dry_run, reason } = request;
-        let asked = api::RevokeRequest { target, for_seconds: 0, reason, dry_run };
+        let asked = api::RevokeRequest { target, reason, dry_run, ..Default::default() };
         let order = match self.order(&asked, caller) {
             Ok(order) => order,
             Err(status) => {
@@ -384,8 +455,11 @@ impl Daemon {
         let sighting = self.sighting(&name, observed, true);
         let ask = self.next_ask;
         self.next_ask += 1;
-        self.asks.insert(ask, (name.clone(), reply));
-        self.handle(Event::GateAsked { ask, server: name, sighting, last: look.last });
+        // where the other gateways have a say it is asked about once more, and only that look is the last one
+        let last = look.last && self.cluster.is_none();
+        let asked = AtGate { server: name.clone(), reply, sighting: sighting.clone(), last: look.last };
+        self.asks.insert(ask, asked);
+        self.handle(Event::GateAsked { ask, server: name, sighting, last });
     }
 
     /// The server whose script the gate is: the one whose main process is above it.
@@ -487,6 +561,20 @@ impl Daemon {
     }
 }
 
+fn configured_realms(config: &Config) -> impl Iterator<Item = &str> {
+    let web = config.web.iter().flat_map(|web| web.realms.iter().map(String::as_str));
+    let servers = config.ocserv.iter().flat_map(|server| {
+        std::iter::once(&server.realm).chain(server.vhost_realms.values()).map(String::as_str)
+    });
+    servers.chain(web)
+}
+
+/// Those of which a name may be somebody, on this gateway or another one.
+pub(super) fn realms_of(config: &Config) -> BTreeSet<String> {
+    let named = config.realms.keys().map(String::as_str);
+    configured_realms(config).chain(named).map(str::to_owned).collect()
+}
+
 /// Who asks, and why, for the log.
 fn who_and_why(caller: Caller, reason: &str) -> String {
     let why: String = reason.chars().take(MAX_REASON).collect();
@@ -523,6 +611,7 @@ pub(super) fn receipt(answer: Answer, elapsed: Duration) -> Result<Reply, Status
             layers: receipt.layers.iter().map(layer).collect(),
             sessions: receipt.sessions.iter().map(row).chain(receipt.web.iter().map(web::row)).collect(),
             notes: receipt.notes,
+            gateways: Vec::new(),
         }))),
         Answer::Nothing(text) => Err(Status::not_found(text)),
         Answer::Refused(text) => Err(Status::failed_precondition(text)),

@@ -196,6 +196,7 @@ impl Daemon {
             ));
         }
         findings.extend(self.web_findings());
+        findings.extend(self.cluster_findings());
         findings.extend(self.interface_findings());
         findings.extend(self.warnings.iter().map(|warning| finding("warning", warning.clone(), "")));
         api::Findings { findings }

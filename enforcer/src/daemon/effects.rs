@@ -80,7 +80,12 @@ impl Daemon {
         match effect {
             Effect::Insert { entry, number, stands, server, moment } => {
                 let gate = GateFacts { server: server.as_ref().map_or(0, server_number), moment };
+                let refused = match &entry {
+                    Entry::SafeId(id) => Some(*id),
+                    _ => None,
+                };
                 self.insert(entry, number, stands, gate);
+                refused.into_iter().for_each(|id| self.cookie_refused(id));
             }
             Effect::CountRefusal { entry } => self.dataplane.count_gate_hit(&entry),
             Effect::Remove { entry, number } => {
@@ -162,6 +167,14 @@ impl Daemon {
             Effect::WebEnded { watch, key, cause, ends } => self.web_ended(watch, key, cause, ends),
             Effect::WebBreak { watch } => self.web_break(watch),
             Effect::WebDestroy { id, keys } => self.web_destroy(id, keys),
+            Effect::Decided { number, request, over, decision } => {
+                self.decided(number, request, over, decision);
+            }
+            Effect::TakenBack { number, request, origin, over, by } => {
+                self.taken_back(number, request, origin, over, by);
+            }
+            Effect::LetterStored { key, outcome } => self.letter_stored(&key, outcome),
+            Effect::CookiesListed { server, asked, ids } => self.cookies_listed(&server, asked, &ids),
             Effect::Numbered { next } => {
                 if let Err(error) = self.dataplane.set_next_revocation(next) {
                     self.warn(format!("the next revocation's number could not be kept: {error:#}"));

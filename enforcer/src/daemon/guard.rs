@@ -114,7 +114,16 @@ mod tests {
     use crate::session::Protocol;
 
     fn order(target: Target) -> Order {
-        Order { target, server: None, stands: None, reason: String::new(), by: String::new(), bulk: false }
+        Order {
+            target,
+            server: None,
+            stands: None,
+            reason: String::new(),
+            by: String::new(),
+            origin: None,
+            spare: Default::default(),
+            bulk: false,
+        }
     }
 
     fn address(text: &str, ssh: Option<&str>) -> Option<String> {

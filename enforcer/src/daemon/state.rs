@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::control::api;
 use crate::process;
 use crate::registry::{Event, Session, SessionKey, Sighting, Ticket};
-use crate::session::{Audit, SessionRecord, Write};
+use crate::session::{Audit, KnownEtcd, SessionRecord, Write};
 use crate::store::{self, Loaded, Outcome, Writer};
 
 use super::checks::finding;
@@ -201,30 +201,19 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
         Ok(salvaged) => (salvaged, None),
         Err(error) => (store::Salvaged::default(), Some(error)),
     };
-    let (store, _) = store::open(&settings)?;
-    let (told, outcomes) = std::sync::mpsc::channel();
-    let writer = store.start(move |outcome| {
-        let _ = told.send(outcome);
-    })?;
-    let count = salvaged.records.len();
+    let (store, _) = store::open_again(&settings, salvaged.gateway.as_deref())?;
+    let (count, letters, admissions) =
+        (salvaged.records.len(), salvaged.letters.len(), salvaged.admissions.len());
     let writes = (salvaged.records.into_iter().map(Write::Keep))
         .chain(salvaged.lifted.into_iter().map(Write::Lift))
-        .chain([Write::NextNumber(salvaged.next_number)]);
-    let mut unwritten = BTreeSet::new();
-    for (ticket, write) in (1..).zip(writes) {
-        unwritten.insert(ticket);
-        // the queue is bounded, and the disk slower than we are
-        while writer.write(ticket, write.clone()).is_err() {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-    let stopped = writer.stop();
-    let mut why = stopped.err().map(|error| error.to_string());
-    for outcome in outcomes {
-        match outcome.result {
-            Ok(()) => unwritten.retain(|ticket| !outcome.tickets.contains(ticket)),
-            Err(error) => why = Some(error),
-        }
+        .chain([Write::NextNumber(salvaged.next_number)])
+        .chain(salvaged.letters.into_iter().map(Write::KeepLetter))
+        .chain(salvaged.admissions.into_iter().map(Write::KeepAdmission));
+    let (mut unwritten, mut why) = write_all(store, writes)?;
+    // only once everything that it speaks of is on the disk: what it covers is not learned again
+    if let (Some(known), 0, None) = (salvaged.known, unwritten, &why) {
+        let (store, _) = store::open(&settings)?;
+        (unwritten, why) = write_all(store, [Write::KnownEtcd(known)].into_iter())?;
     }
     let mut findings = vec![
         finding("warning", format!("the database was broken: {broken}"), ""),
@@ -238,13 +227,60 @@ pub fn repair(config: &Config) -> anyhow::Result<api::Findings> {
             "start the daemon: what stands in the kernel, and what ocserv lists, is written down again then",
         ),
     ];
+    if letters + admissions > 0 {
+        let text = format!(
+            "{letters} changes that other gateways have yet to be told, and {admissions} admitted sessions, were read \
+             from it"
+        );
+        findings.push(finding("ok", text, ""));
+    }
     findings.extend(unreadable.map(|error| finding("warning", error.to_string(), "")));
     findings.extend(salvaged.notes.into_iter().map(|note| finding("warning", note, "")));
     if let Some(why) = why {
-        let text = format!("{} of them could not be written: {why}", unwritten.len());
+        let text = format!("{unwritten} of them could not be written: {why}");
         findings.push(finding("error", text, "make the state directory writable"));
     }
     Ok(api::Findings { findings })
+}
+
+/// Forgets which etcd the gateways told each other by, and how far it was: the next one that is found is taken, and read
+/// from its beginning. The daemon is not running. `None`: none was known.
+pub fn forget_etcd(config: &Config) -> anyhow::Result<Option<u64>> {
+    let (store, loaded) = store::open(&settings(config))?;
+    let Some(known) = loaded.known.filter(|known| known.cluster != 0) else { return Ok(None) };
+    let nothing = KnownEtcd { cluster: 0, revision: 0 };
+    let (unwritten, why) = write_all(store, std::iter::once(Write::KnownEtcd(nothing)))?;
+    anyhow::ensure!(unwritten == 0, "it could not be written: {}", why.unwrap_or_default());
+    Ok(Some(known.cluster))
+}
+
+/// Writes all of it and stops: how many were not written, and why.
+fn write_all(
+    store: store::Store,
+    writes: impl Iterator<Item = Write>,
+) -> anyhow::Result<(usize, Option<String>)> {
+    let (told, outcomes) = std::sync::mpsc::channel();
+    let writer = store.start(move |outcome| {
+        let _ = told.send(outcome);
+    })?;
+    let mut unwritten = BTreeSet::new();
+    for (ticket, write) in (1..).zip(writes) {
+        unwritten.insert(ticket);
+        // the queue is bounded, and the disk slower than we are
+        while writer.write(ticket, write.clone()).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    let mut why = writer.stop().err();
+    for outcome in outcomes {
+        match outcome.result {
+            Ok(()) => outcome.tickets.for_each(|ticket| {
+                unwritten.remove(&ticket);
+            }),
+            Err(error) => why = Some(error),
+        }
+    }
+    Ok((unwritten.len(), why))
 }
 
 #[cfg(test)]

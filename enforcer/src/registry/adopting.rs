@@ -66,7 +66,7 @@ impl Registry {
     /// `wall`: the latest that the wall clock is known to have shown. True: a lock's time is over, and the disk has to
     /// hear of it: by a clock that is set back later it would not be.
     fn restore(&mut self, record: Record, wall: u64, rebooted: bool, now: Now) -> bool {
-        let Record { number, target, server, reason, by, at, lasts, until, guards } = record;
+        let Record { number, target, server, reason, by, at, lasts, until, guards, origin } = record;
         self.next_number = self.next_number.max(number.saturating_add(1));
         let left = until.map(|until| {
             // a clock that was set back makes nothing stand longer than was asked
@@ -97,6 +97,7 @@ impl Registry {
                 self.holdings.restore(&Entry::Token(token.clone()), number, want, None, 0);
             }
             Target::User(_)
+            | Target::Person(_)
             | Target::Id(_)
             | Target::Session(_)
             | Target::Web(_)
@@ -104,7 +105,9 @@ impl Registry {
             | Target::Adopted => {}
         }
         let stands = lasts.map(Duration::from_secs);
-        let order = Order { target, server, stands, reason, by, bulk: false };
+        let spare = BTreeSet::new();
+        let order = Order { target, server, stands, reason, by, origin, spare, bulk: false };
+        self.remember_origin(number, &order);
         let mut revocation = Revocation::new(number, order, Now { mono: now.mono, wall: at }, None);
         revocation.adopted = true;
         revocation.disk = Disk::Written;
@@ -200,6 +203,8 @@ impl Registry {
                 stands,
                 reason: String::new(),
                 by: "an earlier run".into(),
+                origin: None,
+                spare: Default::default(),
                 bulk: false,
             };
             let mut revocation = Revocation::new(number, order, now, None);

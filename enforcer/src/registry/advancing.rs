@@ -137,6 +137,7 @@ impl Registry {
         self.drop_number(number, out);
         self.busy.remove(&number);
         let Some(revocation) = self.revocations.remove(&number) else { return };
+        self.forget_origin(number, &revocation.order);
         if let Some(request) = revocation.request {
             let text = format!("{}: no session and no cookie of it", revocation.order.target);
             out.push(Effect::Answer { request, answer: Answer::Nothing(text) });
@@ -206,7 +207,9 @@ impl Registry {
             .take(finished - MAX_FINISHED + MAX_FINISHED / 10)
             .collect();
         for number in finished {
-            self.revocations.remove(&number);
+            if let Some(revocation) = self.revocations.remove(&number) {
+                self.forget_origin(number, &revocation.order);
+            }
         }
     }
 

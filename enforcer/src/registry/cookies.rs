@@ -68,6 +68,10 @@ impl Registry {
                     server.cookies_asked_at = Some(asked);
                     server.state = ServerState::Up;
                 }
+                if self.rules.replicates.is_some() {
+                    let ids = cookies.iter().map(|cookie| cookie.safe_id).collect();
+                    out.push(Effect::CookiesListed { server: name.clone(), asked, ids });
+                }
                 self.apply_cutoffs(name, asked, cookies, now, out);
                 self.notice_gone_cookies(name, asked, cookies, now, out);
                 if !self.adopted_devices.is_empty() {
@@ -308,6 +312,9 @@ impl Registry {
 
     /// A restart of ocserv drops every cookie: what was refused at its gate can never come again.
     pub(super) fn forget_cookies(&mut self, name: &ServerName, out: &mut Effects) {
+        if let (true, Some(last)) = (self.rules.replicates.is_some(), self.last) {
+            out.push(Effect::CookiesListed { server: name.clone(), asked: last.mono, ids: Vec::new() });
+        }
         let gone: Vec<SafeId> = (self.marks.iter())
             .filter(|(_, mark)| mark.server.as_ref() == Some(name))
             .map(|(safe_id, _)| *safe_id)

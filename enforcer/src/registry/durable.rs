@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::session::{Audit, Entry, Guard, Guarded, Record, WebKey, Write};
+use crate::session::{Audit, Entry, Guard, Guarded, LetterKey, Record, WebKey, Write};
 
 use super::revocation::Revocation;
 use super::{Effects, Now, Number, Receipt, Registry};
@@ -40,6 +40,8 @@ pub(super) enum Of {
     Record(Number),
     Lift(Number),
     Forget(Number),
+    /// What the other gateways are to be told: [`Durable::letters`] has which.
+    Letter,
     Clock,
     /// That it is alive.
     Web(WebKey),
@@ -60,6 +62,8 @@ pub(super) struct Durable {
     /// How many of these are of web sessions.
     web_on_its_way: usize,
     queue: Vec<Write>,
+    /// The letters that are on their way.
+    letters: BTreeMap<Ticket, LetterKey>,
     /// Whose record on the disk is not what it should be, since a write failed or a clock was set; and the last write
     /// of which that is known: a later one mends it.
     unsaved: BTreeMap<Number, Ticket>,
@@ -89,10 +93,14 @@ impl Registry {
                 // an unlock
                 Write::Keep(record) => Some(Of::Lift(record.number)),
                 Write::Forget(number) => Some(Of::Forget(*number)),
+                Write::KeepLetter(_) => Some(Of::Letter),
                 Write::Clock { .. } => Some(Of::Clock),
                 _ => None,
             };
             let ticket = self.durable.ticket(of);
+            if let Write::KeepLetter(letter) = &write {
+                self.durable.letters.insert(ticket, letter.key());
+            }
             writes.push((ticket, write));
         }
         // before what may have ended them
@@ -179,6 +187,7 @@ impl Registry {
             lasts: revocation.order.stands.map(|stands| stands.as_secs()),
             until,
             guards,
+            origin: revocation.order.origin,
         })
     }
 
@@ -197,6 +206,11 @@ impl Registry {
             match of {
                 Of::Record(number) => self.record_stored(number, ticket, &outcome, now, out),
                 Of::Lift(number) => self.lift_stored(number, &outcome, now, out),
+                Of::Letter => {
+                    if let Some(key) = self.durable.letters.remove(&ticket) {
+                        out.push(super::Effect::LetterStored { key, outcome: outcome.clone() });
+                    }
+                }
                 Of::Clock => self.durable.clock_failed = outcome.is_err(),
                 Of::Web(key) => self.web_stored(key, false, ticket, &outcome, out),
                 Of::WebGone(key) => self.web_stored(key, true, ticket, &outcome, out),

@@ -16,6 +16,8 @@ pub(super) struct Lift {
     /// Only this person's lock goes; what it ended stays ended.
     unlock: Option<Identity>,
     by: String,
+    /// By another gateway: it need not be told.
+    told: bool,
     receipt: Option<Receipt>,
     failed: Option<String>,
 }
@@ -42,9 +44,28 @@ impl Registry {
         if let Some(answer) = refused {
             return out.push(Effect::Answer { request, answer });
         }
-        self.leave_to_later_ones(number, now, out);
-        self.write(Write::Lift(number));
-        self.begin_lift(request, BTreeSet::from([number]), None, by);
+        self.lift_these(request, BTreeSet::from([number]), by, false, now, out);
+    }
+
+    pub(super) fn is_being_lifted(&self, number: Number) -> bool {
+        self.lifting.contains_key(&number)
+    }
+
+    /// `told`: another gateway has, and knows.
+    pub(super) fn lift_these(
+        &mut self,
+        request: Request,
+        numbers: BTreeSet<Number>,
+        by: String,
+        told: bool,
+        now: Now,
+        out: &mut Effects,
+    ) {
+        for number in &numbers {
+            self.leave_to_later_ones(*number, now, out);
+            self.write(Write::Lift(*number));
+        }
+        self.begin_lift(request, numbers, None, by, told);
     }
 
     pub(super) fn unlock(
@@ -64,6 +85,18 @@ impl Registry {
             let answer = Answer::Refused(format!("{identity} is being unlocked already"));
             return out.push(Effect::Answer { request, answer });
         }
+        self.unlock_these(request, numbers, identity, by, false, now);
+    }
+
+    pub(super) fn unlock_these(
+        &mut self,
+        request: Request,
+        numbers: BTreeSet<Number>,
+        identity: &Identity,
+        by: String,
+        told: bool,
+        now: Now,
+    ) {
         for number in &numbers {
             let mut record = self.revocations.get(number).and_then(|r| self.record_of(r, now));
             if let Some(record) = &mut record {
@@ -76,7 +109,7 @@ impl Registry {
             };
             self.write(write);
         }
-        self.begin_lift(request, numbers, Some(identity.clone()), by);
+        self.begin_lift(request, numbers, Some(identity.clone()), by, told);
     }
 
     fn begin_lift(
@@ -85,9 +118,10 @@ impl Registry {
         numbers: BTreeSet<Number>,
         unlock: Option<Identity>,
         by: String,
+        told: bool,
     ) {
         self.lifting.extend(numbers.iter().map(|number| (*number, request)));
-        let lift = Lift { waits_for: numbers, unlock, by, receipt: None, failed: None };
+        let lift = Lift { waits_for: numbers, unlock, by, told, receipt: None, failed: None };
         self.lifts.insert(request, lift);
     }
 
@@ -104,6 +138,9 @@ impl Registry {
             self.holdings.touch(number);
         }
         let unlock = self.lifts.get(&request).and_then(|lift| lift.unlock.clone());
+        if outcome.is_ok() {
+            self.tell_lift(number, request, out);
+        }
         let receipt = match (outcome, unlock) {
             (Ok(()), Some(identity)) => self.unlock_now(number, &identity, now, out),
             (Ok(()), None) => self.lift_now(number, now, out),
@@ -143,6 +180,17 @@ impl Registry {
         out.push(Effect::Answer { request, answer });
     }
 
+    /// Before it is lifted: by then nobody would know whose record it was.
+    fn tell_lift(&mut self, number: Number, request: Request, out: &mut Effects) {
+        let Some(order) = self.revocations.get(&number).map(|r| r.order.clone()) else { return };
+        let over = self.over_of(&order);
+        let lift = self.lifts.get(&request).filter(|lift| !lift.told);
+        if let Some(by) = lift.map(|lift| lift.by.clone()).filter(|_| !over.is_empty()) {
+            out.push(Effect::TakenBack { number, request, origin: order.origin, over, by });
+        }
+        self.forget_origin(number, &order);
+    }
+
     fn lift_now(&mut self, number: Number, now: Now, out: &mut Effects) -> Option<Receipt> {
         let held = self.holdings.of(number);
         self.leave_to_later_ones(number, now, out);
@@ -152,7 +200,7 @@ impl Registry {
         // whoever waits for it hears how far it came
         let waits = self.revocations.get_mut(&number).and_then(|r| r.request.take());
         if let Some(request) = waits {
-            let answer = Answer::Refused(format!("revocation {number} was lifted before it was done"));
+            let answer = Answer::Nothing(format!("revocation {number} was lifted before it was done"));
             out.push(Effect::Answer { request, answer });
         }
         self.lifted_receipt(number, &held, now)
@@ -181,7 +229,7 @@ impl Registry {
     /// ocserv may have deleted the cookie for this one, so that no list shows it any more.
     fn leave_to_later_ones(&mut self, number: Number, now: Now, out: &mut Effects) {
         let Some(revocation) = self.revocations.get(&number) else { return };
-        if !matches!(revocation.order.target, Target::User(_) | Target::Lock(_)) {
+        if !matches!(revocation.order.target, Target::User(_) | Target::Person(_) | Target::Lock(_)) {
             return;
         }
         let later: Vec<Number> = (self.busy.range(number + 1..))

@@ -17,6 +17,11 @@ impl Registry {
         if let Target::Web(key) = order.target
             && !self.knows_web(key)
         {
+            // another gateway may have it
+            if order.origin.is_none() && !self.over_of(&order).is_empty() {
+                let number = self.take_number(out);
+                self.replicate(number, request, &order, now, out);
+            }
             if let Some(request) = request {
                 let text = format!("{}: there is none (show sessions lists them)", order.target);
                 out.push(Effect::Answer { request, answer: Answer::Nothing(text) });
@@ -29,9 +34,8 @@ impl Registry {
             }
             return;
         }
-        let number = self.next_number;
-        self.next_number += 1;
-        out.push(Effect::Numbered { next: self.next_number });
+        let number = self.take_number(out);
+        self.replicate(number, request, &order, now, out);
         self.revocations.insert(number, Box::new(Revocation::new(number, order.clone(), now, request)));
         self.set_state(number, State::Acting);
         let until = order.stands.map(|stands| now.mono + stands);
@@ -55,13 +59,20 @@ impl Registry {
                 self.revoke_sessions(number, &order, now, out);
                 self.revoke_web(number, &order, now, out);
             }
-            Target::User(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
+            Target::User(_) | Target::Person(_) | Target::Id(_) | Target::Session(_) | Target::Adopted => {
                 self.revoke_sessions(number, &order, now, out);
                 self.revoke_web(number, &order, now, out);
             }
             // on no ocserv
             Target::Web(_) => self.revoke_web(number, &order, now, out),
         }
+    }
+
+    fn take_number(&mut self, out: &mut Effects) -> Number {
+        let number = self.next_number;
+        self.next_number += 1;
+        out.push(Effect::Numbered { next: self.next_number });
+        number
     }
 
     fn may_revoke(&self, order: &Order) -> Result<(), String> {
@@ -126,7 +137,7 @@ impl Registry {
             .keys()
             .filter(|name| order.server.as_ref().is_none_or(|only| only == *name))
             .filter(|name| match &order.target {
-                Target::Lock(who) => self.rules.realms.has(name, &who.realm),
+                Target::Lock(who) | Target::Person(who) => self.rules.realms.has(name, &who.realm),
                 _ => true,
             })
             .cloned()
@@ -168,7 +179,7 @@ impl Registry {
     fn everybody_meant(&self, server: &ServerName, target: &Target) -> Vec<Identity> {
         match target {
             Target::User(user) => self.rules.realms.everybody_called(server, user),
-            Target::Lock(who) => vec![who.clone()],
+            Target::Lock(who) | Target::Person(who) => vec![who.clone()],
             _ => Vec::new(),
         }
     }
@@ -183,7 +194,7 @@ impl Registry {
                     theirs == realms.person(&theirs.realm, name)
                 }
             }
-            Target::Lock(who) => realms.identity(server, vhost, user) == *who,
+            Target::Lock(who) | Target::Person(who) => realms.identity(server, vhost, user) == *who,
             _ => false,
         }
     }
@@ -191,7 +202,7 @@ impl Registry {
     fn matching(&self, order: &Order) -> Vec<SessionKey> {
         let here = |name: &ServerName| order.server.as_ref().is_none_or(|only| only == name);
         match &order.target {
-            Target::User(_) | Target::Lock(_) => (self.sessions.values())
+            Target::User(_) | Target::Person(_) | Target::Lock(_) => (self.sessions.values())
                 .filter(|s| here(&s.server))
                 .filter(|s| self.is_meant(&order.target, &s.server, &s.observed.vhost, &s.observed.user))
                 .map(|s| s.key)

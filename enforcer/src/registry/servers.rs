@@ -315,6 +315,8 @@ impl Registry {
                     pending.user.escape_default()
                 ),
                 by: "ocserv's occtl".into(),
+                origin: None,
+                spare: Default::default(),
                 bulk: false,
             };
             self.revoke(None, order, now, out);

@@ -43,7 +43,8 @@ pub struct Session {
     pub phase: Phase,
     /// When its cookie was made, if a list told so while that mattered.
     pub(super) made: Option<u64>,
-    pub(super) seen_first: Duration,
+    /// CLOCK_MONOTONIC.
+    pub seen_first: Duration,
     probed: Duration,
     /// When ocserv told of it, at the latest.
     told: Duration,
@@ -118,7 +119,7 @@ impl Session {
     }
 
     /// Its worker, or at least every socket of it, is gone.
-    pub(super) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.worker_gone || self.ending == Ending::Done
     }
 }
@@ -350,6 +351,10 @@ impl Registry {
         now: Now,
         out: &mut Effects,
     ) {
+        // it was admitted after what this one carries out
+        if self.revocations.get(&number).is_some_and(|r| r.order.spare.contains(&id)) {
+            return;
+        }
         let mark = self.marks.entry(id).or_insert_with(|| Mark::new(now.mono));
         if server.is_some() {
             mark.server.clone_from(&server);

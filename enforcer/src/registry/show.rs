@@ -92,7 +92,7 @@ impl Registry {
         let sessions = (self.rows(cookies).into_iter())
             .filter(|row| order.server.as_ref().is_none_or(|only| *only == row.server))
             .filter(|row| match &order.target {
-                Target::User(_) | Target::Lock(_) => {
+                Target::User(_) | Target::Person(_) | Target::Lock(_) => {
                     self.is_meant(&order.target, &row.server, &row.vhost, &row.user)
                 }
                 Target::Id(id) => row.id == *id && row.phase.is_some(),

@@ -10,6 +10,7 @@ mod harness;
 mod holdings;
 mod lifetimes;
 mod machine;
+mod replicating;
 mod restart;
 mod reuse;
 mod revoking;

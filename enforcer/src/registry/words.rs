@@ -1,11 +1,13 @@
 //! What goes into the registry and what comes out of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::session::{
-    Cookie, Device, Entry, Flow, Identity, Netns, Observed, Process, Record, SafeId, ServerName, Stands,
-    Token, WebDigest, WebKey, WebRecord, WebTokenRecord,
+    Author, Cookie, Decision, Device, Entry, Flow, Identity, LetterKey, Netns, Observed, Origin, Over,
+    Process, Record, Revision, SafeId, ServerName, Stands, Token, WebDigest, WebKey, WebRecord,
+    WebTokenRecord,
 };
 
 use super::durable::Ticket;
@@ -36,6 +38,15 @@ pub struct Gateway {
     pub table: bool,
 }
 
+/// What a record, of another gateway's or of this one's, has ordered up to a revision is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakeBack {
+    pub author: Author,
+    pub over: Over,
+    pub up_to: Revision,
+    pub by: String,
+}
+
 /// The moment of an event. The registry has no clock of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -56,6 +67,10 @@ pub struct Order {
     pub reason: String,
     /// Who asked.
     pub by: String,
+    /// `None`: it is decided here, and other gateways may have to be told.
+    pub origin: Option<Origin>,
+    /// Of another gateway's decision: who was admitted after it.
+    pub spare: BTreeSet<SafeId>,
     /// One of many that are told of together: neither a note nor a line in the audit log of its own.
     pub bulk: bool,
 }
@@ -237,6 +252,24 @@ pub enum Event {
     Revoke {
         request: Option<Request>,
         order: Order,
+    },
+    /// The same for many at once: what follows from all of them is looked at once.
+    RevokeMany {
+        orders: Vec<(Request, Order)>,
+    },
+    /// Another gateway, or an administrator, has lifted something.
+    TakeBack {
+        request: Request,
+        lift: TakeBack,
+    },
+    /// A decision of this gateway's stands there for the others.
+    Told {
+        number: Number,
+        origin: Origin,
+    },
+    /// Somebody waits for the next [`Effect::CookiesListed`].
+    WantCookies {
+        server: ServerName,
     },
     /// `by`: who asked, and why if it was said.
     Lift {
@@ -442,6 +475,33 @@ pub enum Effect {
         id: u64,
         keys: Vec<WebKey>,
     },
+    /// It was decided here, and the other gateways have to be told. `request`: whose answer is to say how far that is.
+    Decided {
+        number: Number,
+        request: Option<Request>,
+        over: Vec<Over>,
+        decision: Decision,
+    },
+    /// Such a decision, or another gateway's, was taken back here: the others have to be told. `request`: whose answer is
+    /// to say how far that is.
+    TakenBack {
+        number: Number,
+        request: Request,
+        origin: Option<Origin>,
+        over: Vec<Over>,
+        by: String,
+    },
+    /// What became of writing down what the others are to be told.
+    LetterStored {
+        key: LetterKey,
+        outcome: Result<(), String>,
+    },
+    /// All cookies that this server had when it was asked; none where it is gone.
+    CookiesListed {
+        server: ServerName,
+        asked: Duration,
+        ids: Vec<SafeId>,
+    },
     /// The next revocation's number has moved.
     Numbered {
         next: Number,
@@ -474,6 +534,8 @@ impl Effect {
             | Self::Watch { .. }
             | Self::WatchDevice { .. }
             | Self::KeepConnections { .. } => 0,
+            // the others are told as soon as it is in force here, and the disk with it
+            Self::Decided { .. } | Self::TakenBack { .. } => 1,
             // its answer puts more into the kernel
             Self::FindFlows { .. } => 1,
             Self::Save => 2,
@@ -490,7 +552,9 @@ impl Effect {
             | Self::WebListed { .. }
             | Self::WebEnded { .. }
             | Self::WebDestroy { .. }
-            | Self::WebBreak { .. } => 3,
+            | Self::WebBreak { .. }
+            | Self::LetterStored { .. }
+            | Self::CookiesListed { .. } => 3,
             Self::Confirm { .. }
             | Self::GateAnswer { .. }
             | Self::Answer { .. }

@@ -5,13 +5,18 @@
 
 use std::net::IpAddr;
 
-use super::{CutoffKey, Flow, LockKey, Observed, Process, SafeId, ServerName, Token, WebKey, WebRecord};
+use super::{
+    Admission, CutoffKey, Flow, KnownEtcd, Letter, LetterKey, LockKey, Observed, Origin, Process, SafeId,
+    ServerName, Token, WebKey, WebRecord,
+};
 
 /// Whom or what a revocation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// All sessions that this user has now, connected or not.
     User(String),
+    /// The same of one person alone: a name may be several people's, in several realms.
+    Person(Identity),
     /// The session with this ocserv id.
     Id(i32),
     Session(SafeId),
@@ -30,6 +35,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::User(name) => write!(f, "user {}", name.escape_default()),
+            Self::Person(who) => who.fmt(f),
             Self::Id(id) => write!(f, "id {id}"),
             Self::Session(safe_id) => write!(f, "session {safe_id}"),
             Self::Web(key) => write!(f, "web session {key}"),
@@ -78,6 +84,8 @@ pub struct Record {
     /// When it ends, of those that were asked for a time.
     pub until: Option<u64>,
     pub guards: Vec<Guard>,
+    /// `None`: it was decided here.
+    pub origin: Option<Origin>,
 }
 
 /// What the gate refuses because of a revocation.
@@ -149,6 +157,13 @@ pub enum Write {
     WebGone(WebKey),
     /// The web gateways that run; `None`: not all of them can be seen.
     WebGateways(Option<Vec<Process>>),
+    /// Adds it, or takes the place of the one with the same key.
+    KeepLetter(Letter),
+    LetterTold(LetterKey),
+    KnownEtcd(KnownEtcd),
+    /// Adds it, or replaces it whole.
+    KeepAdmission(Admission),
+    AdmissionGone(SafeId),
     /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
     /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.

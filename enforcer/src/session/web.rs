@@ -83,7 +83,7 @@ impl fmt::Debug for WebDigest {
 }
 
 /// `2 * N` hexadecimal digits.
-fn bytes_of<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(super) fn bytes_of<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return None;

@@ -4,6 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, params};
 
+use super::admission::{self, admission_row_of};
+use super::known::known_text;
+use super::letter::{self, letter_row_of};
 use super::load::Meta;
 use super::row::{BadRow, rows_of, session_row_of};
 use super::trouble::{Kind, kind};
@@ -126,6 +129,15 @@ fn write_meta(db: &Connection, before: &Meta, after: &Meta) -> rusqlite::Result<
         }
         _ => {}
     }
+    match &after.known {
+        Some(known) if before.known != after.known => {
+            // that it can be written was seen when it was taken
+            let text =
+                known_text(known).map_err(|why| rusqlite::Error::ToSqlConversionFailure(why.into()))?;
+            tables::set_meta(db, "known_etcd", &text)?;
+        }
+        _ => {}
+    }
     match &after.boot_id {
         Some(id) if before.boot_id != after.boot_id => tables::set_meta(db, "boot_id", id),
         _ => Ok(()),
@@ -168,6 +180,20 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
         }
         Write::WebGone(key) => web::drop_session(db, key)?,
         Write::WebGateways(gateways) => meta.web_gateways = Some(gateways.clone()),
+        Write::KeepLetter(letter) => {
+            letter::put(db, &letter_row_of(letter, meta.generation + 1)?)?;
+            meta.generation += 1;
+        }
+        Write::LetterTold(key) => letter::drop_letter(db, key)?,
+        Write::KnownEtcd(etcd) => {
+            known_text(etcd)?;
+            meta.known = Some(*etcd);
+        }
+        Write::KeepAdmission(one) => {
+            admission::put(db, &admission_row_of(one, meta.generation + 1)?)?;
+            meta.generation += 1;
+        }
+        Write::AdmissionGone(safe_id) => admission::drop_admission(db, safe_id)?,
         Write::Audit(line) => audit(db, line)?,
         Write::Clock { wall, boot_id } => {
             tables::key("wall", *wall)?;

@@ -4,10 +4,13 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::admission::{self, ADMISSIONS, admission_of};
+use super::known::known_of;
+use super::letter::{self, LETTERS, letter_of};
 use super::row::{BadRow, record_of, session_of};
 use super::trouble::{bad_row, reading};
 use super::{OpenError, tables, web};
-use crate::session::{Guard, Process, Record, SessionRecord, WebRecord};
+use crate::session::{Admission, Guard, KnownEtcd, Letter, Process, Record, SessionRecord, WebRecord};
 
 /// The table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub(super) struct Meta {
     pub boot_id: Option<String>,
     /// `None`: nothing was ever written of them.
     pub web_gateways: Option<Option<Vec<Process>>>,
+    /// `None`: nothing was ever written of an etcd.
+    pub known: Option<KnownEtcd>,
 }
 
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub(super) struct Everything {
     pub lifted: Vec<u64>,
     pub sessions: Vec<SessionRecord>,
     pub web: Vec<WebRecord>,
+    pub letters: Vec<Letter>,
+    pub admissions: Vec<Admission>,
 }
 
 /// SQLite's own look at the file: the shape of every page, every row, every index.
@@ -48,6 +55,8 @@ pub(super) fn everything(db: &Connection, path: &Path) -> Result<Everything, Ope
         lifted: lifted(db, path)?,
         sessions: sessions(db, path)?,
         web: web::sessions(db, path)?,
+        letters: letters(db, path)?,
+        admissions: admissions(db, path)?,
     };
     // a number is never given twice, whatever was written last
     let highest = |numbers: Option<u64>| numbers.map_or(0, |number| number.saturating_add(1));
@@ -90,6 +99,10 @@ pub(super) fn meta(db: &Connection, path: &Path) -> Result<Meta, OpenError> {
         boot_id: take("boot_id").ok(),
         web_gateways: match take("web_gateways") {
             Ok(text) => Some(web::gateways_of(&text).map_err(|why| bad("web_gateways", &why))?),
+            Err(_) => None,
+        },
+        known: match take("known_etcd") {
+            Ok(text) => Some(known_of(&text).map_err(|why| bad("known_etcd", &why))?),
             Err(_) => None,
         },
     })
@@ -218,4 +231,32 @@ fn sessions(db: &Connection, path: &Path) -> Result<Vec<SessionRecord>, OpenErro
         sessions.push(session_of(&row).map_err(|why| bad_row(path, "session", key, &why))?);
     }
     Ok(sessions)
+}
+
+/// In the order in which they were written.
+fn letters(db: &Connection, path: &Path) -> Result<Vec<Letter>, OpenError> {
+    let sql = |error: rusqlite::Error| reading(path, &error);
+    let mut all = db.prepare(&format!("{LETTERS} ORDER BY generation")).map_err(sql)?;
+    let mut all = all.query([]).map_err(sql)?;
+    let mut letters = Vec::new();
+    while let Some(row) = all.next().map_err(sql)? {
+        let place: i64 = row.get(0).map_err(sql)?;
+        let row = letter::letter(row).map_err(|error| named(path, "letter", place, &error))?;
+        letters.push(letter_of(&row).map_err(|why| bad_row(path, "letter", place, &why))?);
+    }
+    Ok(letters)
+}
+
+/// In the order in which they were written.
+fn admissions(db: &Connection, path: &Path) -> Result<Vec<Admission>, OpenError> {
+    let sql = |error: rusqlite::Error| reading(path, &error);
+    let mut all = db.prepare(&format!("{ADMISSIONS} ORDER BY generation")).map_err(sql)?;
+    let mut all = all.query([]).map_err(sql)?;
+    let mut admissions = Vec::new();
+    while let Some(row) = all.next().map_err(sql)? {
+        let place: i64 = row.get(0).map_err(sql)?;
+        let row = admission::admission(row).map_err(|error| named(path, "admission", place, &error))?;
+        admissions.push(admission_of(&row).map_err(|why| bad_row(path, "admission", place, &why))?);
+    }
+    Ok(admissions)
 }

@@ -34,17 +34,23 @@ impl Store {
 /// What can be read but not written (a full disk, a read-only file or file system) is opened all the same:
 /// [`Loaded::unwritable`] says why.
 pub fn open(settings: &Settings) -> Result<(Store, Loaded), OpenError> {
-    open_as(settings, schema::STEPS)
+    open_as(settings, schema::STEPS, None)
+}
+
+/// As [`open`]; where there is no state at all, the new one is that of this gateway (32 hexadecimal digits), as far as
+/// it is known. For a repair: other gateways know this one by its id, and what it has told them stands below it.
+pub fn open_again(settings: &Settings, gateway: Option<&str>) -> Result<(Store, Loaded), OpenError> {
+    open_as(settings, schema::STEPS, gateway)
 }
 
 /// As a program that knows these steps. Apart from tests: ours.
-fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenError> {
+fn open_as(settings: &Settings, steps: &[&str], gateway: Option<&str>) -> Result<(Store, Loaded), OpenError> {
     let directory = folder::prepare(&settings.directory)?;
     let lock = folder::lock(&directory)?;
     let path = directory.join(FILE);
     let fresh = !folder::exists(&directory)?;
     if fresh {
-        folder::make(&directory, |new| fill(new, steps))?;
+        folder::make(&directory, |new| fill(new, steps, gateway))?;
     }
     head(&path)?;
     let log = directory.join(WAL);
@@ -54,7 +60,7 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         return Err(OpenError::Corrupt { path, what });
     }
     let (db, everything, unwritable) = read(&path, steps)?;
-    let Everything { meta, records, lifted, sessions, web } = everything;
+    let Everything { meta, records, lifted, sessions, web, letters, admissions } = everything;
     let loaded = Loaded {
         gateway: meta.gateway.clone(),
         boot_id: meta.boot_id.clone(),
@@ -65,6 +71,9 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
         lifted,
         sessions,
         web,
+        letters,
+        known: meta.known,
+        admissions,
         unwritable,
         fresh,
     };
@@ -72,17 +81,25 @@ fn open_as(settings: &Settings, steps: &[&str]) -> Result<(Store, Loaded), OpenE
 }
 
 /// A new database: its tables, its gateway's id, and the mode that lets others read while one writes.
-fn fill(path: &Path, steps: &[&str]) -> Result<(), OpenError> {
-    let mut id = [0; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id)).map_err(
-        |error| OpenError::CannotMake { path: path.to_owned(), why: format!("/dev/urandom: {error}") },
-    )?;
+fn fill(path: &Path, steps: &[&str], gateway: Option<&str>) -> Result<(), OpenError> {
+    let gateway = match gateway {
+        Some(known) => known.to_owned(),
+        None => {
+            let mut id = [0; 16];
+            let read = std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id));
+            read.map_err(|error| OpenError::CannotMake {
+                path: path.to_owned(),
+                why: format!("/dev/urandom: {error}"),
+            })?;
+            row::hex(&id)
+        }
+    };
     let make = || {
         let db = connect::writer(path)?;
         schema::migrate(&db, steps)?;
         db.execute_batch("BEGIN IMMEDIATE")?;
         for (key, value) in
-            [("gateway", row::hex(&id).as_str()), ("generation", "0"), ("next_number", "1"), ("wall", "0")]
+            [("gateway", gateway.as_str()), ("generation", "0"), ("next_number", "1"), ("wall", "0")]
         {
             tables::set_meta(&db, key, value)?;
         }
@@ -243,18 +260,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (settings, before) = first_version(&folder);
         let steps = [schema::STEPS, &[NEXT]].concat();
-        let (store, after) = open_as(&settings, &steps).unwrap();
+        let (store, after) = open_as(&settings, &steps, None).unwrap();
         drop(store);
         assert_eq!(after, before);
         assert_eq!(number_of_tables_and_version(&settings).1, schema::version_of(&steps));
         // again: nothing to do. And the older program does not touch it
-        assert_eq!(open_as(&settings, &steps).unwrap().1, before);
+        assert_eq!(open_as(&settings, &steps, None).unwrap().1, before);
         assert!(matches!(open(&settings), Err(OpenError::Newer { .. })));
         // a new one is made by the same steps
         let new = tempfile::tempdir().unwrap();
         let settings = self::settings(&new);
-        assert!(open_as(&settings, &steps).unwrap().1.fresh);
-        assert!(!open_as(&settings, &steps).unwrap().1.fresh);
+        assert!(open_as(&settings, &steps, None).unwrap().1.fresh);
+        assert!(!open_as(&settings, &steps, None).unwrap().1.fresh);
     }
 
     /// R5: what the version before web sessions wrote is there in the one that has them.
@@ -262,7 +279,7 @@ mod tests {
     fn r5_a_state_of_before_web_sessions_is_taken_over() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(&folder);
-        drop(open_as(&settings, &schema::STEPS[..1]).map(drop));
+        drop(open_as(&settings, &schema::STEPS[..1], None).map(drop));
         let db = connect::writer(&settings.directory.join(FILE)).unwrap();
         assert_eq!(schema::version(&db).unwrap(), 1);
         tables::lift(&db, 7, "0123456789abcdef0123456789abcdef", 1, 5).unwrap();
@@ -278,7 +295,7 @@ mod tests {
     fn r5_a_state_with_what_the_web_gateway_had_learned_is_taken_over_without_it() {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(&folder);
-        drop(open_as(&settings, &schema::STEPS[..2]).map(drop));
+        drop(open_as(&settings, &schema::STEPS[..2], None).map(drop));
         let db = connect::writer(&settings.directory.join(FILE)).unwrap();
         assert_eq!(schema::version(&db).unwrap(), 2);
         tables::lift(&db, 7, "0123456789abcdef0123456789abcdef", 1, 5).unwrap();
@@ -303,7 +320,7 @@ mod tests {
         let (settings, before) = first_version(&folder);
         let steps = [schema::STEPS, &["CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)"]].concat();
         let was = number_of_tables_and_version(&settings);
-        let error = open_as(&settings, &steps).map(drop).unwrap_err();
+        let error = open_as(&settings, &steps, None).map(drop).unwrap_err();
         assert!(matches!(error, OpenError::CannotMigrate { found, .. } if found == was.1), "{error}");
         assert_eq!(number_of_tables_and_version(&settings), was);
         assert_eq!(open(&settings).unwrap().1, before);

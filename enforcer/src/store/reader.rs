@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::folder::{self, FILE, Still};
 use super::row::{hex, natural};
 use super::trouble::{bad_row, reading};
-use super::{ReadError, connect, open, schema, tables};
+use super::{ReadError, connect, load, open, schema, tables};
 use crate::session::{CutoffKey, LockKey, SafeId};
 
 /// A look at the state, beside a writer or without one. It waits up to a second for a lock of SQLite's.
@@ -54,6 +54,11 @@ impl Reader {
             Err(error) => return Err(error),
         };
         Ok(Some(Self { db, path, still }))
+    }
+
+    /// Who this gateway is to others: 32 hexadecimal digits.
+    pub fn gateway(&self) -> Result<String, ReadError> {
+        self.ask(|| Ok(load::meta(&self.db, &self.path)?.gateway))
     }
 
     /// The revocation that refuses this cookie.

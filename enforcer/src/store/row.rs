@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 use sha2::{Digest as _, Sha256};
 
 use crate::session::{
-    CutoffKey, Flow, Guard, Guarded, Identity, LockKey, Observed, Process, Protocol, Record, SafeId,
-    ServerName, SessionRecord, Target, Token, TokenKind,
+    Author, CutoffKey, Flow, Guard, Guarded, Identity, LockKey, Observed, Origin, Process, Protocol, Record,
+    SafeId, ServerName, SessionRecord, Target, Token, TokenKind,
 };
 
 /// The longest text that a column takes, in bytes.
@@ -66,6 +66,12 @@ pub struct RevocationRow<'a> {
     pub until: Option<i64>,
     /// How many rows of `guard` belong to it.
     pub guards: i64,
+    /// Of a user, where one person alone is meant: his realm.
+    pub user_realm: Option<Cow<'a, str>>,
+    /// Of what another gateway or an administrator at etcd has decided: whose record it carries out, a gateway's id or
+    /// `admin`; and where that stands in etcd's order.
+    pub author: Option<Cow<'a, str>>,
+    pub revision: Option<i64>,
     pub sum: i64,
 }
 
@@ -136,14 +142,14 @@ impl Sum {
         self
     }
 
-    fn maybe_number(self, value: Option<i64>) -> Self {
+    pub(super) fn maybe_number(self, value: Option<i64>) -> Self {
         match value {
             Some(value) => self.number(value),
             None => self.nothing(),
         }
     }
 
-    fn maybe_text(self, value: Option<&str>) -> Self {
+    pub(super) fn maybe_text(self, value: Option<&str>) -> Self {
         match value {
             Some(value) => self.text(value),
             None => self.nothing(),
@@ -159,9 +165,10 @@ impl Sum {
 }
 
 impl RevocationRow<'_> {
-    /// What `sum` has to be.
+    /// What `sum` has to be. The columns of version 4 are part of it where one of them holds something: what was
+    /// written before there were any keeps its sum, and none of them can come or go unseen.
     pub fn right_sum(&self) -> i64 {
-        Sum::of("revocation")
+        let sum = Sum::of("revocation")
             .number(self.number)
             .text(&self.gateway)
             .number(self.generation)
@@ -174,7 +181,13 @@ impl RevocationRow<'_> {
             .number(self.at)
             .maybe_number(self.lasts)
             .maybe_number(self.until)
-            .number(self.guards)
+            .number(self.guards);
+        if self.user_realm.is_none() && self.author.is_none() && self.revision.is_none() {
+            return sum.end();
+        }
+        sum.maybe_text(self.user_realm.as_deref())
+            .maybe_text(self.author.as_deref())
+            .maybe_number(self.revision)
             .end()
     }
 }
@@ -249,6 +262,7 @@ pub fn rows_of<'a>(
     let number = integer("number", record.number)?;
     let (kind, subject, realm): (_, Cow<'a, str>, _) = match &record.target {
         Target::User(name) => ("user", name.into(), None),
+        Target::Person(identity) => ("user", (&identity.name).into(), None),
         Target::Id(id) => ("id", id.to_string().into(), None),
         Target::Session(safe_id) => ("session", safe_id.to_string().into(), None),
         Target::Web(_) => return Err(BadRow::WebTarget),
@@ -257,6 +271,10 @@ pub fn rows_of<'a>(
         Target::Token(token) => ("token", token.to_string().into(), None),
         Target::Lock(identity) => ("lock", (&identity.name).into(), Some(&identity.realm)),
         Target::Adopted => ("adopted", "".into(), None),
+    };
+    let user_realm = match &record.target {
+        Target::Person(identity) => Some(text("user_realm", &identity.realm)?),
+        _ => None,
     };
     let mut row = RevocationRow {
         number,
@@ -272,6 +290,9 @@ pub fn rows_of<'a>(
         lasts: record.lasts.map(|seconds| integer("lasts", seconds)).transpose()?,
         until: record.until.map(|moment| integer("until", moment)).transpose()?,
         guards: record.guards.len() as i64,
+        user_realm,
+        author: record.origin.map(|origin| origin.author.to_string().into()),
+        revision: record.origin.map(|origin| integer("revision", origin.revision)).transpose()?,
         sum: 0,
     };
     row.sum = row.right_sum();
@@ -322,24 +343,59 @@ pub(super) fn bare_record_of(row: &RevocationRow<'_>) -> Result<Record, BadRow> 
     whole("gateway", &row.gateway)?;
     Ok(Record {
         number: natural("number", row.number)?,
-        target: target(&row.kind, &row.subject, row.realm.as_deref())?,
+        target: target(&row.kind, &row.subject, row.realm.as_deref(), row.user_realm.as_deref())?,
         server: server(row.server.as_deref())?,
         reason: whole("reason", &row.reason)?.to_owned(),
         by: whole("asked_by", &row.asked_by)?.to_owned(),
         at: natural("at", row.at)?,
-        lasts: row.lasts.map(|seconds| natural("lasts", seconds)).transpose()?,
-        until: row.until.map(|moment| natural("until", moment)).transpose()?,
+        lasts: maybe_natural("lasts", row.lasts)?,
+        until: maybe_natural("until", row.until)?,
         guards: Vec::new(),
+        origin: origin(row.author.as_deref(), row.revision)?,
     })
 }
 
-fn target(kind: &str, subject: &str, realm: Option<&str>) -> Result<Target, BadRow> {
+/// An author as it is written: a gateway's id in lower case, or `admin`.
+pub(super) fn author_of(column: &'static str, found: &str) -> Result<Author, BadRow> {
+    if found == Author::Admin.to_string() {
+        return Ok(Author::Admin);
+    }
+    let id = found.parse().map_err(|_| odd(column, found, "a gateway's id, or admin"))?;
+    Ok(Author::Gateway(id))
+}
+
+fn origin(author: Option<&str>, revision: Option<i64>) -> Result<Option<Origin>, BadRow> {
+    match (author, revision) {
+        (None, None) => Ok(None),
+        (Some(author), Some(revision)) => Ok(Some(Origin {
+            author: author_of("author", author)?,
+            revision: natural("revision", revision)?,
+        })),
+        (author, _) => Err(odd("author", author.unwrap_or_default(), "there together with revision")),
+    }
+}
+
+fn target(
+    kind: &str,
+    subject: &str,
+    realm: Option<&str>,
+    user_realm: Option<&str>,
+) -> Result<Target, BadRow> {
     whole("subject", subject)?;
     if let (Some(realm), true) = (realm, kind != "lock") {
         return Err(odd("realm", realm, "empty, as it has to be of everything but a lock"));
     }
+    if let (Some(realm), true) = (user_realm, kind != "user") {
+        return Err(odd("user_realm", realm, "empty, as it has to be of everything but a user"));
+    }
     Ok(match kind {
-        "user" => Target::User(subject.to_owned()),
+        "user" => match user_realm {
+            None => Target::User(subject.to_owned()),
+            Some(realm) => {
+                let realm = whole("user_realm", realm)?.to_owned();
+                Target::Person(Identity { realm, name: subject.to_owned() })
+            }
+        },
         "lock" => {
             let realm = realm.ok_or_else(|| odd("realm", "", "the name of a realm"))?;
             Target::Lock(Identity { realm: whole("realm", realm)?.to_owned(), name: subject.to_owned() })
@@ -452,6 +508,10 @@ pub(super) fn natural(column: &'static str, value: i64) -> Result<u64, BadRow> {
     u64::try_from(value).map_err(|_| odd(column, &value.to_string(), "a natural number"))
 }
 
+pub(super) fn maybe_natural(column: &'static str, value: Option<i64>) -> Result<Option<u64>, BadRow> {
+    value.map(|value| natural(column, value)).transpose()
+}
+
 pub(super) fn integer(column: &'static str, value: u64) -> Result<i64, BadRow> {
     i64::try_from(value).map_err(|_| BadRow::TooLarge { column, found: value })
 }
@@ -464,7 +524,7 @@ pub(super) fn text<'a>(column: &'static str, value: &'a str) -> Result<Cow<'a, s
     bounded(column, Cow::Borrowed(value))
 }
 
-fn whole<'a>(column: &'static str, value: &'a str) -> Result<&'a str, BadRow> {
+pub(super) fn whole<'a>(column: &'static str, value: &'a str) -> Result<&'a str, BadRow> {
     if value.len() > MAX_TEXT { Err(BadRow::TooLong { column, found: value.len() }) } else { Ok(value) }
 }
 
@@ -478,7 +538,7 @@ fn as_written<T: std::str::FromStr + ToString>(text: &str, wanted: &'static str)
     value.ok_or_else(|| odd("subject", text, wanted))
 }
 
-fn safe_id(column: &'static str, text: &str) -> Result<SafeId, BadRow> {
+pub(super) fn safe_id(column: &'static str, text: &str) -> Result<SafeId, BadRow> {
     let id = text.parse::<SafeId>().ok().filter(|id| id.to_string() == text);
     id.ok_or_else(|| odd(column, text, "a safe_id"))
 }

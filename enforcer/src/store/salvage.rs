@@ -1,13 +1,16 @@
 //! What can still be read of a broken database, row by row.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::row::bare_record_of;
+use super::admission::{self, ADMISSIONS, admission_of};
+use super::letter::{self, LETTERS, letter_of};
+use super::row::{BadRow, bare_record_of};
 use super::trouble::reading;
 use super::{ReadError, connect, load, tables, wal};
-use crate::session::Record;
+use crate::session::{Admission, KnownEtcd, Letter, Record};
 
 /// How many times a broken place is stepped over in one table, at most.
 const STEPS: u32 = 100_000;
@@ -23,6 +26,13 @@ pub struct Salvaged {
     pub records: Vec<Record>,
     /// Numbers that were lifted, rising. None of `records` is among them.
     pub lifted: Vec<u64>,
+    /// What the other gateways have yet to be told, in the order in which it was written.
+    pub letters: Vec<Letter>,
+    /// In the order in which they were written.
+    pub admissions: Vec<Admission>,
+    /// Only where nothing was skipped: it says that everything of that etcd's is in force here, and what was lost has to be
+    /// learned again.
+    pub known: Option<KnownEtcd>,
     /// Rows that were seen and could not be understood, and places where an unknown count of rows could not be read.
     pub skipped: u64,
     /// For people: what was skipped, at most 100 lines.
@@ -48,34 +58,43 @@ pub fn salvage(path: &Path) -> Result<Salvaged, ReadError> {
         Err(error) => saved.note(format!("its write-ahead log cannot be read: {error}")),
     }
     match load::meta(&db, path) {
-        Ok(meta) => (saved.gateway, saved.next_number) = (Some(meta.gateway), meta.next_number),
+        Ok(meta) => {
+            (saved.gateway, saved.next_number) = (Some(meta.gateway), meta.next_number);
+            saved.known = meta.known;
+        }
         Err(error) => saved.note(error.to_string()),
     }
-    let revocations = |saved: &mut Salvaged, row: &Row<'_>| {
-        let row = tables::revocation(row).map_err(|error| error.to_string())?;
-        let record = bare_record_of(&row).map_err(|error| error.to_string())?;
-        saved.records.push(record);
-        Ok(())
+    // by what the tables are, and not by the version, which may be what is broken
+    let is_before_4 =
+        db.prepare(tables::REVOCATIONS).is_err() && db.prepare(tables::REVOCATIONS_BEFORE_4).is_ok();
+    let select = if is_before_4 { tables::REVOCATIONS_BEFORE_4 } else { tables::REVOCATIONS };
+    let revocations = scan(&db, path, &mut saved, ("revocation", "number"), select, |row| {
+        Ok(bare_record_of(&tables::revocation(row)?))
+    });
+    let lifted = scan(&db, path, &mut saved, ("lifted", "number"), tables::LIFTED, tables::lifted);
+    let (revocations, lifted) = match (revocations, lifted) {
+        (Err(error), Err(_)) if saved.gateway.is_none() => return Err(error),
+        (revocations, lifted) => (revocations.unwrap_or_default(), lifted.unwrap_or_default()),
     };
-    let lifted = |saved: &mut Salvaged, row: &Row<'_>| {
-        let number = tables::lifted(row).map_err(|error| error.to_string())?;
-        saved.lifted.push(number.map_err(|error| error.to_string())?);
-        Ok(())
-    };
-    let first = scan(&db, path, &mut saved, "revocation", tables::REVOCATIONS, revocations);
-    let second = scan(&db, path, &mut saved, "lifted", tables::LIFTED, lifted);
-    if let (Err(error), Err(_)) = (first, second)
-        && saved.gateway.is_none()
-    {
-        return Err(error);
-    }
-    saved.records.sort_by_key(|record| record.number);
-    saved.records.dedup_by_key(|record| record.number);
-    saved.lifted.sort_unstable();
-    saved.lifted.dedup();
+    saved.lifted = lifted.into_values().collect();
+    saved.records = revocations.into_values().collect();
     let Salvaged { records, lifted, .. } = &mut saved;
     records.retain(|record| lifted.binary_search(&record.number).is_err());
     guards(&db, &mut saved);
+    if !is_before_4 {
+        // what went wrong is in the notes
+        let letters = scan(&db, path, &mut saved, ("letter", "generation"), LETTERS, |row| {
+            Ok(letter_of(&letter::letter(row)?))
+        });
+        saved.letters = letters.unwrap_or_default().into_values().collect();
+        let admissions = scan(&db, path, &mut saved, ("admission", "generation"), ADMISSIONS, |row| {
+            Ok(admission_of(&admission::admission(row)?))
+        });
+        saved.admissions = admissions.unwrap_or_default().into_values().collect();
+    }
+    if saved.skipped > 0 {
+        saved.known = None;
+    }
     let highest = saved.records.last().map(|record| record.number).max(saved.lifted.last().copied());
     saved.next_number = saved.next_number.max(highest.map_or(0, |number| number.saturating_add(1))).max(1);
     Ok(saved)
@@ -90,29 +109,37 @@ impl Salvaged {
     }
 }
 
-/// Every row of a table with a number that can be reached, from both ends of each broken place.
-fn scan(
+/// Every row of a table that can be reached, by its number: from both ends of each broken place. `select` begins with
+/// the column that is the number. Fails where something is broken and no row at all could be read.
+fn scan<T>(
     db: &Connection,
     path: &Path,
     saved: &mut Salvaged,
-    table: &str,
+    (table, number): (&str, &str),
     select: &str,
-    take: impl Fn(&mut Salvaged, &Row<'_>) -> Result<(), String>,
-) -> Result<(), ReadError> {
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<Result<T, BadRow>>,
+) -> Result<BTreeMap<i64, T>, ReadError> {
+    let mut found = BTreeMap::new();
     // a stretch of rows up or down from a number; where it ended, and why if not at the end of the table
-    let walk = |saved: &mut Salvaged, from: i64, until: i64, down: bool| {
+    let mut walk = |saved: &mut Salvaged, from: i64, until: i64, down: bool| {
         let mut last = None;
         let mut go = || {
             let order = if down { "DESC" } else { "ASC" };
             let mut rows =
-                db.prepare(&format!("{select} WHERE number BETWEEN ?1 AND ?2 ORDER BY number {order}"))?;
+                db.prepare(&format!("{select} WHERE {number} BETWEEN ?1 AND ?2 ORDER BY {number} {order}"))?;
             let mut rows = rows.query([from, until])?;
             while let Some(row) = rows.next()? {
                 let number: i64 = row.get(0)?;
                 last = Some(number);
-                if let Err(why) = take(saved, row) {
-                    saved.note(format!("table {table}, row {number}: {why}"));
-                }
+                let why = match read(row) {
+                    Ok(Ok(one)) => {
+                        found.insert(number, one);
+                        continue;
+                    }
+                    Ok(Err(why)) => why.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                saved.note(format!("table {table}, row {number}: {why}"));
             }
             Ok::<_, rusqlite::Error>(())
         };
@@ -137,7 +164,7 @@ fn scan(
                 break None;
             }
             let probe = db
-                .prepare_cached(&format!("{select} WHERE number = ?1"))
+                .prepare_cached(&format!("{select} WHERE {number} = ?1"))
                 .and_then(|mut row| row.exists([far]));
             match probe {
                 Ok(_) => break Some(far),
@@ -153,8 +180,8 @@ fn scan(
         }
     }
     match first_error {
-        Some(error) if saved.records.is_empty() && saved.lifted.is_empty() => Err(error),
-        _ => Ok(()),
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
     }
 }
 

@@ -8,7 +8,7 @@ use super::OpenError;
 pub(super) const APPLICATION_ID: i32 = 0x656e_6672;
 
 /// Step N makes version N + 1 out of version N. A step that was released is never changed: a new one is added.
-pub(super) const STEPS: &[&str] = &[FIRST, SECOND, THIRD];
+pub(super) const STEPS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
 
 const FIRST: &str = r"
 -- gateway, generation, next_number, wall, boot_id
@@ -138,6 +138,53 @@ CREATE TABLE web_learned (
 
 // the gateway keeps that itself, in a file of its own
 const THIRD: &str = "DROP TABLE web_learned";
+
+// Columns are added, and the table is not made anew: no row is touched, so that this needs no room and cannot stop half way,
+// and no foreign key is followed. For the same reason they have no CHECK: it would be tried on every row, and a row
+// that the disk changed would stop the step, where `enforcer check --repair` could do nothing; reading is as strict.
+const FOURTH: &str = r"
+-- meta also has known_etcd: an etcd's id, and up to which of its revisions everything is in force here
+
+-- of kind user: the realm of the one person who is meant; NULL: everybody of that name
+ALTER TABLE revocation ADD COLUMN user_realm TEXT;
+-- which record of etcd it carries out: a gateway's id or admin, and the revision; NULL: it was decided here
+ALTER TABLE revocation ADD COLUMN author TEXT;
+ALTER TABLE revocation ADD COLUMN revision INTEGER;
+
+-- what the other gateways have to be told and etcd does not have yet. Numbered by generation: in the order of writing, and
+-- new ones at the end of the table
+CREATE TABLE letter (
+  generation INTEGER NOT NULL PRIMARY KEY,
+  what TEXT NOT NULL CHECK (what IN ('decided', 'lifted')),
+  author TEXT NOT NULL CHECK ((author = '') = (what = 'decided')),
+  kind TEXT NOT NULL CHECK (kind IN ('user', 'session', 'web', 'lock')),
+  realm TEXT NOT NULL CHECK (realm = '' OR kind IN ('user', 'lock')),
+  subject TEXT NOT NULL,
+  number INTEGER CHECK ((number IS NOT NULL) = (what = 'decided')),
+  revision INTEGER CHECK (revision IS NULL OR what = 'lifted'),
+  asked_by TEXT NOT NULL,
+  reason TEXT CHECK ((reason IS NOT NULL) = (what = 'decided')),
+  at INTEGER NOT NULL,
+  lasts INTEGER CHECK (lasts IS NULL OR what = 'decided'),
+  until INTEGER CHECK (until IS NULL OR what = 'decided'),
+  sum INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX letter_key ON letter (what, author, kind, realm, subject);
+
+-- VPN sessions that passed the gate where several gateways agree; revision: their place in etcd's order, NULL: etcd was away
+CREATE TABLE admission (
+  generation INTEGER NOT NULL PRIMARY KEY,
+  safe_id TEXT NOT NULL,
+  server TEXT NOT NULL,
+  realm TEXT NOT NULL,
+  username TEXT NOT NULL,
+  groupname TEXT NOT NULL,
+  revision INTEGER,
+  claimed INTEGER NOT NULL CHECK (claimed IN (0, 1)),
+  sum INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX admission_safe_id ON admission (safe_id);
+";
 
 /// The version that these steps lead to.
 pub(super) fn version_of(steps: &[&str]) -> i64 {

@@ -9,17 +9,21 @@ use super::row::{BadRow, GuardRow, RevocationRow, SessionRow, Sum, integer, natu
 
 pub(super) const REVOCATIONS: &str =
     "SELECT number, gateway, generation, kind, subject, realm, server, reason,
-    asked_by, at, lasts, until, guards, sum FROM revocation NOT INDEXED";
+    asked_by, at, lasts, until, guards, user_realm, author, revision, sum FROM revocation NOT INDEXED";
+/// The same of a file of before version 4.
+pub(super) const REVOCATIONS_BEFORE_4: &str =
+    "SELECT number, gateway, generation, kind, subject, realm, server, reason,
+    asked_by, at, lasts, until, guards, NULL, NULL, NULL, sum FROM revocation NOT INDEXED";
 pub(super) const GUARDS: &str = "SELECT kind, id, number, position, server, moment, sum FROM guard";
 pub(super) const SESSIONS: &str = "SELECT key, generation, server, id, username, groupname, vhost, device,
     addresses, client, safe_id, since, worker_pid, worker_start, sum FROM session";
 pub(super) const LIFTED: &str = "SELECT number, gateway, generation, at, sum FROM lifted";
 
-fn text<'r>(row: &'r Row<'_>, at: usize) -> rusqlite::Result<Cow<'r, str>> {
+pub(super) fn text<'r>(row: &'r Row<'_>, at: usize) -> rusqlite::Result<Cow<'r, str>> {
     maybe(row, at)?.ok_or_else(|| wrong(at, FromSqlError::InvalidType))
 }
 
-fn maybe<'r>(row: &'r Row<'_>, at: usize) -> rusqlite::Result<Option<Cow<'r, str>>> {
+pub(super) fn maybe<'r>(row: &'r Row<'_>, at: usize) -> rusqlite::Result<Option<Cow<'r, str>>> {
     match row.get_ref(at)? {
         ValueRef::Null => Ok(None),
         value => value.as_str().map(|text| Some(Cow::Borrowed(text))).map_err(|error| wrong(at, error)),
@@ -45,7 +49,10 @@ pub(super) fn revocation<'r>(row: &'r Row<'_>) -> rusqlite::Result<RevocationRow
         lasts: row.get(10)?,
         until: row.get(11)?,
         guards: row.get(12)?,
-        sum: row.get(13)?,
+        user_realm: maybe(row, 13)?,
+        author: maybe(row, 14)?,
+        revision: row.get(15)?,
+        sum: row.get(16)?,
     })
 }
 
@@ -125,10 +132,11 @@ pub(super) fn keep(
     // not INSERT OR REPLACE, which would be a deletion and an insertion to SQLite's foreign keys
     db.prepare_cached(
         "INSERT INTO revocation (number, gateway, generation, kind, subject, realm, server, reason, asked_by, at,
-             lasts, until, guards, sum)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+             lasts, until, guards, user_realm, author, revision, sum)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
          ON CONFLICT (number) DO UPDATE SET gateway = ?2, generation = ?3, kind = ?4, subject = ?5, realm = ?6,
-             server = ?7, reason = ?8, asked_by = ?9, at = ?10, lasts = ?11, until = ?12, guards = ?13, sum = ?14",
+             server = ?7, reason = ?8, asked_by = ?9, at = ?10, lasts = ?11, until = ?12, guards = ?13,
+             user_realm = ?14, author = ?15, revision = ?16, sum = ?17",
     )?
     .execute(params![
         row.number,
@@ -144,6 +152,9 @@ pub(super) fn keep(
         row.lasts,
         row.until,
         row.guards,
+        row.user_realm,
+        row.author,
+        row.revision,
         row.sum
     ])?;
     let mut insert = db.prepare_cached(

@@ -245,7 +245,10 @@ impl Thread {
     fn store(&mut self, batch: &[(u64, Write)]) -> Result<Vec<(usize, String)>, String> {
         let failed = |path: &Path, why: String| format!("not stored in {}: {why}", path.display());
         if self.db.is_none() {
-            let db = self.reopen().map_err(|why| failed(&self.path, why))?;
+            let (db, found) = self.reopen().map_err(|why| failed(&self.path, why))?;
+            // a commit that failed may be there all the same: what it counted is not counted again
+            self.meta.generation = self.meta.generation.max(found.generation);
+            self.meta.next_number = self.meta.next_number.max(found.next_number);
             self.db = Some(Open { db, wal: None });
         }
         let Some(open) = &mut self.db else { return Err(failed(&self.path, "it is not open".to_owned())) };
@@ -285,7 +288,8 @@ impl Thread {
         Ok(refused)
     }
 
-    fn reopen(&self) -> Result<Connection, String> {
+    /// The database, and what it says of itself.
+    fn reopen(&self) -> Result<(Connection, Meta), String> {
         let told = |error: rusqlite::Error| match kind(&error) {
             Kind::Host => host(&error),
             _ => error.to_string(),
@@ -306,7 +310,7 @@ impl Thread {
         if found.gateway != self.meta.gateway {
             return Err(format!("it is the state of another gateway ({})", found.gateway));
         }
-        connect::without_log(&db).map_err(told)?.map_or(Ok(db), Err)
+        connect::without_log(&db).map_err(told)?.map_or(Ok((db, found)), Err)
     }
 
     /// Brings the log into the database from time to time. A failure changes nothing about what is durable.
@@ -451,6 +455,29 @@ mod tests {
         // what was taken makes room
         let taken = writer.shared.take().unwrap();
         assert!(taken.len() == BATCH && writer.write(u64::MAX, gone(1)).is_ok());
+    }
+
+    /// R5: a commit that was told as failed may be there all the same (its last fsync failed). What it counted is not given a
+    /// second time: a letter's number is its place in the table.
+    #[test]
+    fn r5_what_a_failed_commit_counted_is_not_counted_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { directory: folder.path().join("state"), audit_days: 0, audit_rows: 10 };
+        let (store, _) = crate::store::open(&settings).unwrap();
+        let mut thread = Thread::new(store);
+        let before = thread.meta.clone();
+        let letter = |name: &str| {
+            let who = crate::session::Identity { realm: "default".to_owned(), name: name.to_owned() };
+            let (over, author) = (crate::session::Over::User(who), crate::session::Author::Admin);
+            crate::session::Letter::Lifted { author, over, up_to: None, by: String::new(), at: 1 }
+        };
+        let (first, second) = (letter("first"), letter("second"));
+        assert_eq!(thread.store(&[(1, Write::KeepLetter(first.clone()))]), Ok(vec![]));
+        // as it is after an error: nothing of it was counted, and the database is opened anew
+        (thread.meta, thread.db) = (before, None);
+        assert_eq!(thread.store(&[(2, Write::KeepLetter(second.clone()))]), Ok(vec![]));
+        thread.end();
+        assert_eq!(crate::store::open(&settings).unwrap().1.letters, [first, second]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use enforcer::store::{self, Settings, Write};
 
-use crate::world::{Folder, Run, keep, line, look, record, sample, session};
+use crate::world::{Folder, Run, admission, keep, known, letter, line, look, record, sample, session};
 use enforcer::session::{Guard, Guarded, Identity, LockKey, Target};
 
 #[test]
@@ -14,9 +14,13 @@ fn r5_every_kind_of_record_is_there_after_opening_again() {
     let (mut run, loaded) = folder.open();
     assert!(loaded.fresh && loaded.records.is_empty() && loaded.unwritable.is_none());
     assert_eq!((loaded.next_number, loaded.wall, loaded.boot_id), (1, 0, None));
+    assert!(loaded.letters.is_empty() && loaded.admissions.is_empty() && loaded.known.is_none());
     assert_eq!(loaded.gateway.len(), 32);
     run.done((1..=64).map(keep));
     run.done((1..=6).map(|key| Write::Session(session(key))));
+    run.done((1..=16).map(|number| Write::KeepLetter(letter(number))));
+    run.done((1..=16).map(|number| Write::KeepAdmission(admission(number))));
+    run.done([known(4_711)]);
     run.done([Write::Clock { wall: 1_700_000_123, boot_id: "a-boot".to_owned() }, Write::NextNumber(1_000)]);
     run.stop();
 
@@ -24,6 +28,12 @@ fn r5_every_kind_of_record_is_there_after_opening_again() {
     assert!(!again.fresh && again.unwritable.is_none());
     assert_eq!(again.records, (1..=64).map(sample).collect::<Vec<_>>());
     assert_eq!(again.sessions, (1..=6).map(session).collect::<Vec<_>>());
+    assert_eq!(again.letters, (1..=16).map(letter).collect::<Vec<_>>());
+    assert_eq!(again.admissions, (1..=16).map(admission).collect::<Vec<_>>());
+    assert_eq!(
+        again.known.map(|known| (known.cluster, known.revision)),
+        Some((0xfedc_ba98_7654_3210, 4_711))
+    );
     assert_eq!(again.gateway, loaded.gateway);
     assert_eq!(
         (again.wall, again.boot_id.as_deref(), again.next_number),

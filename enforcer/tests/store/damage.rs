@@ -6,10 +6,13 @@ use enforcer::session::{Guard, Guarded, Record, Target};
 use enforcer::store::{self, Loaded, OpenError, Write};
 
 use crate::world::{
-    Dice, Folder, keep, keep_web, load, record, safe_id, sample, server, session, settings, web,
+    Dice, Folder, admission, keep, keep_web, known, letter, load, record, safe_id, sample, server, session,
+    settings, web,
 };
 
 const RECORDS: u64 = 300;
+const LETTERS: u64 = 120;
+const ADMISSIONS: u64 = 200;
 
 /// A closed state of many pages, in which some were freed.
 fn filled() -> Folder {
@@ -18,6 +21,12 @@ fn filled() -> Folder {
     run.done((1..=RECORDS + 60).map(keep));
     run.done((1..=20).map(|key| Write::Session(session(key))));
     run.done((1..=40).map(keep_web));
+    run.done((1..=LETTERS).map(|number| Write::KeepLetter(letter(number))));
+    run.done((1..=ADMISSIONS).map(|number| Write::KeepAdmission(admission(number))));
+    run.done(
+        (1..=LETTERS).filter(|number| number % 7 == 0).map(|number| Write::LetterTold(letter(number).key())),
+    );
+    run.done([known(4_711)]);
     run.done((RECORDS + 1..=RECORDS + 50).map(Write::Over));
     run.done((RECORDS + 51..=RECORDS + 60).map(Write::Lift));
     run.done([Write::Clock { wall: 7, boot_id: "boot".to_owned() }]);
@@ -185,11 +194,17 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
     assert_eq!((saved.records.clone(), saved.lifted.clone()), (whole.records.clone(), whole.lifted.clone()));
     assert_eq!((saved.skipped, saved.next_number), (0, whole.next_number));
     assert_eq!(whole.web, (1..=40).map(web).collect::<Vec<_>>());
+    let letters: Vec<_> = (1..=LETTERS).filter(|number| number % 7 != 0).map(letter).collect();
+    assert_eq!((&whole.letters, &saved.letters), (&letters, &letters));
+    let admissions: Vec<_> = (1..=ADMISSIONS).map(admission).collect();
+    assert_eq!((&whole.admissions, &saved.admissions), (&admissions, &admissions));
+    assert!(whole.known.is_some() && saved.known == whole.known);
     assert_eq!(saved.gateway.as_deref(), Some(whole.gateway.as_str()));
 
     // each page in turn is lost
     let pages = file.len() / 4_096;
     let mut best = 0;
+    let mut fewest = (letters.len(), admissions.len());
     for page in 1..pages {
         let mut broken = file.clone();
         broken[page * 4_096..(page + 1) * 4_096].fill(0xa5);
@@ -201,6 +216,13 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
             assert_eq!(record.target, full.target, "page {page}");
             assert!(record.number <= RECORDS, "page {page}: {} is over", record.number);
         }
+        assert!(saved.letters.iter().all(|one| letters.contains(one)), "page {page}");
+        assert!(saved.admissions.iter().all(|one| admissions.contains(one)), "page {page}");
+        let all = (saved.letters.len(), saved.admissions.len()) == (letters.len(), admissions.len());
+        assert!(all || saved.skipped > 0, "page {page}");
+        fewest = (fewest.0.min(saved.letters.len()), fewest.1.min(saved.admissions.len()));
+        // what was lost has to be learned again: then nothing says that all is known
+        assert!(saved.known.is_none() || saved.skipped == 0, "page {page}");
         if saved.records.len() as u64 == RECORDS {
             continue;
         }
@@ -210,6 +232,8 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
         assert_eq!(fs::read(planted.file()).unwrap(), broken);
     }
     assert!(best > RECORDS * 3 / 4, "{best} of {RECORDS}");
+    // the twin: pages of theirs were among those that were lost
+    assert!(fewest.0 < letters.len() && fewest.1 < admissions.len(), "{fewest:?}");
 
     // one row: it alone is skipped
     let changed = plant(&file, None);
@@ -219,6 +243,21 @@ fn r5_what_can_be_read_of_a_broken_file_is_saved() {
     let saved = store::salvage(&changed.file()).unwrap();
     assert_eq!((saved.records.len() as u64, saved.skipped), (RECORDS - 1, 1));
     assert!(saved.notes[0].contains("revocation, row 40"), "{:?}", saved.notes);
+    assert!(saved.known.is_none() && whole.known.is_some());
+    for (table, row) in [("letter", 3), ("admission", 5)] {
+        let changed = plant(&file, None);
+        let db = rusqlite::Connection::open(changed.file()).unwrap();
+        let row = format!("(SELECT generation FROM {table} ORDER BY generation LIMIT 1 OFFSET {row})");
+        db.execute_batch(&format!("UPDATE {table} SET revision = 1 WHERE generation = {row}")).unwrap();
+        db.close().unwrap();
+        let saved = store::salvage(&changed.file()).unwrap();
+        let counts = (saved.records.len(), saved.letters.len(), saved.admissions.len(), saved.skipped);
+        let lost = |which: &str| usize::from(table == which);
+        let wanted =
+            (whole.records.len(), letters.len() - lost("letter"), admissions.len() - lost("admission"), 1);
+        assert_eq!(counts, wanted, "{:?}", saved.notes);
+        assert!(saved.notes[0].contains(&format!("table {table}, row")), "{:?}", saved.notes);
+    }
 
     // no database: nothing to be saved, and said
     assert!(store::salvage(&plant(b"nothing of the kind", None).file()).is_err());

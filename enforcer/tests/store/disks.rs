@@ -8,7 +8,8 @@ use enforcer::store::{self, OpenError, Reader, Write};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::world::{Folder, copy_state, keep, safe_id, sample};
+use crate::upgrade;
+use crate::world::{Folder, admission, copy_state, keep, known, letter, safe_id, sample};
 
 /// Runs on a thread whose mounts nobody else sees, and which are gone with it. Threads of its own inherit them.
 fn apart(test: impl FnOnce() + Send + 'static) {
@@ -54,6 +55,8 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
         tmpfs(&folder.path(), "4m");
         let (mut run, _) = folder.open();
         run.done((1..=10).map(keep));
+        run.done([Write::KeepLetter(letter(1)), Write::KeepAdmission(admission(1)), known(1)]);
+        let mut shared = (vec![letter(1)], vec![admission(1)]);
         for round in 0..3 {
             fill_up(&folder.path());
             // until what the log had left to itself is used up
@@ -61,10 +64,17 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
             let failed = (first..).find(|number| run.write([keep(*number)])[0].is_err()).unwrap();
             assert!(failed < first + 90);
             for number in failed..failed + 3 {
-                let result = run.write([keep(number), Write::Lift(1)]);
+                let shared = [
+                    Write::KeepLetter(letter(number)),
+                    Write::LetterTold(letter(1).key()),
+                    Write::KeepAdmission(admission(number)),
+                    Write::AdmissionGone(safe_id(1)),
+                    known(number),
+                ];
+                let result = run.write([keep(number), Write::Lift(1)].into_iter().chain(shared));
                 let why = result[0].as_ref().unwrap_err();
                 assert!(why.contains("full") && why.contains("state.db"), "{why}");
-                assert_eq!(result[0], result[1]);
+                assert!(result.iter().all(|other| *other == result[0]), "{result:?}");
             }
             // a crash now finds no damage, and none of them
             assert!(folder.crash_copy().load().records.iter().all(|record| record.number != failed));
@@ -72,6 +82,11 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
             assert!(Reader::open(&folder.path()).unwrap().unwrap().safe_id(&safe_id(20)).unwrap().is_some());
             make_room(&folder.path());
             run.done([keep(first + 99)]);
+            // with the same generations again, as if those before had never been
+            let (told, admitted) = (letter(first), admission(first));
+            run.done([Write::KeepLetter(told.clone()), Write::KeepAdmission(admitted.clone()), known(first)]);
+            shared.0.push(told);
+            shared.1.push(admitted);
             // what a reboot would find now: what succeeded and nothing else
             let crashed = folder.crash_copy();
             let loaded = crashed.load();
@@ -79,6 +94,8 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
             assert!(numbers.starts_with(&(1..=10).collect::<Vec<_>>()) && loaded.lifted.is_empty());
             assert!(numbers.contains(&(first + 99)) && !numbers.contains(&failed), "{numbers:?}");
             assert!((first..failed).all(|number| numbers.contains(&number)));
+            assert_eq!((&loaded.letters, &loaded.admissions), (&shared.0, &shared.1));
+            assert_eq!(loaded.known.map(|known| known.revision), Some(first));
         }
         run.stop();
         for record in folder.load().records {
@@ -226,5 +243,33 @@ fn r5_a_read_only_file_is_read_and_said() {
         run.done([keep(32)]);
         run.stop();
         assert_eq!(folder.load().records.len(), 31);
+    });
+}
+
+/// An upgrade finds no room: nothing is changed, it is said, and the gate goes on; with room it is as if nothing had been.
+#[test]
+fn r5_an_upgrade_without_room_leaves_the_version_before_it_whole() {
+    apart(|| {
+        for version in 1..=3 {
+            let folder = Folder::new();
+            tmpfs(&folder.path(), "1m");
+            upgrade::old(&folder, version);
+            let before = fs::read(folder.file()).unwrap();
+            fill_up(&folder.path());
+            let error = folder.refused();
+            assert!(
+                matches!(&error, OpenError::CannotMigrate { found, .. } if *found == i64::from(version)),
+                "{error}"
+            );
+            assert!(error.to_string().contains("room"), "{error}");
+            assert!(fs::read(folder.file()).unwrap() == before);
+            let reader = Reader::open(&folder.path()).unwrap().unwrap();
+            assert_eq!(reader.safe_id(&safe_id(20)).unwrap(), Some(2));
+            drop(reader);
+            make_room(&folder.path());
+            let loaded = folder.load();
+            assert_eq!((loaded.records.len(), loaded.lifted), (22, vec![23]));
+            assert!(loaded.unwritable.is_none());
+        }
     });
 }

@@ -10,5 +10,7 @@ mod killed;
 mod names;
 mod reading;
 mod refusals;
+mod replicated;
+mod upgrade;
 mod web;
 mod world;

@@ -3,10 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use enforcer::session::{
-    CutoffKey, Flow, Guard, Guarded, Identity, LockKey, Observed, Process, Protocol, Record, SafeId,
-    ServerName, SessionRecord, Target, Token, TokenKind,
+    Admission, Author, CutoffKey, Decision, Flow, GatewayId, Guard, Guarded, Identity, Letter, LockKey,
+    Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionRecord, Target, Token,
+    TokenKind, WebKey,
 };
 use enforcer::store::Write;
+use enforcer::store::admission::{admission_of, admission_row_of};
+use enforcer::store::letter::{letter_of, letter_row_of};
 use enforcer::store::row::{self, BadRow};
 use proptest::collection::vec;
 use proptest::option;
@@ -43,6 +46,44 @@ fn flow() -> impl Strategy<Value = Flow> {
         })
 }
 
+fn identity() -> impl Strategy<Value = Identity> {
+    (name(), name()).prop_map(|(realm, name)| Identity { realm, name })
+}
+
+fn author() -> impl Strategy<Value = Author> {
+    let gateway = any::<[u8; 16]>().prop_map(|id| Author::Gateway(GatewayId::from_bytes(id)));
+    prop_oneof![gateway, Just(Author::Admin)]
+}
+
+fn origin() -> impl Strategy<Value = Option<Origin>> {
+    option::of((author(), 0..=TOP).prop_map(|(author, revision)| Origin { author, revision }))
+}
+
+fn over() -> impl Strategy<Value = Over> {
+    prop_oneof![
+        identity().prop_map(Over::User),
+        identity().prop_map(Over::Lock),
+        safe_id().prop_map(Over::Session),
+        any::<[u8; 16]>().prop_map(|key| Over::Web(WebKey::from_bytes(key))),
+    ]
+}
+
+fn letter() -> impl Strategy<Value = Letter> {
+    let decision = (0..=TOP, name(), name(), 0..=TOP, option::of(0..=TOP), option::of(0..=TOP))
+        .prop_map(|(number, by, reason, at, until, lasts)| Decision { number, by, reason, at, until, lasts });
+    prop_oneof![
+        (over(), decision).prop_map(|(over, decision)| Letter::Decided { over, decision }),
+        (author(), over(), option::of(0..=TOP), name(), 0..=TOP)
+            .prop_map(|(author, over, up_to, by, at)| Letter::Lifted { author, over, up_to, by, at }),
+    ]
+}
+
+fn admission() -> impl Strategy<Value = Admission> {
+    (safe_id(), server(), identity(), name(), option::of(0..=TOP), any::<bool>()).prop_map(
+        |(safe_id, server, who, group, at, claimed)| Admission { safe_id, server, who, group, at, claimed },
+    )
+}
+
 fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         name().prop_map(Target::User),
@@ -52,7 +93,8 @@ fn target() -> impl Strategy<Value = Target> {
         flow().prop_map(Target::Flow),
         vec(any::<u8>(), 1..=32).prop_map(|id| Target::Token(Token::new(TokenKind::Dtls, id).unwrap())),
         vec(any::<u8>(), 8).prop_map(|id| Target::Token(Token::new(TokenKind::Openvpn, id).unwrap())),
-        (name(), name()).prop_map(|(realm, name)| Target::Lock(Identity { realm, name })),
+        identity().prop_map(Target::Lock),
+        identity().prop_map(Target::Person),
         Just(Target::Adopted),
     ]
 }
@@ -68,8 +110,8 @@ fn guard() -> impl Strategy<Value = Guard> {
 
 fn record() -> impl Strategy<Value = Record> {
     let times = (0..=TOP, option::of(0..=TOP), option::of(0..=TOP));
-    (0..=TOP, target(), option::of(server()), name(), name(), times, vec(guard(), 0..5)).prop_map(
-        |(number, target, server, reason, by, (at, lasts, until), guards)| Record {
+    (0..=TOP, target(), option::of(server()), name(), name(), times, (vec(guard(), 0..5), origin())).prop_map(
+        |(number, target, server, reason, by, (at, lasts, until), (guards, origin))| Record {
             number,
             target,
             server,
@@ -79,6 +121,7 @@ fn record() -> impl Strategy<Value = Record> {
             lasts,
             until,
             guards,
+            origin,
         },
     )
 }
@@ -120,7 +163,7 @@ proptest! {
 
     /// A checksum for each column: none can change, none can move into its neighbour.
     #[test]
-    fn r5_a_row_that_changed_anywhere_is_no_record(record in record(), which in 0..12_usize, with in name()) {
+    fn r5_a_row_that_changed_anywhere_is_no_record(record in record(), which in 0..15_usize, with in name()) {
         let (mut row, _) = row::rows_of(&record, "a gateway", 1).unwrap();
         let before = row.clone();
         match which {
@@ -134,11 +177,60 @@ proptest! {
             7 => (row.reason, row.asked_by) = (row.asked_by, row.reason),
             8 => row.at += 1,
             9 => (row.lasts, row.until) = (row.until, row.lasts),
+            11 => row.user_realm = if row.user_realm.is_some() { None } else { Some(with.into()) },
+            12 => row.author = if row.author.is_some() { None } else { Some(with.into()) },
+            13 => row.revision = row.revision.map_or(Some(0), |revision| revision.checked_sub(1)),
             10 => row.until = if row.until.is_some() { None } else { Some(0) },
             _ => row.sum ^= 1,
         }
         prop_assume!(row != before);
         prop_assert_eq!(row::record_of(&row, record.guards.clone()), Err(BadRow::Sum));
+    }
+
+    #[test]
+    fn r5_any_letter_survives_being_a_row_and_none_that_changed(letter in letter(), which in 0..14, with in name()) {
+        let mut row = letter_row_of(&letter, 3).unwrap();
+        prop_assert_eq!(letter_of(&row).unwrap(), letter.clone());
+        let before = row.clone();
+        let other = |number: Option<i64>| number.map_or(Some(0), |number| number.checked_sub(1));
+        match which {
+            0 => row.generation += 1,
+            1 => row.what = with.into(),
+            2 => row.author = with.into(),
+            3 => row.kind = "user".into(),
+            4 => (row.realm, row.subject) = (row.subject, row.realm),
+            5 => row.subject = with.into(),
+            6 => row.number = other(row.number),
+            7 => row.revision = other(row.revision),
+            8 => row.asked_by = with.into(),
+            9 => row.reason = if row.reason.is_some() { None } else { Some(with.into()) },
+            10 => row.at += 1,
+            11 => (row.lasts, row.until) = (row.until, row.lasts),
+            12 => row.until = other(row.until),
+            _ => row.sum ^= 1,
+        }
+        prop_assume!(row != before);
+        prop_assert_eq!(letter_of(&row), Err(BadRow::Sum));
+    }
+
+    #[test]
+    fn r5_any_admission_survives_being_a_row_and_none_that_changed(one in admission(), which in 0..9, with in name()) {
+        let mut row = admission_row_of(&one, 3).unwrap();
+        prop_assert_eq!(admission_of(&row).unwrap(), one.clone());
+        let before = row.clone();
+        match which {
+            0 => row.generation += 1,
+            1 => row.safe_id = with.into(),
+            2 => row.server = with.into(),
+            3 => (row.realm, row.username) = (row.username, row.realm),
+            4 => row.username = with.into(),
+            5 => row.groupname = with.into(),
+            6 => row.revision = row.revision.map_or(Some(0), |revision| revision.checked_sub(1)),
+            7 => row.claimed ^= 1,
+            _ => row.sum ^= 1,
+        }
+        prop_assume!(row != before);
+        prop_assert_eq!(admission_of(&row), Err(BadRow::Sum));
     }
 }
 
@@ -149,11 +241,15 @@ proptest! {
     fn r5_any_records_survive_the_file(
         records in vec(record(), 1..40),
         sessions in vec(session(), 0..10),
+        letters in vec(letter(), 0..20),
+        admissions in vec(admission(), 0..20),
     ) {
         let folder = Folder::new();
         let (mut run, _) = folder.open();
         run.done(records.iter().cloned().map(Write::Keep));
         run.done(sessions.iter().cloned().map(Write::Session));
+        run.done(letters.iter().cloned().map(Write::KeepLetter));
+        run.done(admissions.iter().cloned().map(Write::KeepAdmission));
         run.stop();
         let loaded = folder.load();
         // of one number the last one counts
@@ -161,6 +257,15 @@ proptest! {
         prop_assert_eq!(loaded.records, last.into_values().collect::<Vec<_>>());
         let last: std::collections::BTreeMap<_, _> = sessions.into_iter().map(|one| (one.key, one)).collect();
         prop_assert_eq!(loaded.sessions, last.into_values().collect::<Vec<_>>());
+        // in the order of writing, where each key's last one stands
+        let last = letters.iter().enumerate().filter(|(place, one)| {
+            letters[place + 1..].iter().all(|later| later.key() != one.key())
+        });
+        prop_assert_eq!(loaded.letters, last.map(|(_, one)| one.clone()).collect::<Vec<_>>());
+        let last = admissions.iter().enumerate().filter(|(place, one)| {
+            admissions[place + 1..].iter().all(|later| later.safe_id != one.safe_id)
+        });
+        prop_assert_eq!(loaded.admissions, last.map(|(_, one)| one.clone()).collect::<Vec<_>>());
     }
 }
 
@@ -223,5 +328,91 @@ fn r5_a_row_is_read_only_as_it_would_have_been_written() {
         ("User", "alice", None),
     ] {
         assert!(matches!(with(kind, subject, realm), Err(BadRow::Meaning { .. })), "{kind} {subject:?}");
+    }
+}
+
+#[test]
+fn r5_a_letter_and_an_admission_are_read_only_as_they_would_have_been_written() {
+    type Change = fn(&mut enforcer::store::letter::LetterRow<'_>);
+    let read = |number: u64, change: Change| {
+        let letter = crate::world::letter(number);
+        let mut row = letter_row_of(&letter, 1).unwrap();
+        change(&mut row);
+        row.sum = row.right_sum();
+        letter_of(&row).map(drop)
+    };
+    assert_eq!(read(1, |_| {}), Ok(()));
+    // of a session that ended (1, 5), of a web session (2), of a person (8), and what was lifted (5, 7)
+    let changes: [(u64, Change); 17] = [
+        (1, |row| row.what = "Decided".into()),
+        (1, |row| row.what = "lifted".into()),
+        (1, |row| row.author = "admin".into()),
+        (1, |row| row.number = None),
+        (1, |row| row.reason = None),
+        (1, |row| row.revision = Some(1)),
+        (1, |row| row.realm = "default".into()),
+        (1, |row| row.subject = "AAAA".into()),
+        (1, |row| row.kind = "id".into()),
+        (1, |row| row.at = -1),
+        (1, |row| row.generation = -1),
+        (2, |row| row.subject = row.subject.to_uppercase().replace('0', "A").into()),
+        (5, |row| row.author = "Admin".into()),
+        (5, |row| row.author = "A7".repeat(16).into()),
+        (5, |row| row.number = Some(1)),
+        (5, |row| row.until = Some(1)),
+        (7, |row| row.lasts = Some(1)),
+    ];
+    for (place, (number, change)) in changes.into_iter().enumerate() {
+        assert!(matches!(read(number, change), Err(BadRow::Meaning { .. })), "change {place}");
+    }
+    type Other = fn(&mut enforcer::store::admission::AdmissionRow<'_>);
+    let read = |change: Other| {
+        let one = crate::world::admission(1);
+        let mut row = admission_row_of(&one, 1).unwrap();
+        change(&mut row);
+        row.sum = row.right_sum();
+        admission_of(&row).map(drop)
+    };
+    assert_eq!(read(|_| {}), Ok(()));
+    let changes: [Other; 5] = [
+        |row| row.claimed = 2,
+        |row| row.claimed = -1,
+        |row| row.revision = Some(-1),
+        |row| row.generation = -1,
+        |row| row.safe_id = "AAAA".into(),
+    ];
+    for (place, change) in changes.into_iter().enumerate() {
+        assert!(matches!(read(change), Err(BadRow::Meaning { .. })), "change {place}");
+    }
+}
+
+#[test]
+fn r5_whose_record_it_is_and_whose_realm_are_read_only_as_they_would_have_been_written() {
+    let sample = crate::world::record(1, Target::User("alice".to_owned()));
+    type Change = fn(&mut row::RevocationRow<'_>);
+    let with = |change: Change| {
+        let (mut row, _) = row::rows_of(&sample, "a gateway", 1).unwrap();
+        change(&mut row);
+        row.sum = row.right_sum();
+        row::record_of(&row, Vec::new()).map(|record| (record.target, record.origin))
+    };
+    let alice = Identity { realm: "staff".to_owned(), name: "alice".to_owned() };
+    assert_eq!(with(|row| row.user_realm = Some("staff".into())), Ok((Target::Person(alice), None)));
+    let admin = Some(Origin { author: Author::Admin, revision: 5 });
+    assert_eq!(
+        with(|row| (row.author, row.revision) = (Some("admin".into()), Some(5))),
+        Ok((sample.target.clone(), admin))
+    );
+    let changes: [Change; 7] = [
+        |row| row.author = Some("admin".into()),
+        |row| row.revision = Some(5),
+        |row| (row.author, row.revision) = (Some("admin".into()), Some(-5)),
+        |row| (row.author, row.revision) = (Some("".into()), Some(5)),
+        |row| (row.author, row.revision) = (Some("A7".repeat(16).into()), Some(5)),
+        |row| (row.kind, row.subject, row.user_realm) = ("id".into(), "5".into(), Some("staff".into())),
+        |row| (row.kind, row.realm, row.user_realm) = ("lock".into(), Some("a".into()), Some("staff".into())),
+    ];
+    for (place, change) in changes.into_iter().enumerate() {
+        assert!(matches!(with(change), Err(BadRow::Meaning { .. })), "change {place}");
     }
 }

@@ -68,6 +68,8 @@ fn r2_the_gate_reads_beside_the_daemon_and_sees_each_answered_write() {
     let mut run = fill(&folder);
     let reader = Reader::open(&folder.path()).unwrap().unwrap();
     check(&reader);
+    let gateway = reader.gateway().unwrap();
+    assert!(gateway.len() == 32 && gateway.bytes().all(|byte| byte.is_ascii_hexdigit()), "{gateway}");
     run.done([
         Write::Lift(6),
         guarded(7, vec![Guard { what: Guarded::SafeId(safe_id(7)), server: None, moment: 1 }]),
@@ -81,6 +83,7 @@ fn r2_the_gate_reads_beside_the_daemon_and_sees_each_answered_write() {
     drop(reader);
     run.done([keep(3_001)]);
     run.stop();
+    assert_eq!(folder.load().gateway, gateway, "who it is stays");
 }
 
 #[test]

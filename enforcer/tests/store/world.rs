@@ -8,8 +8,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use enforcer::session::{
-    Audit, CutoffKey, Flow, Guard, Guarded, Identity, Observed, Process, Protocol, Record, SafeId,
-    ServerName, SessionRecord, Target, Token, TokenKind, WebDigest, WebKey, WebRecord, WebTokenRecord,
+    Admission, Audit, Author, CutoffKey, Decision, Flow, GatewayId, Guard, Guarded, Identity, KnownEtcd,
+    Letter, Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionRecord, Target,
+    Token, TokenKind, WebDigest, WebKey, WebRecord, WebTokenRecord,
 };
 use enforcer::store::{self, Loaded, OpenError, Outcome, Settings, Write, Writer};
 
@@ -186,6 +187,7 @@ pub fn record(number: u64, target: Target) -> Record {
         lasts: None,
         until: None,
         guards: Vec::new(),
+        origin: None,
     }
 }
 
@@ -193,6 +195,7 @@ pub fn record(number: u64, target: Target) -> Record {
 pub fn sample(number: u64) -> Record {
     let address = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
     let target = match number % 8 {
+        0 if number % 16 == 8 => Target::Person(person(number)),
         0 => Target::User(format!("user {number} 'x' \u{0}\n\"; DROP TABLE revocation; --")),
         1 => Target::Id(number as i32 - 1_000),
         2 => Target::Session(safe_id(number)),
@@ -223,8 +226,62 @@ pub fn sample(number: u64) -> Record {
         lasts: number.is_multiple_of(4).then_some(3_600),
         until: number.is_multiple_of(4).then_some(1_700_003_600 + number),
         guards: (0..number % 4).map(guard).collect(),
+        origin: number.is_multiple_of(5).then(|| Origin { author: author(number), revision: 9_000 + number }),
         ..record(number, target)
     }
+}
+
+/// In one of three realms.
+pub fn person(number: u64) -> Identity {
+    let realm = ["default", "staff", ""][(number % 3) as usize].to_owned();
+    Identity { realm, name: format!("Zoë {number} \u{0}'\n") }
+}
+
+pub fn author(number: u64) -> Author {
+    if number.is_multiple_of(2) {
+        Author::Admin
+    } else {
+        Author::Gateway(GatewayId::from_bytes([number as u8; 16]))
+    }
+}
+
+/// One of every kind in turn, each with a key of its own, always the same of one number.
+pub fn letter(number: u64) -> Letter {
+    let over = match number % 4 {
+        0 => Over::User(person(number)),
+        1 => Over::Session(safe_id(number)),
+        2 => {
+            let mut key = [9; 16];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            Over::Web(WebKey::from_bytes(key))
+        }
+        _ => Over::Lock(person(number)),
+    };
+    let (by, at) = ("uid 0".to_owned(), 1_700_000_000 + number);
+    if number % 8 < 4 {
+        let until = number.is_multiple_of(3).then_some(1_700_003_600);
+        let reason = format!("reason {number}");
+        let decision = Decision { number, by, reason, at, until, lasts: until.map(|_| 3_600) };
+        return Letter::Decided { over, decision };
+    }
+    let up_to = number.is_multiple_of(3).then_some(5_000 + number);
+    Letter::Lifted { author: author(number / 2), over, up_to, by, at }
+}
+
+pub fn admission(number: u64) -> Admission {
+    Admission {
+        safe_id: safe_id(number),
+        server: server("vpn"),
+        who: person(number),
+        group: "contractors".to_owned(),
+        at: (!number.is_multiple_of(3)).then_some(7_000 + number),
+        claimed: number.is_multiple_of(2),
+    }
+}
+
+/// An id of 64 bits, as etcd's are.
+pub fn known(revision: u64) -> Write {
+    Write::KnownEtcd(KnownEtcd { cluster: 0xfedc_ba98_7654_3210, revision })
 }
 
 pub fn keep(number: u64) -> Write {

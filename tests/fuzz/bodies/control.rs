@@ -77,7 +77,7 @@ fn taken(target: &Target) {
             assert!((1..=32).contains(&token.id().len()));
             What::Token(word)
         }
-        Target::Lock(_) | Target::Adopted => panic!("{target}: nobody can ask for that"),
+        Target::Person(_) | Target::Lock(_) | Target::Adopted => panic!("{target}: nobody can ask for that"),
     };
     match parse_target(&api::Target { what: Some(what), server: String::new() }) {
         Ok(again) => assert_eq!(again, *target),

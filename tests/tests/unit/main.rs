@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod booted;
+mod cluster;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -51,7 +52,7 @@ impl Drop for Root {
 /// systemd reads every line of the unit without a complaint, with and without each drop-in.
 #[test]
 fn systemd_takes_the_unit() {
-    for drop_ins in [&[] as &[&str], &["containers.conf"], &["web.conf"]] {
+    for drop_ins in [&[] as &[&str], &["cluster.conf"], &["containers.conf"], &["web.conf"]] {
         let root = Root::new(drop_ins.first().unwrap_or(&"plain"), drop_ins);
         // from a path, the installed units of this host are beside it: ocserv.service, network-pre.target
         let unit = fs::read_to_string(root.unit()).unwrap();
@@ -69,9 +70,12 @@ fn systemd_takes_the_unit() {
 /// The exposure that `systemd-analyze security` sees, in tenths: no more than was reached.
 #[test]
 fn the_unit_stays_hardened() {
-    for (name, drop_ins, threshold) in
-        [("hard", &[] as &[&str], 26), ("less", &["containers.conf"], 29), ("web", &["web.conf"], 27)]
-    {
+    for (name, drop_ins, threshold) in [
+        ("hard", &[] as &[&str], 26),
+        ("cluster", &["cluster.conf"], 27),
+        ("less", &["containers.conf"], 29),
+        ("web", &["web.conf"], 27),
+    ] {
         let root = Root::new(name, drop_ins);
         let threshold = format!("--threshold={threshold}");
         let mut security =

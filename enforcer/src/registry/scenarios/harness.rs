@@ -75,7 +75,16 @@ pub fn at_gate(user: &str, id: i32, byte: u8) -> Sighting {
 }
 
 pub fn order(target: Target) -> Order {
-    Order { target, server: None, stands: None, reason: "r".into(), by: "b".into(), bulk: false }
+    Order {
+        target,
+        server: None,
+        stands: None,
+        reason: "r".into(),
+        by: "b".into(),
+        origin: None,
+        spare: Default::default(),
+        bulk: false,
+    }
 }
 
 pub fn user(name: &str) -> Order {

@@ -152,7 +152,7 @@ fn a_command_whose_revocation_is_lifted_before_its_answer_is_answered_all_the_sa
     world.up(cookie);
     let request = world.ask(World::order(Target::User("alice".into())));
     world.lift(1);
-    assert!(matches!(world.answers.remove(&request), Some(Answer::Refused(_))));
+    assert!(matches!(world.answers.remove(&request), Some(Answer::Nothing(_))));
     world.run();
     world.pass(10 * SECOND);
     assert!(world.is_let_in(cookie));

@@ -107,6 +107,8 @@ pub struct World {
     /// Disconnects and ends that were carried out, in their order.
     pub acts: Vec<Effect>,
     pub refusals: Vec<Entry>,
+    /// What other gateways have to be told, and what is told for their sake.
+    pub replicated: Vec<Effect>,
     /// The kernel's tables take no new entry.
     pub full: bool,
     /// No write to the kernel's tables succeeds.
@@ -164,6 +166,7 @@ impl World {
             notes: Vec::new(),
             acts: Vec::new(),
             refusals: Vec::new(),
+            replicated: Vec::new(),
             full: false,
             broken: false,
             sticky: false,

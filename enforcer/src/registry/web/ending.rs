@@ -204,7 +204,7 @@ impl Registry {
             Target::User(name) => {
                 self.web.realms.iter().map(|realm| self.rules.realms.person(realm, name)).collect()
             }
-            Target::Lock(who) => BTreeSet::from([who.clone()]),
+            Target::Lock(who) | Target::Person(who) => BTreeSet::from([who.clone()]),
             _ => return Vec::new(),
         };
         let alive = people.iter().filter_map(|who| self.web.people.get(who)).flatten().copied();

@@ -74,6 +74,10 @@ impl World {
             | Effect::WebEnded { .. }
             | Effect::WebDestroy { .. }
             | Effect::WebBreak { .. } => {}
+            effect @ (Effect::Decided { .. }
+            | Effect::TakenBack { .. }
+            | Effect::LetterStored { .. }
+            | Effect::CookiesListed { .. }) => self.replicated.push(effect),
             Effect::Numbered { next } => self.numbered = next,
             Effect::Watch { key, worker } => {
                 self.watched.insert(key, worker);

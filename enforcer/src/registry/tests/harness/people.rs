@@ -129,7 +129,16 @@ impl World {
     }
 
     pub fn order(target: Target) -> Order {
-        Order { target, server: None, stands: None, reason: "left".into(), by: "root".into(), bulk: false }
+        Order {
+            target,
+            server: None,
+            stands: None,
+            reason: "left".into(),
+            by: "root".into(),
+            origin: None,
+            spare: Default::default(),
+            bulk: false,
+        }
     }
 
     pub fn ask(&mut self, order: Order) -> Request {

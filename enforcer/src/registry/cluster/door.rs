@@ -1,0 +1,411 @@
+//! Who may pass the gate where several gateways have to agree.
+//!
+//! A login's way: a barrier is written (one for all that wait), with it the session's admission, and who has the person's
+//! places is read; everything before the barrier is read and known here; the registry looks again; where places are
+//! limited one is claimed, by compare-and-swap, and everything up to the claim is read once more; the registry looks for
+//! the last time. What is let in while etcd is away goes the same way once it is back.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::session::{Identity, SafeId};
+
+use super::super::{Ask, Now};
+use super::owners::{self, Claim, MOST_HOLDERS, claim};
+use super::words::{
+    Author, ClusterEffect, Condition, Holder, Key, Knock, Limit, Op, Out, Outcome, Over, Owners, Record,
+    Revision, Txn, Value, WhenAway,
+};
+use super::{Cluster, MOST_IN_FLIGHT, Purpose};
+
+/// How many logins one barrier is for: each may read one key and write one.
+const AT_ONCE: usize = 50;
+/// How many may wait.
+pub const MOST_LOGINS: usize = if cfg!(test) { 500 } else { 4_096 };
+/// How often a place is claimed that somebody else changes meanwhile.
+const TRIES: u32 = 16;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Login {
+    pub who: Identity,
+    pub safe_id: SafeId,
+    pub limit: Option<Limit>,
+    pub when_away: WhenAway,
+    pub since: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    /// etcd.
+    Asking,
+    /// Until everything up to there was read; what it orders is marked by then, though not on the disk.
+    Behind(Revision, Next),
+    /// The registry is asked.
+    Looking(Revision, Next),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Next {
+    Pass {
+        claimed: bool,
+    },
+    /// As the places were, and since which revision.
+    Places(Owners, Revision),
+}
+
+#[derive(Debug)]
+struct Entry {
+    login: Login,
+    stage: Stage,
+    tries: u32,
+}
+
+/// A session that has passed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Passed {
+    who: Identity,
+    /// Everything up to there was known when it passed. `None`: it was let in while etcd was away.
+    at: Option<Revision>,
+    /// It has a place.
+    claimed: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Door {
+    logins: BTreeMap<Knock, Entry>,
+    waiting: VecDeque<Knock>,
+    /// Those that are [`Stage::Behind`], by how far has to be read.
+    behind: BTreeSet<(Revision, Knock)>,
+    /// One is on its way.
+    barrier: bool,
+    passed: BTreeMap<SafeId, Passed>,
+    by_person: BTreeMap<Identity, BTreeSet<SafeId>>,
+    /// Those that were given a place, or may have been, and have not passed (yet).
+    claims: BTreeMap<SafeId, Identity>,
+    /// Let in while etcd was away.
+    open: BTreeMap<SafeId, Login>,
+    /// Whose cookie is gone, and whose keys are to be taken out.
+    leaving: VecDeque<(Identity, SafeId, bool)>,
+}
+
+impl Door {
+    /// That person's sessions that have passed after that revision.
+    pub(super) fn admitted_after(&self, who: &Identity, revision: Revision) -> BTreeSet<SafeId> {
+        let after = |id: &&SafeId| self.passed.get(*id).is_some_and(|passed| passed.at > Some(revision));
+        self.by_person.get(who).map(|ids| ids.iter().filter(after).copied().collect()).unwrap_or_default()
+    }
+
+    /// It has passed, in this run or an earlier one.
+    pub(super) fn remember(&mut self, login: Login, at: Option<Revision>, claimed: bool) {
+        let (who, safe_id) = (login.who.clone(), login.safe_id);
+        if at.is_none() {
+            self.open.insert(safe_id, login);
+        }
+        if claimed {
+            self.claims.remove(&safe_id);
+        }
+        self.by_person.entry(who.clone()).or_default().insert(safe_id);
+        self.passed.insert(safe_id, Passed { who, at, claimed });
+    }
+
+    /// Whatever was asked of etcd is not answered any more.
+    pub(super) fn begin_anew(&mut self) {
+        self.barrier = false;
+        self.behind.clear();
+        self.waiting = self.logins.keys().copied().collect();
+        self.logins.values_mut().for_each(|entry| entry.stage = Stage::Waiting);
+    }
+
+    pub(super) fn barrier_failed(&mut self, knocks: Vec<(Knock, bool)>) {
+        self.barrier = false;
+        knocks.into_iter().for_each(|(knock, _)| self.ask_again(knock));
+    }
+
+    pub(super) fn ask_again(&mut self, knock: Knock) {
+        if let Some(entry) = self.logins.get_mut(&knock) {
+            entry.stage = Stage::Waiting;
+            self.waiting.push_back(knock);
+        }
+    }
+
+    /// Whoever waits already, as with a cookie that was let in twice while etcd was away, keeps his place.
+    fn knock(&mut self, knock: Knock, login: Login) {
+        if self.logins.contains_key(&knock) {
+            return;
+        }
+        self.logins.insert(knock, Entry { login, stage: Stage::Waiting, tries: 0 });
+        self.waiting.push_back(knock);
+    }
+
+    fn wait_for(&mut self, knock: Knock, revision: Revision, next: Next) {
+        if let Some(entry) = self.logins.get_mut(&knock).filter(|entry| entry.stage == Stage::Asking) {
+            entry.stage = Stage::Behind(revision, next);
+            self.behind.insert((revision, knock));
+        }
+    }
+
+    fn forget(&mut self, safe_id: SafeId) -> Option<Passed> {
+        self.open.remove(&safe_id);
+        let passed = self.passed.remove(&safe_id)?;
+        if let Some(ids) = self.by_person.get_mut(&passed.who) {
+            ids.remove(&safe_id);
+            if ids.is_empty() {
+                self.by_person.remove(&passed.who);
+            }
+        }
+        Some(passed)
+    }
+}
+
+impl Cluster {
+    pub(super) fn asked(&mut self, ask: Ask, login: Login, now: Now, out: &mut Out) {
+        if self.door.logins.len() >= MOST_LOGINS {
+            return out.push(ClusterEffect::Refuse { ask, why: "too many logins wait".into() });
+        }
+        self.door.knock(Knock::Gate(ask), login);
+        self.expire_logins(now, out);
+    }
+
+    pub(super) fn serve_logins(&mut self, out: &mut Out) {
+        self.admit_the_open();
+        if !self.door.barrier && self.in_flight.len() < MOST_IN_FLIGHT && !self.door.waiting.is_empty() {
+            self.set_barrier(out);
+        }
+        while let Some((revision, _)) = self.door.behind.first()
+            && *revision <= self.read
+            && let Some((read, knock)) = self.door.behind.pop_first()
+        {
+            if let Some(entry) = self.door.logins.get_mut(&knock)
+                && let Stage::Behind(revision, next) = entry.stage.clone()
+                && revision == read
+            {
+                entry.stage = Stage::Looking(revision, next);
+                out.push(ClusterEffect::Look { knock, safe_id: entry.login.safe_id });
+            }
+        }
+        self.serve_the_leaving(out);
+    }
+
+    /// What was let in while etcd was away goes the way of a login; what was decided meanwhile was ordered before.
+    fn admit_the_open(&mut self) {
+        for (safe_id, login) in std::mem::take(&mut self.door.open) {
+            self.door.knock(Knock::Inside(safe_id), login);
+        }
+    }
+
+    fn set_barrier(&mut self, out: &mut Out) {
+        self.door.barrier = true;
+        let me = self.rules.me;
+        let mut then = vec![Op::Put(Key::Barrier(me), Value::Barrier)];
+        let mut knocks = Vec::new();
+        while knocks.len() < AT_ONCE
+            && let Some(knock) = self.door.waiting.pop_front()
+        {
+            let Some(entry) = self.door.logins.get_mut(&knock) else { continue };
+            entry.stage = Stage::Asking;
+            let (who, safe_id) = (entry.login.who.clone(), entry.login.safe_id);
+            let is_limited = entry.login.limit.is_some();
+            then.push(match is_limited {
+                false => Op::Put(Key::Admission(me, who, safe_id), Value::Admission),
+                true => Op::Get(Key::Owners(who)),
+            });
+            knocks.push((knock, is_limited));
+        }
+        self.commit(Txn { then, ..Txn::default() }, Purpose::Barrier(knocks), out);
+    }
+
+    pub(super) fn barrier_set(&mut self, knocks: Vec<(Knock, bool)>, outcome: &Outcome) {
+        self.door.barrier = false;
+        let mut got = outcome.got.iter();
+        for (knock, is_limited) in knocks {
+            let next = match is_limited {
+                false => Next::Pass { claimed: false },
+                true => places(got.next()),
+            };
+            self.door.wait_for(knock, outcome.revision, next);
+        }
+    }
+
+    pub(super) fn looked(&mut self, knock: Knock, clear: bool, out: &mut Out) {
+        let Some(entry) = self.door.logins.get(&knock) else { return };
+        let Stage::Looking(revision, next) = entry.stage.clone() else { return };
+        if !clear {
+            // whoever looked has said why
+            if let Some(entry) = self.door.logins.remove(&knock) {
+                self.gives_up(entry.login);
+            }
+            return;
+        }
+        let login = entry.login.clone();
+        match (next, login.limit) {
+            (Next::Pass { claimed }, _) => self.pass(knock, Some(revision), claimed, out),
+            (Next::Places(owners, since), Some(limit)) => {
+                match claim(&owners, self.rules.me, login.safe_id, limit) {
+                    Claim::Holds => self.pass(knock, Some(revision), true, out),
+                    Claim::Full => {
+                        self.turn_away(knock, "there are as many sessions of this user as are allowed", out)
+                    }
+                    Claim::Takes { owners, displaced } => {
+                        self.claim(knock, &login, (owners, since), &displaced, out)
+                    }
+                }
+            }
+            (Next::Places(..), None) => self.pass(knock, Some(revision), false, out),
+        }
+    }
+
+    fn claim(
+        &mut self,
+        knock: Knock,
+        login: &Login,
+        (owners, since): (Owners, Revision),
+        displaced: &[Holder],
+        out: &mut Out,
+    ) {
+        let Some(entry) = self.door.logins.get_mut(&knock) else { return };
+        entry.tries += 1;
+        if entry.tries > TRIES {
+            return self.turn_away(knock, "others log in as this user all the time: try again", out);
+        }
+        entry.stage = Stage::Asking;
+        self.door.claims.insert(login.safe_id, login.who.clone());
+        let me = self.rules.me;
+        let places = Key::Owners(login.who.clone());
+        let mut then = vec![
+            Op::Put(Key::Barrier(me), Value::Barrier),
+            Op::Put(places.clone(), Value::Owners(owners)),
+            Op::Put(Key::Admission(me, login.who.clone(), login.safe_id), Value::Admission),
+        ];
+        for holder in displaced {
+            let record = Record {
+                number: 0,
+                by: format!("gateway {}", self.rules.name),
+                reason: format!("{} has logged in elsewhere", login.who),
+                at: 0,
+                until: None,
+                lasts: None,
+            };
+            then.push(Op::Put(
+                Key::Record(Author::Gateway(me), Over::Session(holder.safe_id)),
+                Value::Record(record),
+            ));
+        }
+        let only_if = vec![Condition::Unchanged(places.clone(), since)];
+        let otherwise = vec![Op::Put(Key::Barrier(me), Value::Barrier), Op::Get(places)];
+        self.commit(Txn { only_if, then, otherwise }, Purpose::Claim(knock), out);
+    }
+
+    pub(super) fn claimed(&mut self, knock: Knock, outcome: &Outcome) {
+        let next = if outcome.held { Next::Pass { claimed: true } } else { places(outcome.got.first()) };
+        self.door.wait_for(knock, outcome.revision, next);
+    }
+
+    fn pass(&mut self, knock: Knock, at: Option<Revision>, claimed: bool, out: &mut Out) {
+        let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
+        // a place that it has it keeps, also where nobody could be asked this time
+        let claimed = claimed || self.door.passed.get(&login.safe_id).is_some_and(|passed| passed.claimed);
+        out.push(ClusterEffect::Passed { safe_id: login.safe_id, at, claimed });
+        self.door.remember(login, at, claimed);
+        if let Knock::Gate(ask) = knock {
+            out.push(ClusterEffect::Admit { ask });
+        }
+    }
+
+    fn turn_away(&mut self, knock: Knock, why: &str, out: &mut Out) {
+        let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
+        match knock {
+            Knock::Gate(ask) => out.push(ClusterEffect::Refuse { ask, why: why.into() }),
+            Knock::Inside(_) => out.push(ClusterEffect::End { safe_id: login.safe_id, why: why.into() }),
+        }
+        self.gives_up(login);
+    }
+
+    /// What was written for a login that is not let in is of no use: R4, its place would be nobody's for ever. Unless its
+    /// session has passed before, and may be there.
+    fn gives_up(&mut self, login: Login) {
+        if !self.door.passed.contains_key(&login.safe_id) {
+            self.door.claims.remove(&login.safe_id);
+            self.leave(login.who, login.safe_id, true);
+        }
+    }
+
+    /// Who has waited long enough, or would wait in vain, is let in or refused as his group is.
+    pub(super) fn expire_logins(&mut self, now: Now, out: &mut Out) {
+        let wait = self.rules.login_wait;
+        let in_vain = self.away_since.is_some_and(|since| now.mono >= since + wait);
+        let late: Vec<Knock> = (self.door.logins.iter())
+            .filter(|(knock, entry)| {
+                matches!(knock, Knock::Gate(_)) && (in_vain || now.mono >= entry.login.since + wait)
+            })
+            .map(|(knock, _)| *knock)
+            .collect();
+        for knock in late {
+            match self.door.logins.get(&knock).map(|entry| entry.login.when_away) {
+                Some(WhenAway::Open) => self.pass(knock, None, false, out),
+                _ => self.turn_away(knock, "the other gateways cannot be asked: etcd does not answer", out),
+            }
+        }
+        self.door.waiting.retain(|knock| self.door.logins.contains_key(knock));
+    }
+
+    pub(super) fn cookie_gone(&mut self, safe_id: SafeId) {
+        self.door.logins.remove(&Knock::Inside(safe_id));
+        // one that was let in while etcd was away may have been given a place by an earlier run
+        let may_have = |passed: &Passed| passed.claimed || passed.at.is_none();
+        let passed = self.door.forget(safe_id).map(|passed| (passed.who.clone(), may_have(&passed)));
+        let claim = self.door.claims.remove(&safe_id).map(|who| (who, true));
+        if let Some((who, claimed)) = claim.or(passed) {
+            self.leave(who, safe_id, claimed);
+        }
+    }
+
+    /// The keys of sessions that are over.
+    fn serve_the_leaving(&mut self, out: &mut Out) {
+        while self.in_flight.len() < MOST_IN_FLIGHT
+            && let Some((who, safe_id, claimed)) = self.door.leaving.pop_front()
+        {
+            if claimed {
+                let then = vec![Op::Get(Key::Owners(who.clone()))];
+                self.commit(Txn { then, ..Txn::default() }, Purpose::Leaving(who, safe_id), out);
+            } else {
+                let then = vec![Op::Delete(Key::Admission(self.rules.me, who.clone(), safe_id))];
+                self.commit(Txn { then, ..Txn::default() }, Purpose::Forgetting(who, safe_id), out);
+            }
+        }
+    }
+
+    /// Its keys are to be taken out; whether it may have one of the places.
+    pub(super) fn leave(&mut self, who: Identity, safe_id: SafeId, claimed: bool) {
+        self.door.leaving.push_back((who, safe_id, claimed));
+    }
+
+    pub(super) fn left(&mut self, who: Identity, safe_id: SafeId, outcome: &Outcome, out: &mut Out) {
+        // nothing is asked any more once it is done
+        let Some(got) = outcome.got.first() else { return };
+        let Next::Places(owners, since) = places(Some(got)) else { return };
+        let Some(rest) = owners::without(&owners, safe_id) else { return self.leave(who, safe_id, false) };
+        let key = Key::Owners(who.clone());
+        let op = match rest.holders.is_empty() {
+            true => Op::Delete(key.clone()),
+            false => Op::Put(key.clone(), Value::Owners(rest)),
+        };
+        let only_if = vec![Condition::Unchanged(key.clone(), since)];
+        // both or none: as long as its admission is there, a restart finds the session
+        let then = vec![op, Op::Delete(Key::Admission(self.rules.me, who.clone(), safe_id))];
+        let txn = Txn { only_if, then, otherwise: vec![Op::Get(key)] };
+        self.commit(txn, Purpose::Leaving(who, safe_id), out);
+    }
+}
+
+/// What a `Get` of the places has found.
+fn places(got: Option<&Option<(Value, Revision)>>) -> Next {
+    match got {
+        Some(Some((Value::Owners(owners), revision))) if owners.holders.len() <= MOST_HOLDERS => {
+            Next::Places(owners.clone(), *revision)
+        }
+        // what is not to be read is not to be kept either
+        Some(Some((_, revision))) => Next::Places(Owners::default(), *revision),
+        Some(None) | None => Next::Places(Owners::default(), 0),
+    }
+}
