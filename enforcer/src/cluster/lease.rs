@@ -52,15 +52,17 @@ async fn attempt(
         }
     };
     *lease = Some(id);
+    // renewed before it is shown: one of an earlier connection may be about to run out, and would take the sign of life
+    // with it that orders have begun to ask for
+    let (mut keeper, mut answers) = match within(time, client.keep_alive(id)).await {
+        Err(trouble) if is_over(&trouble) => return Ok(()),
+        begun => begun?,
+    };
     // with each connection: nobody knows what became of it with the last one
     match show(connection, settings, run, id).await {
         Err(trouble) if is_over(&trouble) => return Ok(()),
         shown => shown?,
     }
-    let (mut keeper, mut answers) = match within(time, client.keep_alive(id)).await {
-        Err(trouble) if is_over(&trouble) => return Ok(()),
-        begun => begun?,
-    };
     loop {
         tokio::time::sleep(settings.lease / TIMES).await;
         within(time, keeper.keep_alive()).await?;
