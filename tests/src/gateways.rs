@@ -15,6 +15,7 @@
 
 mod hammer;
 mod ledger;
+mod many;
 mod plan;
 mod settled;
 
@@ -34,6 +35,7 @@ use crate::wire::Wire;
 
 pub use hammer::{Tried, hammered, none_let_in};
 pub use ledger::Ledger;
+pub use many::revoke_many;
 pub use plan::Plan;
 pub use settled::{PREFIX, Shown};
 

@@ -22,6 +22,7 @@ pub struct Plan {
     /// A gateway, and by how much its clock is wrong.
     skew: Option<(usize, String)>,
     guarded: bool,
+    clustered: bool,
 }
 
 impl Plan {
@@ -33,6 +34,7 @@ impl Plan {
             ocserv: Box::new(|ocserv| ocserv),
             skew: None,
             guarded: true,
+            clustered: true,
         };
         // one who is cut off notices it soon; a login waits longer than a busy machine takes
         plan.set("cluster", "insecure", "true")
@@ -77,6 +79,13 @@ impl Plan {
         self
     }
 
+    /// Each gateway for itself: there is no `[cluster]` in its configuration.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.clustered = false;
+        self
+    }
+
     /// Builds all of it; all run, and know each other.
     #[track_caller]
     pub fn start(self) -> Gateways {
@@ -91,7 +100,9 @@ impl Plan {
             for place in [A, B, C] {
                 new[place].enforcer.answers();
             }
-            new.settled();
+            if self.clustered {
+                new.settled();
+            }
         }
         new
     }
@@ -106,11 +117,18 @@ impl Plan {
             .set("device", "vpns")
             .address(Ipv4Addr::new(198, 51, 100 + number, 2));
         let endpoints: Vec<String> = etcd.endpoints().iter().map(|endpoint| quoted(endpoint)).collect();
-        let mut config = Config::new(&[&ocserv])
-            .name(NAMES[place])
-            .set("cluster", "endpoints", &format!("[{}]", endpoints.join(", ")))
-            .set("cluster", "name", &quoted(NAMES[place]));
+        let mut config = Config::new(&[&ocserv]).name(NAMES[place]);
+        if self.clustered {
+            config = config.set("cluster", "endpoints", &format!("[{}]", endpoints.join(", "))).set(
+                "cluster",
+                "name",
+                &quoted(NAMES[place]),
+            );
+        }
         for (section, key, value) in &self.settings {
+            if section == "cluster" && !self.clustered {
+                continue;
+            }
             config = config.set(section, key, value);
         }
         let mut enforcer = Enforcer::prepare_in(lab, &namespace, &config);
