@@ -14,7 +14,7 @@ use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use enforcer::session::{Admission, Guard, Guarded, Identity, Record, SafeId, ServerName, Target};
+use enforcer::session::{Admission, Guard, Guarded, Identity, Record, SafeId, ServerName, SessionId, Target};
 use enforcer::store::{self, Settings, Write};
 
 fn main() -> anyhow::Result<()> {
@@ -68,8 +68,8 @@ fn admission(number: u64) -> Admission {
     let mut id = [0; 20];
     id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     Admission {
-        safe_id: SafeId::from_bytes(id),
-        server: ServerName::new("default"),
+        session: SessionId::Vpn(SafeId::from_bytes(id)),
+        server: Some(ServerName::new("default")),
         who: Identity { realm: "default".to_owned(), name: format!("user{number}") },
         group: "staff".to_owned(),
         at: Some(number),

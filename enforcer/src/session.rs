@@ -20,7 +20,7 @@ pub use realm::{Case, Realms};
 pub use record::{Audit, DEFAULT_REALM, Guard, Guarded, Identity, Record, SessionRecord, Target, Write};
 pub use replicated::{
     Admission, Author, BadGatewayId, Decision, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over,
-    Revision,
+    Revision, SessionId,
 };
 pub use web::{WebDigest, WebKey, WebRecord, WebTokenRecord};
 

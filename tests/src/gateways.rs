@@ -31,6 +31,7 @@ use crate::ocserv::Server;
 use crate::process::{BOUND, eventually};
 use crate::receipt;
 use crate::scene::Pair;
+use crate::web_link::WebLink;
 use crate::wire::Wire;
 
 pub use hammer::{Tried, hammered, none_let_in};
@@ -136,6 +137,12 @@ impl Gateways {
     #[track_caller]
     pub fn new(name: &str) -> Self {
         Plan::new(name).start()
+    }
+
+    /// A web gateway at that gateway's daemon.
+    #[track_caller]
+    pub fn web(&self, place: usize) -> WebLink {
+        WebLink::start(&plan::web_socket(&self.lab, self[place].name))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Gateway> {

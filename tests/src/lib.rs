@@ -37,6 +37,7 @@ pub mod traffic;
 pub mod tun;
 pub mod ways;
 pub mod web;
+pub mod web_link;
 pub mod wire;
 
 pub use client::{Client, Connect, Cookie, Outcome, Tunnel};

@@ -1,13 +1,7 @@
 //! What stands in etcd and what is asked of it, as types.
 
-use crate::session::{Author, GatewayId, Identity, Over, Revision, SafeId, WebKey};
-
-/// A session of either kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum SessionId {
-    Vpn(SafeId),
-    Web(WebKey),
-}
+pub use crate::session::SessionId;
+use crate::session::{Author, GatewayId, Identity, Over, Revision};
 
 /// A key below the prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -161,6 +155,7 @@ pub struct Txn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::WebKey;
 
     #[test]
     fn a_gateway_writes_below_its_own_keys_and_who_has_what() {

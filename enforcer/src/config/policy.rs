@@ -14,6 +14,8 @@ pub struct Policy {
     /// How many sessions a person may have at once, on all gateways together; 0: any number.
     pub max_sessions: u32,
     pub when_full: WhenFull,
+    /// Whether the web gateway's sessions are among them.
+    pub web_sessions: WebSessions,
     /// By ocserv's group.
     pub groups: BTreeMap<String, Special>,
     /// By the user's name, as his realm's case rule leaves it.
@@ -39,6 +41,17 @@ pub enum WhenFull {
     RefuseNew,
 }
 
+/// Whether a session at the web gateway takes one of its person's places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum WebSessions {
+    /// It takes none, and does not wait for etcd.
+    #[default]
+    Apart,
+    /// It takes one, as a VPN session does; it has no group.
+    Count,
+}
+
 /// How many groups, and how many users, may have a section.
 const MOST_SECTIONS: usize = 10_000;
 
@@ -52,6 +65,14 @@ impl Policy {
         let most = special.iter().flatten().find_map(|one| one.max_sessions).unwrap_or(self.max_sessions);
         let when_full = special.iter().flatten().find_map(|one| one.when_full).unwrap_or(self.when_full);
         (most > 0).then_some((most as usize, when_full))
+    }
+
+    /// The same of a session at the web gateway.
+    pub fn web_limit(&self, name: &str) -> Option<(usize, WhenFull)> {
+        match self.web_sessions {
+            WebSessions::Apart => None,
+            WebSessions::Count => self.limit(name, ""),
+        }
     }
 
     /// Whether anybody's sessions are limited.
@@ -95,6 +116,11 @@ impl Policy {
                     "[policy.users.{name:?}]: the case of names does not count ([realms] case = \"fold\"): write {first:?}"
                 ));
             }
+        }
+        if self.web_sessions == WebSessions::Count && !self.limits_anybody() {
+            return Err("[policy] web-sessions = \"count\": they count for max-sessions, and nobody has a limit. Set \
+                        max-sessions, or take web-sessions out"
+                .into());
         }
         if self.limits_anybody() && !has_cluster {
             return Err("[policy] max-sessions needs [cluster]: etcd decides who has which place, also for one gateway \
@@ -162,6 +188,20 @@ mod tests {
         ] {
             assert_eq!(policy.limit(name, group), limit, "{name} {group}");
         }
+    }
+
+    /// A web session has no group, and counts where that was said alone.
+    #[test]
+    fn web_sessions_count_where_they_are_told_to() {
+        let limits = "max-sessions = 2\n[policy.groups.staff]\nmax-sessions = 3\n[policy.users.alice]\nmax-sessions = 1";
+        let policy = with(&format!("[policy]\nweb-sessions = 'count'\n{limits}"));
+        assert_eq!(policy.web_limit("alice"), Some((1, WhenFull::NewestWins)));
+        assert_eq!(policy.web_limit("bob"), Some((2, WhenFull::NewestWins)));
+        // the twins
+        assert_eq!(with(&format!("[policy]\n{limits}")).web_limit("alice"), None);
+        assert_eq!(with(&format!("[policy]\nweb-sessions = 'apart'\n{limits}")).web_limit("bob"), None);
+        let told = told(&format!("{CLUSTER}[policy]\nweb-sessions = 'count'"));
+        assert!(told.contains("nobody has a limit"), "{told}");
     }
 
     /// A group alone may be limited; so may a user.

@@ -5,6 +5,7 @@ mod door;
 mod orders;
 mod receipts;
 mod shows;
+mod web;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::registry::cluster::{Cluster, ClusterEffect, ClusterEvent, ClusterRules};
 use crate::registry::{Event, Request};
 use crate::session::{
-    Admission, Author, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over, SafeId, Write,
+    Admission, Author, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over, SessionId, Write,
 };
 
 use super::{Daemon, Input, now};
@@ -49,7 +50,7 @@ pub(super) struct Link {
     carried_out: orders::CarriedOut,
     receipts: receipts::Receipts,
     /// Sessions that have passed, and since when.
-    admissions: BTreeMap<SafeId, Admitted>,
+    admissions: BTreeMap<SessionId, Admitted>,
     /// What etcd does not have yet, and whether this gateway's disk has it.
     letters: BTreeMap<LetterKey, (Letter, Kept)>,
     retried: Duration,
@@ -133,12 +134,12 @@ impl Link {
         for admission in admissions {
             self.events.push_back(ClusterEvent::Remembered {
                 who: admission.who.clone(),
-                safe_id: admission.safe_id,
+                session: admission.session,
                 at: admission.at,
                 claimed: admission.claimed,
-                limit: door::limit(config, &admission.who.name, &admission.group),
+                limit: door::limit_of(config, &admission),
             });
-            self.admissions.insert(admission.safe_id, Admitted { admission, since, absent: None });
+            self.admissions.insert(admission.session, Admitted { admission, since, absent: None });
         }
     }
 }
@@ -306,11 +307,11 @@ impl Daemon {
                         self.save();
                     }
                 }
-                ClusterEffect::Look { knock, safe_id } => self.ask_once_more(knock, safe_id),
+                ClusterEffect::Look { knock, session } => self.ask_once_more(knock, session),
                 ClusterEffect::Admit { ask } => self.cluster_admits(ask),
                 ClusterEffect::Refuse { ask, why } => self.cluster_refuses(ask, why),
-                ClusterEffect::End { safe_id, why } => self.end_displaced(safe_id, why),
-                ClusterEffect::Passed { safe_id, at, claimed } => self.passed(safe_id, at, claimed),
+                ClusterEffect::End { session, why } => self.end_displaced(session, why),
+                ClusterEffect::Passed { session, at, claimed } => self.passed(session, at, claimed),
                 ClusterEffect::Note { text } => self.note("cluster", text),
             }
         }

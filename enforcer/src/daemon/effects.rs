@@ -164,6 +164,7 @@ impl Daemon {
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::WebAnswer { request, answer } => self.web_answer(request, answer),
             Effect::WebListed { watch, keys, ends } => self.web_listed(watch, keys, ends),
+            Effect::WebOver { key } => self.web_is_over(key),
             Effect::WebEnded { watch, key, cause, ends } => self.web_ended(watch, key, cause, ends),
             Effect::WebBreak { watch } => self.web_break(watch),
             Effect::WebDestroy { id, keys } => self.web_destroy(id, keys),

@@ -135,6 +135,12 @@ impl Daemon {
                 self.web.waiting.insert(request, reply);
                 self.handle(make(request));
             }
+            Ok(Asked::Login(new)) => {
+                let request = self.next_request;
+                self.next_request += 1;
+                self.web.waiting.insert(request, reply);
+                self.web_login(request, new);
+            }
             Ok(Asked::Told(event)) => {
                 self.handle(*event);
                 let _ = reply.send(Ok(Reply::Web(WebReply::Done)));
@@ -169,7 +175,7 @@ impl Daemon {
                     lasts: asked.lasts,
                     token: asked.token,
                 });
-                Asked::event(move |request| Event::WebCreate { request, new })
+                Asked::Login(new)
             }
             WebRequest::AddToken(api::WebAddToken { known, host, digest, wrapped }) => {
                 let known = web_words::read_digest(&known)?;
@@ -248,6 +254,18 @@ impl Daemon {
             WebAnswer::Unwritten(why) => Err(Status::unavailable(format!("it could not be written: {why}"))),
         };
         let _ = reply.send(answer.map(Reply::Web));
+    }
+
+    /// Whoever asked has gone.
+    pub(super) fn web_asks_no_more(&self, request: Request) -> bool {
+        self.web.waiting.get(&request).is_none_or(Answerer::is_closed)
+    }
+
+    /// It was not created.
+    pub(super) fn web_refuse(&mut self, request: Request, status: Status) {
+        if let Some(reply) = self.web.waiting.remove(&request) {
+            let _ = reply.send(Err(status));
+        }
     }
 
     fn web_watch(&mut self, caller: Caller, reply: Answerer) {
@@ -371,6 +389,8 @@ impl Daemon {
 
 /// What a call comes to.
 enum Asked {
+    /// The registry answers, and the other gateways may have a say.
+    Login(Box<NewWebSession>),
     /// The registry answers.
     Event(Box<dyn FnOnce(Request) -> Event>),
     /// There is no more to be said.

@@ -20,7 +20,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{Identity, SafeId};
+use crate::session::{Identity, SessionId};
 
 use super::{Now, Number};
 
@@ -54,11 +54,11 @@ enum Purpose {
     Barrier(Vec<(Knock, bool)>),
     Claim(Knock),
     /// A session's place is given back.
-    Leaving(Identity, SafeId),
+    Leaving(Identity, SessionId),
     /// Keys of no more use are taken out: if one was written anew, none is, and each is looked at by itself.
     Tidying(Vec<Litter>),
     /// The key of a session that is over.
-    Forgetting(Identity, SafeId),
+    Forgetting(Identity, SessionId),
 }
 
 impl Purpose {
@@ -135,18 +135,18 @@ impl Cluster {
                     out.push(no_room("a lift"));
                 }
             }
-            ClusterEvent::Remembered { who, safe_id, at, claimed, limit } => {
-                let login = door::Login { who, safe_id, limit, when_away: WhenAway::Open, since: now.mono };
+            ClusterEvent::Remembered { who, session, at, claimed, limit } => {
+                let login = door::Login { who, session, limit, when_away: WhenAway::Open, since: now.mono };
                 self.door.remember(login, at, claimed);
             }
             ClusterEvent::InForce { errand } => self.learning.in_force(errand),
-            ClusterEvent::Asked { ask, who, safe_id, limit, when_away } => {
-                let login = door::Login { who, safe_id, limit, when_away, since: now.mono };
+            ClusterEvent::Asked { ask, who, session, limit, when_away } => {
+                let login = door::Login { who, session, limit, when_away, since: now.mono };
                 self.asked(ask, login, now, &mut out);
             }
             ClusterEvent::Looked { knock, clear } => self.looked(knock, clear, &mut out),
-            ClusterEvent::CookieGone { safe_id } => self.cookie_gone(safe_id),
-            ClusterEvent::Stray { who, safe_id } => self.leave(who, safe_id, true),
+            ClusterEvent::CookieGone { session } => self.cookie_gone(session),
+            ClusterEvent::Stray { who, session } => self.leave(who, session, true),
             ClusterEvent::Tick => {
                 self.refused = false;
                 self.expire_logins(now, &mut out);
@@ -267,8 +267,8 @@ impl Cluster {
     fn once_more(&mut self, purpose: Purpose) {
         match purpose {
             Purpose::Tidying(litter) => self.outbox.put_back(litter),
-            Purpose::Leaving(who, safe_id) => self.leave(who, safe_id, true),
-            Purpose::Forgetting(who, safe_id) => self.leave(who, safe_id, false),
+            Purpose::Leaving(who, session) => self.leave(who, session, true),
+            Purpose::Forgetting(who, session) => self.leave(who, session, false),
             Purpose::Registering
             | Purpose::Acknowledging(_)
             | Purpose::Telling(_)
@@ -369,7 +369,7 @@ impl Cluster {
                 self.door.ask_again(knock);
                 self.expire_logins(now, out);
             }
-            (Purpose::Leaving(who, safe_id), Ok(outcome)) => self.left(who, safe_id, &outcome, out),
+            (Purpose::Leaving(who, session), Ok(outcome)) => self.left(who, session, &outcome, out),
             (Purpose::Forgetting(..), Ok(_)) | (Purpose::Registering, Err(_)) => {}
             (purpose @ (Purpose::Tidying(_) | Purpose::Leaving(..) | Purpose::Forgetting(..)), Err(_)) => {
                 self.once_more(purpose)

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::session::{CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, Token};
+use crate::session::{
+    CutoffKey, Device, Entry, Flow, Netns, Observed, Process, SafeId, ServerName, SessionId, Token,
+};
 
 use super::holdings::Want;
 use super::{
@@ -352,7 +354,7 @@ impl Registry {
         out: &mut Effects,
     ) {
         // it was admitted after what this one carries out
-        if self.revocations.get(&number).is_some_and(|r| r.order.spare.contains(&id)) {
+        if self.revocations.get(&number).is_some_and(|r| r.order.spare.contains(&SessionId::Vpn(id))) {
             return;
         }
         let mark = self.marks.entry(id).or_insert_with(|| Mark::new(now.mono));

@@ -383,7 +383,6 @@ impl Registry {
     }
 
     /// Every session that is alive.
-    #[cfg(test)]
     pub fn web_sessions(&self) -> impl Iterator<Item = &WebSession> {
         self.web.sessions.values()
     }

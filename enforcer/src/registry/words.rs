@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::session::{
     Author, Cookie, Decision, Device, Entry, Flow, Identity, LetterKey, Netns, Observed, Origin, Over,
-    Process, Record, Revision, SafeId, ServerName, Stands, Token, WebDigest, WebKey, WebRecord,
+    Process, Record, Revision, SafeId, ServerName, SessionId, Stands, Token, WebDigest, WebKey, WebRecord,
     WebTokenRecord,
 };
 
@@ -70,7 +70,7 @@ pub struct Order {
     /// `None`: it is decided here, and other gateways may have to be told.
     pub origin: Option<Origin>,
     /// Of another gateway's decision: who was admitted after it.
-    pub spare: BTreeSet<SafeId>,
+    pub spare: BTreeSet<SessionId>,
     /// One of many that are told of together: neither a note nor a line in the audit log of its own.
     pub bulk: bool,
 }
@@ -466,6 +466,10 @@ pub enum Effect {
         /// The how manieth end it is.
         ends: u64,
     },
+    /// It has ended: what it had elsewhere is free.
+    WebOver {
+        key: WebKey,
+    },
     /// It is told nothing any more, and has to begin anew.
     WebBreak {
         watch: Watch,
@@ -551,6 +555,7 @@ impl Effect {
             | Self::Probe { .. }
             | Self::WebListed { .. }
             | Self::WebEnded { .. }
+            | Self::WebOver { .. }
             | Self::WebDestroy { .. }
             | Self::WebBreak { .. }
             | Self::LetterStored { .. }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::{
     Admission, CutoffKey, Flow, KnownEtcd, Letter, LetterKey, LockKey, Observed, Origin, Process, SafeId,
-    ServerName, Token, WebKey, WebRecord,
+    ServerName, SessionId, Token, WebKey, WebRecord,
 };
 
 /// Whom or what a revocation ends.
@@ -163,7 +163,7 @@ pub enum Write {
     KnownEtcd(KnownEtcd),
     /// Adds it, or replaces it whole.
     KeepAdmission(Admission),
-    AdmissionGone(SafeId),
+    AdmissionGone(SessionId),
     /// A line is added; lines beyond the log's bounds go.
     Audit(Audit),
     /// The number that the next revocation gets. Never goes back; [`Write::Keep`] raises it by itself.

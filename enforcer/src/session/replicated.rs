@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Identity, SafeId, WebKey, web};
+use super::{BadWord, Identity, SafeId, WebKey, web};
 
 /// etcd's revision: the one order of everything that is written. 0: before anything.
 pub type Revision = u64;
@@ -152,13 +152,50 @@ pub struct KnownEtcd {
     pub revision: Revision,
 }
 
-/// A VPN session that passed the gate where several gateways have to agree.
+/// A session of either kind, as all gateways call it.
+///
+/// Written as the safe_id in base64 (28 characters), or as the web session's key (32 hexadecimal digits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SessionId {
+    Vpn(SafeId),
+    Web(WebKey),
+}
+
+impl SessionId {
+    /// What ends it.
+    pub fn over(self) -> Over {
+        match self {
+            Self::Vpn(safe_id) => Over::Session(safe_id),
+            Self::Web(key) => Over::Web(key),
+        }
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vpn(safe_id) => safe_id.fmt(f),
+            Self::Web(key) => key.fmt(f),
+        }
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = BadWord;
+
+    fn from_str(text: &str) -> Result<Self, BadWord> {
+        text.parse().map(Self::Vpn).or_else(|error| text.parse().map(Self::Web).map_err(|_: BadWord| error))
+    }
+}
+
+/// A session that passed where several gateways have to agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    pub safe_id: SafeId,
-    pub server: super::ServerName,
+    pub session: SessionId,
+    /// Of a VPN session; `None`: it is the web gateway's.
+    pub server: Option<super::ServerName>,
     pub who: Identity,
-    /// ocserv's group: a limit of sessions may be its own.
+    /// ocserv's group: a limit of sessions may be its own. Empty of a web session.
     pub group: String,
     /// Its place in the order; `None`: it passed while etcd was away.
     pub at: Option<Revision>,

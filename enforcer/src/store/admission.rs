@@ -1,16 +1,16 @@
-//! Sessions that passed the gate where several gateways have to agree, as rows: columns, checksum, statements. As strict
+//! Sessions that passed where several gateways have to agree, as rows: columns, checksum, statements. As strict
 //! as `row.rs`. There may be a million: each is written by its key alone.
 
 use std::borrow::Cow;
 
 use rusqlite::{Connection, Row, params};
 
-use super::row::{BadRow, Sum, integer, maybe_natural, natural, odd, safe_id, text, whole};
+use super::row::{BadRow, Sum, integer, maybe_natural, natural, odd, text, whole};
 use super::tables;
-use crate::session::{Admission, Identity, SafeId, ServerName};
+use crate::session::{Admission, Identity, ServerName, SessionId};
 
 pub(super) const ADMISSIONS: &str =
-    "SELECT generation, safe_id, server, realm, username, groupname, revision, claimed, sum
+    "SELECT generation, session, server, realm, username, groupname, revision, claimed, sum
     FROM admission NOT INDEXED";
 
 /// One row of the table `admission`.
@@ -18,8 +18,9 @@ pub(super) const ADMISSIONS: &str =
 pub struct AdmissionRow<'a> {
     /// This gateway's count of changes, as it was when this row was written: a later one has a higher one.
     pub generation: i64,
-    /// In base64.
-    pub safe_id: Cow<'a, str>,
+    /// A safe_id in base64, or a web session's key in hexadecimal.
+    pub session: Cow<'a, str>,
+    /// Empty: it is a web session.
     pub server: Cow<'a, str>,
     pub realm: Cow<'a, str>,
     pub username: Cow<'a, str>,
@@ -36,7 +37,7 @@ impl AdmissionRow<'_> {
     pub fn right_sum(&self) -> i64 {
         Sum::of("admission")
             .number(self.generation)
-            .text(&self.safe_id)
+            .text(&self.session)
             .text(&self.server)
             .text(&self.realm)
             .text(&self.username)
@@ -51,8 +52,8 @@ impl AdmissionRow<'_> {
 pub fn admission_row_of(admission: &Admission, generation: u64) -> Result<AdmissionRow<'_>, BadRow> {
     let mut row = AdmissionRow {
         generation: integer("generation", generation)?,
-        safe_id: admission.safe_id.to_string().into(),
-        server: text("server", admission.server.as_str())?,
+        session: admission.session.to_string().into(),
+        server: text("server", admission.server.as_ref().map_or("", |server| server.as_str()))?,
         realm: text("realm", &admission.who.realm)?,
         username: text("username", &admission.who.name)?,
         groupname: text("groupname", &admission.group)?,
@@ -71,9 +72,15 @@ pub fn admission_of(row: &AdmissionRow<'_>) -> Result<Admission, BadRow> {
     }
     natural("generation", row.generation)?;
     let own = |column, value: &str| Ok::<_, BadRow>(whole(column, value)?.to_owned());
+    let session = session("session", &row.session)?;
+    let server = whole("server", &row.server)?;
+    // a VPN session has one, a web session has none
+    if server.is_empty() != matches!(session, SessionId::Web(_)) {
+        return Err(odd("server", server, "one of a VPN session alone"));
+    }
     Ok(Admission {
-        safe_id: safe_id("safe_id", &row.safe_id)?,
-        server: ServerName::new(whole("server", &row.server)?),
+        session,
+        server: (!server.is_empty()).then(|| ServerName::new(server)),
         who: Identity { realm: own("realm", &row.realm)?, name: own("username", &row.username)? },
         group: own("groupname", &row.groupname)?,
         at: maybe_natural("revision", row.revision)?,
@@ -89,7 +96,7 @@ pub fn admission_of(row: &AdmissionRow<'_>) -> Result<Admission, BadRow> {
 pub(super) fn admission<'r>(row: &'r Row<'_>) -> rusqlite::Result<AdmissionRow<'r>> {
     Ok(AdmissionRow {
         generation: row.get(0)?,
-        safe_id: tables::text(row, 1)?,
+        session: tables::text(row, 1)?,
         server: tables::text(row, 2)?,
         realm: tables::text(row, 3)?,
         username: tables::text(row, 4)?,
@@ -102,14 +109,14 @@ pub(super) fn admission<'r>(row: &'r Row<'_>) -> rusqlite::Result<AdmissionRow<'
 
 /// Adds an admission, or replaces it whole.
 pub(super) fn put(db: &Connection, row: &AdmissionRow<'_>) -> rusqlite::Result<()> {
-    delete(db, &row.safe_id)?;
+    delete(db, &row.session)?;
     db.prepare_cached(
-        "INSERT INTO admission (generation, safe_id, server, realm, username, groupname, revision, claimed, sum)
+        "INSERT INTO admission (generation, session, server, realm, username, groupname, revision, claimed, sum)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?
     .execute(params![
         row.generation,
-        row.safe_id,
+        row.session,
         row.server,
         row.realm,
         row.username,
@@ -121,10 +128,16 @@ pub(super) fn put(db: &Connection, row: &AdmissionRow<'_>) -> rusqlite::Result<(
     .map(drop)
 }
 
-pub(super) fn drop_admission(db: &Connection, id: &SafeId) -> rusqlite::Result<()> {
+pub(super) fn drop_admission(db: &Connection, id: &SessionId) -> rusqlite::Result<()> {
     delete(db, &id.to_string())
 }
 
-fn delete(db: &Connection, safe_id: &str) -> rusqlite::Result<()> {
-    db.prepare_cached("DELETE FROM admission WHERE safe_id = ?1")?.execute([safe_id]).map(drop)
+fn delete(db: &Connection, session: &str) -> rusqlite::Result<()> {
+    db.prepare_cached("DELETE FROM admission WHERE session = ?1")?.execute([session]).map(drop)
+}
+
+/// In its one spelling.
+fn session(column: &'static str, text: &str) -> Result<SessionId, BadRow> {
+    let id = text.parse::<SessionId>().ok().filter(|id| id.to_string() == text);
+    id.ok_or_else(|| odd(column, text, "a safe_id or a web session's key"))
 }

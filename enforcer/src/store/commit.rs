@@ -193,7 +193,7 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
             admission::put(db, &admission_row_of(one, meta.generation + 1)?)?;
             meta.generation += 1;
         }
-        Write::AdmissionGone(safe_id) => admission::drop_admission(db, safe_id)?,
+        Write::AdmissionGone(session) => admission::drop_admission(db, session)?,
         Write::Audit(line) => audit(db, line)?,
         Write::Clock { wall, boot_id } => {
             tables::key("wall", *wall)?;

@@ -174,7 +174,7 @@ CREATE UNIQUE INDEX letter_key ON letter (what, author, kind, realm, subject);
 -- VPN sessions that passed the gate where several gateways agree; revision: their place in etcd's order, NULL: etcd was away
 CREATE TABLE admission (
   generation INTEGER NOT NULL PRIMARY KEY,
-  safe_id TEXT NOT NULL,
+  session TEXT NOT NULL,
   server TEXT NOT NULL,
   realm TEXT NOT NULL,
   username TEXT NOT NULL,
@@ -183,7 +183,7 @@ CREATE TABLE admission (
   claimed INTEGER NOT NULL CHECK (claimed IN (0, 1)),
   sum INTEGER NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX admission_safe_id ON admission (safe_id);
+CREATE UNIQUE INDEX admission_session ON admission (session);
 ";
 
 /// The version that these steps lead to.

@@ -68,7 +68,7 @@ fn r5_a_full_disk_fails_the_tickets_and_later_ones_succeed() {
                     Write::KeepLetter(letter(number)),
                     Write::LetterTold(letter(1).key()),
                     Write::KeepAdmission(admission(number)),
-                    Write::AdmissionGone(safe_id(1)),
+                    Write::AdmissionGone(admission(1).session),
                     known(number),
                 ];
                 let result = run.write([keep(number), Write::Lift(1)].into_iter().chain(shared));

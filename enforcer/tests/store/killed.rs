@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use enforcer::session::{Admission, KnownEtcd, Letter, LetterKey, Record, SafeId};
+use enforcer::session::{Admission, KnownEtcd, Letter, LetterKey, Record, SessionId};
 use enforcer::store::{self, Write};
 
-use crate::world::{Dice, Folder, admission, known, letter, line, load, safe_id, sample, session, settings};
+use crate::world::{Dice, Folder, admission, known, letter, line, load, sample, session, settings};
 
 /// Tells the child where to write.
 const DIRECTORY: &str = "ENFORCER_STORE_TEST_CHILD";
@@ -27,7 +27,7 @@ fn write_of(ticket: u64) -> Write {
         9 if number.is_multiple_of(3) => Write::LetterTold(letter(number - 1).key()),
         9 => Write::KeepLetter(letter(number.saturating_sub(8).max(1))),
         10 => Write::KeepAdmission(admission(number)),
-        11 if number.is_multiple_of(3) => Write::AdmissionGone(safe_id(number - 1)),
+        11 if number.is_multiple_of(3) => Write::AdmissionGone(admission(number - 1).session),
         11 => Write::KeepAdmission(Admission { claimed: true, ..admission(number.saturating_sub(5)) }),
         12 => known(number),
         2 => Write::Session(session(number % 50)),
@@ -53,7 +53,7 @@ struct Model {
     records: BTreeMap<u64, Record>,
     lifted: BTreeSet<u64>,
     letters: BTreeMap<LetterKey, Letter>,
-    admissions: BTreeMap<SafeId, Admission>,
+    admissions: BTreeMap<SessionId, Admission>,
     known: Option<KnownEtcd>,
 }
 
@@ -70,7 +70,7 @@ impl Model {
             }
             Write::KeepLetter(letter) => drop(self.letters.insert(letter.key(), letter)),
             Write::LetterTold(key) => drop(self.letters.remove(&key)),
-            Write::KeepAdmission(one) => drop(self.admissions.insert(one.safe_id, one)),
+            Write::KeepAdmission(one) => drop(self.admissions.insert(one.session, one)),
             Write::AdmissionGone(id) => drop(self.admissions.remove(&id)),
             Write::KnownEtcd(known) => self.known = Some(known),
             _ => {}
@@ -163,7 +163,7 @@ fn r5_kill_9_loses_no_acknowledged_write_and_tears_none() {
             records: loaded.records.into_iter().map(|record| (record.number, record)).collect(),
             lifted: loaded.lifted.into_iter().collect(),
             letters: loaded.letters.into_iter().map(|letter| (letter.key(), letter)).collect(),
-            admissions: loaded.admissions.into_iter().map(|one| (one.safe_id, one)).collect(),
+            admissions: loaded.admissions.into_iter().map(|one| (one.session, one)).collect(),
             known: loaded.known,
         };
         let limit = next + 100_000;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use enforcer::session::{
     Admission, Author, CutoffKey, Decision, Flow, GatewayId, Guard, Guarded, Identity, Letter, LockKey,
-    Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionRecord, Target, Token,
-    TokenKind, WebKey,
+    Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionId, SessionRecord, Target,
+    Token, TokenKind, WebKey,
 };
 use enforcer::store::Write;
 use enforcer::store::admission::{admission_of, admission_row_of};
@@ -79,8 +79,11 @@ fn letter() -> impl Strategy<Value = Letter> {
 }
 
 fn admission() -> impl Strategy<Value = Admission> {
-    (safe_id(), server(), identity(), name(), option::of(0..=TOP), any::<bool>()).prop_map(
-        |(safe_id, server, who, group, at, claimed)| Admission { safe_id, server, who, group, at, claimed },
+    let vpn = (safe_id(), server().prop_filter("a server has a name", |server| !server.as_str().is_empty()))
+        .prop_map(|(id, server)| (SessionId::Vpn(id), Some(server)));
+    let web = any::<[u8; 16]>().prop_map(|key| (SessionId::Web(WebKey::from_bytes(key)), None));
+    (prop_oneof![vpn, web], identity(), name(), option::of(0..=TOP), any::<bool>()).prop_map(
+        |((session, server), who, group, at, claimed)| Admission { session, server, who, group, at, claimed },
     )
 }
 
@@ -220,7 +223,7 @@ proptest! {
         let before = row.clone();
         match which {
             0 => row.generation += 1,
-            1 => row.safe_id = with.into(),
+            1 => row.session = with.into(),
             2 => row.server = with.into(),
             3 => (row.realm, row.username) = (row.username, row.realm),
             4 => row.username = with.into(),
@@ -263,7 +266,7 @@ proptest! {
         });
         prop_assert_eq!(loaded.letters, last.map(|(_, one)| one.clone()).collect::<Vec<_>>());
         let last = admissions.iter().enumerate().filter(|(place, one)| {
-            admissions[place + 1..].iter().all(|later| later.safe_id != one.safe_id)
+            admissions[place + 1..].iter().all(|later| later.session != one.session)
         });
         prop_assert_eq!(loaded.admissions, last.map(|(_, one)| one.clone()).collect::<Vec<_>>());
     }
@@ -367,19 +370,24 @@ fn r5_a_letter_and_an_admission_are_read_only_as_they_would_have_been_written() 
     }
     type Other = fn(&mut enforcer::store::admission::AdmissionRow<'_>);
     let read = |change: Other| {
-        let one = crate::world::admission(1);
+        let one = crate::world::admission(13);
         let mut row = admission_row_of(&one, 1).unwrap();
         change(&mut row);
         row.sum = row.right_sum();
         admission_of(&row).map(drop)
     };
     assert_eq!(read(|_| {}), Ok(()));
-    let changes: [Other; 5] = [
+    // of the web gateway on a server, and of none on none
+    let changes: [Other; 9] = [
+        |row| row.server = "vpn".into(),
+        |row| row.session = crate::world::safe_id(1).to_string().into(),
+        |row| row.session = row.session.to_uppercase().into(),
+        |row| row.session = "".into(),
         |row| row.claimed = 2,
         |row| row.claimed = -1,
         |row| row.revision = Some(-1),
         |row| row.generation = -1,
-        |row| row.safe_id = "AAAA".into(),
+        |row| row.session = "AAAA".into(),
     ];
     for (place, change) in changes.into_iter().enumerate() {
         assert!(matches!(read(change), Err(BadRow::Meaning { .. })), "change {place}");

@@ -110,14 +110,14 @@ fn r5_an_admission_is_there_until_it_is_gone_and_the_last_word_counts() {
     run.done(keep_admissions(1..=40));
     let changed = Admission { at: Some(99_999), claimed: true, ..admission(3) };
     run.done([
-        Write::AdmissionGone(safe_id(1)),
-        Write::AdmissionGone(safe_id(999)),
+        Write::AdmissionGone(admission(1).session),
+        Write::AdmissionGone(admission(999).session),
         Write::KeepAdmission(Admission { at: None, ..admission(3) }),
         Write::KeepAdmission(changed.clone()),
-        Write::AdmissionGone(safe_id(4)),
+        Write::AdmissionGone(admission(4).session),
         Write::KeepAdmission(admission(4)),
         Write::KeepAdmission(admission(50)),
-        Write::AdmissionGone(safe_id(50)),
+        Write::AdmissionGone(admission(50).session),
     ]);
     run.stop();
     let wanted: Vec<_> = (2..=40)
@@ -256,7 +256,7 @@ fn r5_a_row_that_the_disk_changed_is_named() {
         ("meta", "UPDATE meta SET value = 'fedcba9876543210 99' WHERE key = 'known_etcd'".to_owned()),
         ("meta", "UPDATE meta SET key = 'known' WHERE key = 'known_etcd'".to_owned()),
         ("letter_key", "DROP INDEX letter_key".to_owned()),
-        ("admission_safe_id", "DROP INDEX admission_safe_id".to_owned()),
+        ("admission_session", "DROP INDEX admission_session".to_owned()),
     ];
     for (table, change) in changes {
         let folder = Folder::new();
@@ -354,7 +354,7 @@ fn r7_writes_of_letters_and_admissions_use_an_index() {
     );
     assert_eq!(
         plan("DELETE FROM admission WHERE safe_id = 'a'"),
-        ["SEARCH admission USING INDEX admission_safe_id (safe_id=?)"]
+        ["SEARCH admission USING INDEX admission_session (safe_id=?)"]
     );
     // and they are read in the order of the table itself, without sorting
     assert_eq!(plan("SELECT * FROM admission NOT INDEXED ORDER BY generation"), ["SCAN admission"]);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use enforcer::session::{
     Admission, Audit, Author, CutoffKey, Decision, Flow, GatewayId, Guard, Guarded, Identity, KnownEtcd,
-    Letter, Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionRecord, Target,
-    Token, TokenKind, WebDigest, WebKey, WebRecord, WebTokenRecord,
+    Letter, Observed, Origin, Over, Process, Protocol, Record, SafeId, ServerName, SessionId, SessionRecord,
+    Target, Token, TokenKind, WebDigest, WebKey, WebRecord, WebTokenRecord,
 };
 use enforcer::store::{self, Loaded, OpenError, Outcome, Settings, Write, Writer};
 
@@ -270,8 +270,11 @@ pub fn letter(number: u64) -> Letter {
 
 pub fn admission(number: u64) -> Admission {
     Admission {
-        safe_id: safe_id(number),
-        server: server("vpn"),
+        session: match number % 4 {
+            1 => SessionId::Web(WebKey::from_bytes(u128::from(number).to_be_bytes())),
+            _ => SessionId::Vpn(safe_id(number)),
+        },
+        server: (number % 4 != 1).then(|| server("vpn")),
         who: person(number),
         group: "contractors".to_owned(),
         at: (!number.is_multiple_of(3)).then_some(7_000 + number),

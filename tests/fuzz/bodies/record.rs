@@ -261,7 +261,7 @@ fn admission(input: Admission<'_>) {
     let [server, realm, username, groupname] = input.names.map(Into::into);
     let mut row = AdmissionRow {
         generation: input.generation,
-        safe_id: input.safe_id.map_or_else(Into::into, |id| SafeId::from_bytes(id).to_string().into()),
+        session: input.safe_id.map_or_else(Into::into, |id| SafeId::from_bytes(id).to_string().into()),
         server,
         realm,
         username,

@@ -224,7 +224,7 @@ fn many() -> Vec<Row> {
 
 /// On standard error, so that nobody wonders.
 fn progress(what: &str, round: usize, rounds: usize) {
-    if (round + 1) % 25 == 0 || round + 1 == rounds {
+    if (round + 1).is_multiple_of(25) || round + 1 == rounds {
         eprintln!("{what}: {} of {rounds}", round + 1);
     }
 }

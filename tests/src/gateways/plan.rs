@@ -23,6 +23,7 @@ pub struct Plan {
     skew: Option<(usize, String)>,
     guarded: bool,
     clustered: bool,
+    web: bool,
 }
 
 impl Plan {
@@ -35,6 +36,7 @@ impl Plan {
             skew: None,
             guarded: true,
             clustered: true,
+            web: false,
         };
         // one who is cut off notices it soon; a login waits longer than a busy machine takes
         plan.set("cluster", "insecure", "true")
@@ -86,6 +88,13 @@ impl Plan {
         self
     }
 
+    /// Each daemon serves a web gateway, at [`Gateways::web`].
+    #[must_use]
+    pub fn web(mut self) -> Self {
+        self.web = true;
+        self
+    }
+
     /// Builds all of it; all run, and know each other.
     #[track_caller]
     pub fn start(self) -> Gateways {
@@ -125,6 +134,14 @@ impl Plan {
                 &quoted(NAMES[place]),
             );
         }
+        if self.web {
+            let socket = web_socket(lab, NAMES[place]);
+            let table = socket.with_extension("d").join("sockets");
+            config = config
+                .set("web", "socket", &quoted(&socket.display().to_string()))
+                .set("web", "user", "\"nobody\"")
+                .set("web", "socket-table", &quoted(&table.display().to_string()));
+        }
         for (section, key, value) in &self.settings {
             if section == "cluster" && !self.clustered {
                 continue;
@@ -141,6 +158,11 @@ impl Plan {
         let server = if self.guarded { enforcer.guard(ocserv).start() } else { ocserv.start() };
         Gateway { server, enforcer, wire, namespace, name: NAMES[place] }
     }
+}
+
+/// Where a gateway's daemon serves its web gateway.
+pub(super) fn web_socket(lab: &Lab, name: &str) -> PathBuf {
+    lab.work().join(format!("web-{name}"))
 }
 
 /// A further gateway's namespace: 198.51.(100 + `number`).2 before the router, 10.77.(`number`).1 before the LAN host.

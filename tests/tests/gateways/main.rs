@@ -14,6 +14,7 @@ mod locks;
 mod measured;
 mod moves;
 mod places;
+mod web;
 mod wires;
 
 /// A number of the environment's.

@@ -9,18 +9,18 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use enforcer::session::{WebDigest, WebKey};
-use enforcer::web::link::{Cause, Link, LinkError, NewSession, OnEnd, Session, Settings};
+use enforcer::session::WebDigest;
+use enforcer::web::link::{Cause, LinkError};
 use enforcer_tests::Era;
 use enforcer_tests::enforcer::{Answer, Config, DONE, ERROR, NOTHING_MATCHED, PARTIAL, binary, quoted};
 use enforcer_tests::process::{copy_program, eventually};
 use enforcer_tests::receipt::list;
 use enforcer_tests::scene::Scene;
+use enforcer_tests::web_link::{WebLink, digest, new_session};
 use serde_json::Value;
-use tokio::runtime::Runtime;
 
 const BOUND: Duration = Duration::from_secs(10);
 /// Whom the gateway's socket is for, and somebody else.
@@ -49,91 +49,25 @@ fn scene_with(name: &str, change: impl FnOnce(Config) -> Config) -> Scene {
     )
 }
 
-fn digest(byte: u8) -> WebDigest {
-    WebDigest::from_bytes([byte; 32])
-}
-
-fn new_session(user: &str, digest: WebDigest, wrapped: Vec<u8>, agent: &str) -> NewSession {
-    NewSession {
-        user: user.into(),
-        realm: String::new(),
-        host: "app.example".into(),
-        digest,
-        wrapped,
-        peer: "192.0.2.7".into(),
-        agent: agent.into(),
-        idle: Duration::from_secs(600),
-        lasts: Duration::from_secs(3_600),
-    }
-}
-
-/// A gateway: its link, and which sessions it was told to end.
-struct Gateway {
-    runtime: Runtime,
-    link: Option<Arc<Link>>,
-    ended: Arc<Mutex<BTreeMap<WebKey, Cause>>>,
-}
+/// A gateway at the scene's daemon.
+struct Gateway(WebLink);
 
 impl Gateway {
-    /// Each session has two sockets, wherever it ends.
     fn start(scene: &Scene) -> Self {
-        Self::with(scene, |_| true)
+        Self(WebLink::start(&socket(scene)))
     }
 
     /// `closes`: whether it comes to an end with closing a session's sockets.
     fn with(scene: &Scene, closes: fn(Cause) -> bool) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let ended = Arc::new(Mutex::new(BTreeMap::new()));
-        let told = Arc::clone(&ended);
-        let on_end: OnEnd = Arc::new(move |key, cause| {
-            told.lock().unwrap().insert(key, cause);
-            Box::pin(async move { if closes(cause) { 2 } else { std::future::pending().await } })
-        });
-        let link = {
-            let _entered = runtime.enter();
-            Link::start(
-                Settings { seen_every: Duration::from_millis(50), ..Settings::new(socket(scene)) },
-                on_end,
-            )
-        };
-        let gateway = Self { runtime, link: Some(Arc::new(link)), ended };
-        gateway.connected();
-        gateway
-    }
-
-    fn link(&self) -> &Link {
-        self.link.as_ref().unwrap()
-    }
-
-    #[track_caller]
-    fn connected(&self) {
-        let connected = async { tokio::time::timeout(BOUND, self.link().connected()).await };
-        self.runtime.block_on(connected).expect("the stream is whole");
-    }
-
-    fn login(&self, user: &str, byte: u8) -> Result<Arc<Session>, LinkError> {
-        let new = new_session(user, digest(byte), vec![byte; 60], "a browser");
-        self.runtime.block_on(self.link().create(new))
-    }
-
-    fn check(&self, byte: u8) -> Result<Option<Arc<Session>>, LinkError> {
-        self.runtime.block_on(self.link().check(&digest(byte)))
-    }
-
-    fn is_alive(&self, byte: u8) -> bool {
-        self.check(byte).unwrap().is_some()
-    }
-
-    fn was_ended(&self, session: &Session) -> Option<Cause> {
-        self.ended.lock().unwrap().get(&session.key).copied()
+        Self(WebLink::with(&socket(scene), closes))
     }
 }
 
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        let _entered = self.runtime.enter();
-        drop(self.link.take());
+impl std::ops::Deref for Gateway {
+    type Target = WebLink;
+
+    fn deref(&self) -> &WebLink {
+        &self.0
     }
 }
 
@@ -298,8 +232,7 @@ fn r7_r5_many_sessions() {
     let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
     let tasks: Vec<_> = (0..32)
         .map(|_| {
-            let (link, next, agent) =
-                (Arc::clone(gateway.link.as_ref().unwrap()), Arc::clone(&next), agent.clone());
+            let (link, next, agent) = (gateway.shared(), Arc::clone(&next), agent.clone());
             gateway.runtime.spawn(async move {
                 loop {
                     let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -2,7 +2,6 @@
 
 use crate::cluster as etcd;
 use crate::registry::cluster as rules;
-use crate::session::SafeId;
 
 /// What only people are told of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -49,9 +48,7 @@ fn key(key: rules::Key) -> etcd::Key {
         rules::Key::Barrier(id) => etcd::Key::Barrier(id),
         rules::Key::Record(author, over) => etcd::Key::Record(author, over),
         rules::Key::Lift(lifter, author, over) => etcd::Key::Lift(lifter, author, over),
-        rules::Key::Admission(gateway, who, id) => {
-            etcd::Key::Admission(gateway, who, etcd::SessionId::Vpn(id))
-        }
+        rules::Key::Admission(gateway, who, id) => etcd::Key::Admission(gateway, who, id),
         rules::Key::Owners(who) => etcd::Key::Owners(who),
     }
 }
@@ -79,10 +76,7 @@ fn value(value: rules::Value, facts: &Facts) -> etcd::Value {
         rules::Value::Owners(owners) => etcd::Value::Owners(etcd::Owners {
             generation: owners.generation,
             holders: (owners.holders.into_iter())
-                .map(|holder| etcd::Holder {
-                    gateway: holder.gateway,
-                    session: etcd::SessionId::Vpn(holder.safe_id),
-                })
+                .map(|holder| etcd::Holder { gateway: holder.gateway, session: holder.session })
                 .collect(),
         }),
     }
@@ -97,18 +91,17 @@ fn cut(mut text: String, most: usize) -> String {
     text
 }
 
-/// `None`: nothing that the rules know.
-fn key_back(key: etcd::Key) -> Option<rules::Key> {
-    Some(match key {
+fn key_back(key: etcd::Key) -> rules::Key {
+    match key {
         etcd::Key::Gateway(id) => rules::Key::Gateway(id),
         etcd::Key::Alive(id) => rules::Key::Alive(id),
         etcd::Key::Acknowledged(id) => rules::Key::Acknowledged(id),
         etcd::Key::Barrier(id) => rules::Key::Barrier(id),
         etcd::Key::Record(author, over) => rules::Key::Record(author, over),
         etcd::Key::Lift(lifter, author, over) => rules::Key::Lift(lifter, author, over),
-        etcd::Key::Admission(gateway, who, id) => rules::Key::Admission(gateway, who, vpn(id)?),
+        etcd::Key::Admission(gateway, who, id) => rules::Key::Admission(gateway, who, id),
         etcd::Key::Owners(who) => rules::Key::Owners(who),
-    })
+    }
 }
 
 fn value_back(value: etcd::Value) -> rules::Value {
@@ -130,18 +123,9 @@ fn value_back(value: etcd::Value) -> rules::Value {
         etcd::Value::Owners(owners) => rules::Value::Owners(rules::Owners {
             generation: owners.generation,
             holders: (owners.holders.into_iter())
-                .filter_map(|holder| {
-                    Some(rules::Holder { gateway: holder.gateway, safe_id: vpn(holder.session)? })
-                })
+                .map(|holder| rules::Holder { gateway: holder.gateway, session: holder.session })
                 .collect(),
         }),
-    }
-}
-
-fn vpn(id: etcd::SessionId) -> Option<SafeId> {
-    match id {
-        etcd::SessionId::Vpn(id) => Some(id),
-        etcd::SessionId::Web(_) => None,
     }
 }
 
@@ -153,7 +137,7 @@ pub(super) fn changes(changes: Vec<etcd::Change>) -> Vec<rules::Change> {
             etcd::Now::Gone => None,
             etcd::Now::Unreadable => return None,
         };
-        Some(rules::Change { key: key_back(change.key)?, value, revision: change.revision })
+        Some(rules::Change { key: key_back(change.key), value, revision: change.revision })
     };
     changes.into_iter().filter_map(change).collect()
 }
@@ -182,7 +166,7 @@ fn got_back(change: etcd::Change) -> Option<(rules::Value, rules::Revision)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Author, GatewayId, Identity, Over, WebKey};
+    use crate::session::{Author, GatewayId, Identity, Over, SafeId, SessionId, WebKey};
 
     const ME: GatewayId = GatewayId::from_bytes([1; 16]);
 
@@ -202,7 +186,8 @@ mod tests {
 
     #[test]
     fn what_the_rules_write_is_what_they_read() {
-        let safe_id = SafeId::from_bytes([3; 20]);
+        let (vpn, web) =
+            (SessionId::Vpn(SafeId::from_bytes([3; 20])), SessionId::Web(WebKey::from_bytes([4; 16])));
         let record = rules::Record {
             number: 4,
             by: "root".into(),
@@ -211,7 +196,8 @@ mod tests {
             until: Some(90),
             lasts: Some(60),
         };
-        let owners = rules::Owners { generation: 2, holders: vec![rules::Holder { gateway: ME, safe_id }] };
+        let holders = [vpn, web].map(|session| rules::Holder { gateway: ME, session }).into();
+        let owners = rules::Owners { generation: 2, holders };
         let mine = Author::Gateway(ME);
         for (key, value) in [
             (rules::Key::Gateway(ME), rules::Value::Gateway { name: "vpn-1".into() }),
@@ -222,7 +208,8 @@ mod tests {
                 rules::Key::Lift(mine, Author::Admin, Over::User(alice())),
                 rules::Value::Lift { up_to: 3, by: "root".into() },
             ),
-            (rules::Key::Admission(ME, alice(), safe_id), rules::Value::Admission),
+            (rules::Key::Admission(ME, alice(), vpn), rules::Value::Admission),
+            (rules::Key::Admission(ME, alice(), web), rules::Value::Admission),
             (rules::Key::Owners(alice()), rules::Value::Owners(owners)),
         ] {
             let back = there_and_back(rules::Op::Put(key.clone(), value.clone()));
@@ -254,14 +241,5 @@ mod tests {
         assert_eq!(changes(vec![change(etcd::Now::Unreadable)]), []);
         assert!(matches!(got_back(change(etcd::Now::Unreadable)), Some((_, 4))));
         assert_eq!(got_back(change(etcd::Now::Gone)), None);
-    }
-
-    #[test]
-    fn a_web_session_has_no_place_among_these() {
-        let web = etcd::SessionId::Web(WebKey::from_bytes([5; 16]));
-        let owners =
-            etcd::Owners { generation: 1, holders: vec![etcd::Holder { gateway: ME, session: web }] };
-        let rules::Value::Owners(owners) = value_back(etcd::Value::Owners(owners)) else { panic!() };
-        assert_eq!(owners.holders, []);
     }
 }

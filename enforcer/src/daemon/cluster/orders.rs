@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::registry::cluster::{ClusterEvent, Errand};
 use crate::registry::{Answer, Event, Layer, Number, Order, Receipt, Request, TakeBack, Target};
-use crate::session::{Author, Decision, Origin, Over, Revision, SafeId};
+use crate::session::{Author, Decision, Origin, Over, Revision, SessionId};
 
 use super::super::{Daemon, answers, now};
 
@@ -18,7 +18,7 @@ pub(super) struct Task {
     pub origin: Origin,
     pub over: Over,
     pub record: Decision,
-    pub spare: BTreeSet<SafeId>,
+    pub spare: BTreeSet<SessionId>,
 }
 
 /// One lift.

@@ -7,7 +7,7 @@ use tonic::Status;
 use crate::cluster::{self as etcd, Change, Key, Known, Value};
 use crate::control::{AllSessionsFrom, Reply, api};
 use crate::registry::cluster::ClusterEvent;
-use crate::session::GatewayId;
+use crate::session::{GatewayId, SessionId};
 
 use super::super::checks::finding;
 use super::super::{Answerer, Daemon, now};
@@ -210,12 +210,10 @@ impl Daemon {
     fn find_strays(&mut self, outcome: etcd::Outcome) {
         let etcd::Outcome::Listed { found, .. } = outcome else { return };
         for change in found {
-            let Key::Admission(_, who, etcd::SessionId::Vpn(safe_id)) = change.key else { continue };
-            let is_at_the_door =
-                self.asks.values().any(|asked| asked.sighting.observed.safe_id == Some(safe_id));
-            let is_known = self.cluster.as_ref().is_some_and(|link| link.admissions.contains_key(&safe_id));
-            if !is_known && !is_at_the_door {
-                self.tell_rules(ClusterEvent::Stray { who, safe_id });
+            let Key::Admission(_, who, session) = change.key else { continue };
+            let is_known = self.cluster.as_ref().is_some_and(|link| link.admissions.contains_key(&session));
+            if !is_known && !self.is_at_the_door(session) {
+                self.tell_rules(ClusterEvent::Stray { who, session });
             }
         }
     }
@@ -243,9 +241,9 @@ impl Daemon {
             else {
                 return None;
             };
-            let (kind, id) = match session {
-                etcd::SessionId::Vpn(id) => ("vpn", id.to_string()),
-                etcd::SessionId::Web(key) => ("web", key.to_string()),
+            let kind = match session {
+                SessionId::Vpn(_) => "vpn",
+                SessionId::Web(_) => "web",
             };
             Some(api::ClusterSession {
                 gateway: name.clone(),
@@ -253,7 +251,7 @@ impl Daemon {
                 realm: who.realm,
                 user: who.name,
                 kind: kind.into(),
-                session: id,
+                session: session.to_string(),
                 since: at,
                 alive,
             })

@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{Identity, SafeId};
+use crate::session::{Identity, SessionId};
 
 use super::super::{Ask, Now};
 use super::owners::{self, Claim, MOST_HOLDERS, claim};
 use super::words::{
-    Author, ClusterEffect, Condition, Holder, Key, Knock, Limit, Op, Out, Outcome, Over, Owners, Record,
-    Revision, Txn, Value, WhenAway,
+    Author, ClusterEffect, Condition, Holder, Key, Knock, Limit, Op, Out, Outcome, Owners, Record, Revision,
+    Txn, Value, WhenAway,
 };
 use super::{Cluster, MOST_IN_FLIGHT, Purpose};
 
@@ -28,7 +28,7 @@ const TRIES: u32 = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Login {
     pub who: Identity,
-    pub safe_id: SafeId,
+    pub session: SessionId,
     pub limit: Option<Limit>,
     pub when_away: WhenAway,
     pub since: Duration,
@@ -79,34 +79,34 @@ pub(super) struct Door {
     behind: BTreeSet<(Revision, Knock)>,
     /// One is on its way.
     barrier: bool,
-    passed: BTreeMap<SafeId, Passed>,
-    by_person: BTreeMap<Identity, BTreeSet<SafeId>>,
+    passed: BTreeMap<SessionId, Passed>,
+    by_person: BTreeMap<Identity, BTreeSet<SessionId>>,
     /// Those that were given a place, or may have been, and have not passed (yet).
-    claims: BTreeMap<SafeId, Identity>,
+    claims: BTreeMap<SessionId, Identity>,
     /// Let in while etcd was away.
-    open: BTreeMap<SafeId, Login>,
+    open: BTreeMap<SessionId, Login>,
     /// Whose cookie is gone, and whose keys are to be taken out.
-    leaving: VecDeque<(Identity, SafeId, bool)>,
+    leaving: VecDeque<(Identity, SessionId, bool)>,
 }
 
 impl Door {
     /// That person's sessions that have passed after that revision.
-    pub(super) fn admitted_after(&self, who: &Identity, revision: Revision) -> BTreeSet<SafeId> {
-        let after = |id: &&SafeId| self.passed.get(*id).is_some_and(|passed| passed.at > Some(revision));
+    pub(super) fn admitted_after(&self, who: &Identity, revision: Revision) -> BTreeSet<SessionId> {
+        let after = |id: &&SessionId| self.passed.get(*id).is_some_and(|passed| passed.at > Some(revision));
         self.by_person.get(who).map(|ids| ids.iter().filter(after).copied().collect()).unwrap_or_default()
     }
 
     /// It has passed, in this run or an earlier one.
     pub(super) fn remember(&mut self, login: Login, at: Option<Revision>, claimed: bool) {
-        let (who, safe_id) = (login.who.clone(), login.safe_id);
+        let (who, session) = (login.who.clone(), login.session);
         if at.is_none() {
-            self.open.insert(safe_id, login);
+            self.open.insert(session, login);
         }
         if claimed {
-            self.claims.remove(&safe_id);
+            self.claims.remove(&session);
         }
-        self.by_person.entry(who.clone()).or_default().insert(safe_id);
-        self.passed.insert(safe_id, Passed { who, at, claimed });
+        self.by_person.entry(who.clone()).or_default().insert(session);
+        self.passed.insert(session, Passed { who, at, claimed });
     }
 
     /// Whatever was asked of etcd is not answered any more.
@@ -145,11 +145,11 @@ impl Door {
         }
     }
 
-    fn forget(&mut self, safe_id: SafeId) -> Option<Passed> {
-        self.open.remove(&safe_id);
-        let passed = self.passed.remove(&safe_id)?;
+    fn forget(&mut self, session: SessionId) -> Option<Passed> {
+        self.open.remove(&session);
+        let passed = self.passed.remove(&session)?;
         if let Some(ids) = self.by_person.get_mut(&passed.who) {
-            ids.remove(&safe_id);
+            ids.remove(&session);
             if ids.is_empty() {
                 self.by_person.remove(&passed.who);
             }
@@ -181,7 +181,7 @@ impl Cluster {
                 && revision == read
             {
                 entry.stage = Stage::Looking(revision, next);
-                out.push(ClusterEffect::Look { knock, safe_id: entry.login.safe_id });
+                out.push(ClusterEffect::Look { knock, session: entry.login.session });
             }
         }
         self.serve_the_leaving(out);
@@ -189,8 +189,8 @@ impl Cluster {
 
     /// What was let in while etcd was away goes the way of a login; what was decided meanwhile was ordered before.
     fn admit_the_open(&mut self) {
-        for (safe_id, login) in std::mem::take(&mut self.door.open) {
-            self.door.knock(Knock::Inside(safe_id), login);
+        for (session, login) in std::mem::take(&mut self.door.open) {
+            self.door.knock(Knock::Inside(session), login);
         }
     }
 
@@ -204,10 +204,10 @@ impl Cluster {
         {
             let Some(entry) = self.door.logins.get_mut(&knock) else { continue };
             entry.stage = Stage::Asking;
-            let (who, safe_id) = (entry.login.who.clone(), entry.login.safe_id);
+            let (who, session) = (entry.login.who.clone(), entry.login.session);
             let is_limited = entry.login.limit.is_some();
             then.push(match is_limited {
-                false => Op::Put(Key::Admission(me, who, safe_id), Value::Admission),
+                false => Op::Put(Key::Admission(me, who, session), Value::Admission),
                 true => Op::Get(Key::Owners(who)),
             });
             knocks.push((knock, is_limited));
@@ -241,7 +241,7 @@ impl Cluster {
         match (next, login.limit) {
             (Next::Pass { claimed }, _) => self.pass(knock, Some(revision), claimed, out),
             (Next::Places(owners, since), Some(limit)) => {
-                match claim(&owners, self.rules.me, login.safe_id, limit) {
+                match claim(&owners, self.rules.me, login.session, limit) {
                     Claim::Holds => self.pass(knock, Some(revision), true, out),
                     Claim::Full => {
                         self.turn_away(knock, "there are as many sessions of this user as are allowed", out)
@@ -269,13 +269,13 @@ impl Cluster {
             return self.turn_away(knock, "others log in as this user all the time: try again", out);
         }
         entry.stage = Stage::Asking;
-        self.door.claims.insert(login.safe_id, login.who.clone());
+        self.door.claims.insert(login.session, login.who.clone());
         let me = self.rules.me;
         let places = Key::Owners(login.who.clone());
         let mut then = vec![
             Op::Put(Key::Barrier(me), Value::Barrier),
             Op::Put(places.clone(), Value::Owners(owners)),
-            Op::Put(Key::Admission(me, login.who.clone(), login.safe_id), Value::Admission),
+            Op::Put(Key::Admission(me, login.who.clone(), login.session), Value::Admission),
         ];
         for holder in displaced {
             let record = Record {
@@ -287,7 +287,7 @@ impl Cluster {
                 lasts: None,
             };
             then.push(Op::Put(
-                Key::Record(Author::Gateway(me), Over::Session(holder.safe_id)),
+                Key::Record(Author::Gateway(me), holder.session.over()),
                 Value::Record(record),
             ));
         }
@@ -304,8 +304,8 @@ impl Cluster {
     fn pass(&mut self, knock: Knock, at: Option<Revision>, claimed: bool, out: &mut Out) {
         let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
         // a place that it has it keeps, also where nobody could be asked this time
-        let claimed = claimed || self.door.passed.get(&login.safe_id).is_some_and(|passed| passed.claimed);
-        out.push(ClusterEffect::Passed { safe_id: login.safe_id, at, claimed });
+        let claimed = claimed || self.door.passed.get(&login.session).is_some_and(|passed| passed.claimed);
+        out.push(ClusterEffect::Passed { session: login.session, at, claimed });
         self.door.remember(login, at, claimed);
         if let Knock::Gate(ask) = knock {
             out.push(ClusterEffect::Admit { ask });
@@ -316,7 +316,7 @@ impl Cluster {
         let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
         match knock {
             Knock::Gate(ask) => out.push(ClusterEffect::Refuse { ask, why: why.into() }),
-            Knock::Inside(_) => out.push(ClusterEffect::End { safe_id: login.safe_id, why: why.into() }),
+            Knock::Inside(_) => out.push(ClusterEffect::End { session: login.session, why: why.into() }),
         }
         self.gives_up(login);
     }
@@ -324,9 +324,9 @@ impl Cluster {
     /// What was written for a login that is not let in is of no use: R4, its place would be nobody's for ever. Unless its
     /// session has passed before, and may be there.
     fn gives_up(&mut self, login: Login) {
-        if !self.door.passed.contains_key(&login.safe_id) {
-            self.door.claims.remove(&login.safe_id);
-            self.leave(login.who, login.safe_id, true);
+        if !self.door.passed.contains_key(&login.session) {
+            self.door.claims.remove(&login.session);
+            self.leave(login.who, login.session, true);
         }
     }
 
@@ -349,42 +349,42 @@ impl Cluster {
         self.door.waiting.retain(|knock| self.door.logins.contains_key(knock));
     }
 
-    pub(super) fn cookie_gone(&mut self, safe_id: SafeId) {
-        self.door.logins.remove(&Knock::Inside(safe_id));
+    pub(super) fn cookie_gone(&mut self, session: SessionId) {
+        self.door.logins.remove(&Knock::Inside(session));
         // one that was let in while etcd was away may have been given a place by an earlier run
         let may_have = |passed: &Passed| passed.claimed || passed.at.is_none();
-        let passed = self.door.forget(safe_id).map(|passed| (passed.who.clone(), may_have(&passed)));
-        let claim = self.door.claims.remove(&safe_id).map(|who| (who, true));
+        let passed = self.door.forget(session).map(|passed| (passed.who.clone(), may_have(&passed)));
+        let claim = self.door.claims.remove(&session).map(|who| (who, true));
         if let Some((who, claimed)) = claim.or(passed) {
-            self.leave(who, safe_id, claimed);
+            self.leave(who, session, claimed);
         }
     }
 
     /// The keys of sessions that are over.
     fn serve_the_leaving(&mut self, out: &mut Out) {
         while self.in_flight.len() < MOST_IN_FLIGHT
-            && let Some((who, safe_id, claimed)) = self.door.leaving.pop_front()
+            && let Some((who, session, claimed)) = self.door.leaving.pop_front()
         {
             if claimed {
                 let then = vec![Op::Get(Key::Owners(who.clone()))];
-                self.commit(Txn { then, ..Txn::default() }, Purpose::Leaving(who, safe_id), out);
+                self.commit(Txn { then, ..Txn::default() }, Purpose::Leaving(who, session), out);
             } else {
-                let then = vec![Op::Delete(Key::Admission(self.rules.me, who.clone(), safe_id))];
-                self.commit(Txn { then, ..Txn::default() }, Purpose::Forgetting(who, safe_id), out);
+                let then = vec![Op::Delete(Key::Admission(self.rules.me, who.clone(), session))];
+                self.commit(Txn { then, ..Txn::default() }, Purpose::Forgetting(who, session), out);
             }
         }
     }
 
     /// Its keys are to be taken out; whether it may have one of the places.
-    pub(super) fn leave(&mut self, who: Identity, safe_id: SafeId, claimed: bool) {
-        self.door.leaving.push_back((who, safe_id, claimed));
+    pub(super) fn leave(&mut self, who: Identity, session: SessionId, claimed: bool) {
+        self.door.leaving.push_back((who, session, claimed));
     }
 
-    pub(super) fn left(&mut self, who: Identity, safe_id: SafeId, outcome: &Outcome, out: &mut Out) {
+    pub(super) fn left(&mut self, who: Identity, session: SessionId, outcome: &Outcome, out: &mut Out) {
         // nothing is asked any more once it is done
         let Some(got) = outcome.got.first() else { return };
         let Next::Places(owners, since) = places(Some(got)) else { return };
-        let Some(rest) = owners::without(&owners, safe_id) else { return self.leave(who, safe_id, false) };
+        let Some(rest) = owners::without(&owners, session) else { return self.leave(who, session, false) };
         let key = Key::Owners(who.clone());
         let op = match rest.holders.is_empty() {
             true => Op::Delete(key.clone()),
@@ -392,9 +392,9 @@ impl Cluster {
         };
         let only_if = vec![Condition::Unchanged(key.clone(), since)];
         // both or none: as long as its admission is there, a restart finds the session
-        let then = vec![op, Op::Delete(Key::Admission(self.rules.me, who.clone(), safe_id))];
+        let then = vec![op, Op::Delete(Key::Admission(self.rules.me, who.clone(), session))];
         let txn = Txn { only_if, then, otherwise: vec![Op::Get(key)] };
-        self.commit(txn, Purpose::Leaving(who, safe_id), out);
+        self.commit(txn, Purpose::Leaving(who, session), out);
     }
 }
 

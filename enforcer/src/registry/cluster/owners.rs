@@ -1,6 +1,6 @@
 //! How many sessions of a person there may be at once, and which of them yields.
 
-use crate::session::SafeId;
+use crate::session::SessionId;
 
 use super::words::{GatewayId, Holder, Limit, Owners, Yields};
 
@@ -20,8 +20,8 @@ pub enum Claim {
 }
 
 /// A session that has had to yield is not asked for again: its end is a record, which refuses it at its gateway.
-pub fn claim(owners: &Owners, gateway: GatewayId, safe_id: SafeId, limit: Limit) -> Claim {
-    if owners.holders.iter().any(|holder| holder.safe_id == safe_id) {
+pub fn claim(owners: &Owners, gateway: GatewayId, session: SessionId, limit: Limit) -> Claim {
+    if owners.holders.iter().any(|holder| holder.session == session) {
         return Claim::Holds;
     }
     let most = limit.most.clamp(1, MOST_HOLDERS);
@@ -29,7 +29,7 @@ pub fn claim(owners: &Owners, gateway: GatewayId, safe_id: SafeId, limit: Limit)
         return Claim::Full;
     }
     let mut holders = owners.holders.clone();
-    holders.push(Holder { gateway, safe_id });
+    holders.push(Holder { gateway, session });
     let too_many = holders.len().saturating_sub(most);
     let displaced = holders.drain(..too_many).collect();
     let owners = Owners { generation: owners.generation.saturating_add(1), holders };
@@ -37,9 +37,9 @@ pub fn claim(owners: &Owners, gateway: GatewayId, safe_id: SafeId, limit: Limit)
 }
 
 /// Without that session. `None`: it has no place.
-pub fn without(owners: &Owners, safe_id: SafeId) -> Option<Owners> {
+pub fn without(owners: &Owners, session: SessionId) -> Option<Owners> {
     let holders: Vec<Holder> =
-        owners.holders.iter().filter(|holder| holder.safe_id != safe_id).copied().collect();
+        owners.holders.iter().filter(|holder| holder.session != session).copied().collect();
     (holders.len() < owners.holders.len())
         .then(|| Owners { generation: owners.generation.saturating_add(1), holders })
 }
@@ -47,21 +47,22 @@ pub fn without(owners: &Owners, safe_id: SafeId) -> Option<Owners> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::SafeId;
 
     const HERE: GatewayId = GatewayId::from_bytes([1; 16]);
     const THERE: GatewayId = GatewayId::from_bytes([2; 16]);
 
-    fn id(n: u8) -> SafeId {
-        SafeId::from_bytes([n; 20])
+    fn id(n: u8) -> SessionId {
+        SessionId::Vpn(SafeId::from_bytes([n; 20]))
     }
 
     fn of(ids: &[u8]) -> Owners {
-        let holders = ids.iter().map(|n| Holder { gateway: THERE, safe_id: id(*n) }).collect();
+        let holders = ids.iter().map(|n| Holder { gateway: THERE, session: id(*n) }).collect();
         Owners { generation: 7, holders }
     }
 
-    fn ids(owners: &Owners) -> Vec<SafeId> {
-        owners.holders.iter().map(|holder| holder.safe_id).collect()
+    fn ids(owners: &Owners) -> Vec<SessionId> {
+        owners.holders.iter().map(|holder| holder.session).collect()
     }
 
     const ONE: Limit = Limit { most: 1, yields: Yields::Oldest };
@@ -70,7 +71,7 @@ mod tests {
     fn the_newest_takes_the_place_of_the_oldest() {
         let Claim::Takes { owners, displaced } = claim(&of(&[1]), HERE, id(2), ONE) else { panic!() };
         assert_eq!((ids(&owners), owners.generation), (vec![id(2)], 8));
-        assert_eq!(displaced, [Holder { gateway: THERE, safe_id: id(1) }]);
+        assert_eq!(displaced, [Holder { gateway: THERE, session: id(1) }]);
         let two = Limit { most: 2, ..ONE };
         let Claim::Takes { owners, displaced } = claim(&of(&[1]), HERE, id(2), two) else { panic!() };
         assert_eq!((ids(&owners), displaced), (vec![id(1), id(2)], vec![]));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::session::{Identity, SafeId};
+use crate::session::{Identity, SessionId};
 
 pub use crate::session::{Author, Decision as Record, GatewayId, LetterKey, Over, Revision};
 
@@ -25,7 +25,7 @@ pub struct Owners {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
     pub gateway: GatewayId,
-    pub safe_id: SafeId,
+    pub session: SessionId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub enum Key {
     /// Takes a record back, as it was up to a revision.
     Lift(Author, Author, Over),
     /// A session that passed the gate; `create_revision` is its place in the order. Nobody watches these.
-    Admission(GatewayId, Identity, SafeId),
+    Admission(GatewayId, Identity, SessionId),
     Owners(Identity),
 }
 
@@ -119,7 +119,7 @@ pub enum Trouble {
 pub enum Knock {
     Gate(Ask),
     /// It was let in while etcd was away.
-    Inside(SafeId),
+    Inside(SessionId),
 }
 
 /// How many sessions of a person may be there at once, and who yields.
@@ -180,7 +180,7 @@ pub enum ClusterEvent {
     /// An earlier run has told by [`ClusterEffect::Passed`], and the cookie is worth something still.
     Remembered {
         who: Identity,
-        safe_id: SafeId,
+        session: SessionId,
         at: Option<Revision>,
         claimed: bool,
         limit: Option<Limit>,
@@ -193,7 +193,7 @@ pub enum ClusterEvent {
     Asked {
         ask: Ask,
         who: Identity,
-        safe_id: SafeId,
+        session: SessionId,
         limit: Option<Limit>,
         when_away: WhenAway,
     },
@@ -204,13 +204,13 @@ pub enum ClusterEvent {
     },
     /// That cookie is worth nothing any more.
     CookieGone {
-        safe_id: SafeId,
+        session: SessionId,
     },
     /// [`Key::Admission`] of this gateway stands in etcd for a session that is not here: an earlier run was killed in
     /// between.
     Stray {
         who: Identity,
-        safe_id: SafeId,
+        session: SessionId,
     },
     Tick,
 }
@@ -229,7 +229,7 @@ pub enum ClusterEffect {
         over: Over,
         record: Record,
         revision: Revision,
-        spare: BTreeSet<SafeId>,
+        spare: BTreeSet<SessionId>,
     },
     /// Take back here what that record has ordered up to that revision; a decision of this gateway's own that is not in
     /// etcd yet, or stands higher, stays.
@@ -257,7 +257,7 @@ pub enum ClusterEffect {
     /// Everything that was decided before it came is known: is there still nothing that speaks against it?
     Look {
         knock: Knock,
-        safe_id: SafeId,
+        session: SessionId,
     },
     /// It may pass, and [`Self::Look`] has just said so, or etcd is away and its group is let in then.
     Admit {
@@ -269,12 +269,12 @@ pub enum ClusterEffect {
     },
     /// A session that was let in while etcd was away has to go: there is no place for it.
     End {
-        safe_id: SafeId,
+        session: SessionId,
         why: String,
     },
     /// It has passed: to be remembered with the session.
     Passed {
-        safe_id: SafeId,
+        session: SessionId,
         at: Option<Revision>,
         claimed: bool,
     },

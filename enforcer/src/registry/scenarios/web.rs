@@ -177,3 +177,27 @@ impl Web {
 fn layer(receipt: &Receipt, which: Layer) -> LayerResult {
     receipt.layers.iter().find(|one| one.layer == which).unwrap().clone()
 }
+
+/// R3, R4: another gateway's record of a person ends what was there before it, and not what was let in after it, by whatever order
+/// the two are learned of here.
+#[test]
+fn r3_r4_who_was_admitted_after_the_record_is_spared() {
+    let mut web = Web::new();
+    for byte in [1, 2] {
+        assert!(matches!(web.login("alice", byte), WebAnswer::Alive(_)));
+    }
+    let spare = std::collections::BTreeSet::from([SessionId::Web(key(2))]);
+    let target = Target::Person(identity("alice"));
+    web.world.revoke(Order { spare, ..order(target.clone()) });
+    assert!(!web.is_alive(1) && web.is_alive(2));
+    let over: Vec<WebKey> = (web.world.effects.iter())
+        .filter_map(|effect| match effect {
+            Effect::WebOver { key } => Some(*key),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(over, [key(1)], "its place is free, and no other");
+    // the twin
+    web.world.revoke(order(target));
+    assert!(!web.is_alive(2));
+}

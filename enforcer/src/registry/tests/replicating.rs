@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::*;
 use super::harness::*;
-use crate::session::{Author, Decision, GatewayId, Identity, Origin, Over};
+use crate::session::{Author, Decision, GatewayId, Identity, Origin, Over, SessionId};
 
 const ME: GatewayId = GatewayId::from_bytes([1; 16]);
 const OTHER: Author = Author::Gateway(GatewayId::from_bytes([2; 16]));
@@ -131,7 +131,7 @@ fn r3_who_was_admitted_after_the_record_is_spared() {
     let mut world = clustered(&["default"]);
     let (old, new) = (world.login("alice"), world.login("alice"));
     let (before, after) = (world.up(old), world.up(new));
-    let order = Order { spare: BTreeSet::from([new]), ..theirs(Target::Person(alice()), 7) };
+    let order = Order { spare: BTreeSet::from([SessionId::Vpn(new)]), ..theirs(Target::Person(alice()), 7) };
     give(&mut world, vec![order]);
     assert!(!world.workers.contains_key(&before) && !world.is_let_in(old));
     assert!(world.workers.contains_key(&after) && !world.is_hit(after) && world.is_let_in(new));

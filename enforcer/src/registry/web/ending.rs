@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::session::{Identity, Target, WebDigest, WebKey, Write};
+use crate::session::{Identity, SessionId, Target, WebDigest, WebKey, Write};
 
 use super::super::revocation::State;
 use super::super::{Effect, Effects, Gateway, Now, Number, Order, Registry, Request, Watch};
@@ -121,6 +121,7 @@ impl Registry {
     pub(super) fn end_web(&mut self, key: WebKey, cause: WebCause, now: Now, out: &mut Effects) {
         let Some(session) = self.web.remove(key) else { return };
         self.web.ends += 1;
+        out.push(Effect::WebOver { key });
         for request in self.web.keeping.give_up(key) {
             self.web.asking -= 1;
             out.push(Effect::WebAnswer { request, answer: WebAnswer::Gone });
@@ -208,6 +209,8 @@ impl Registry {
             _ => return Vec::new(),
         };
         let alive = people.iter().filter_map(|who| self.web.people.get(who)).flatten().copied();
+        // those that were admitted after it
+        let alive = alive.filter(|key| !order.spare.contains(&SessionId::Web(*key)));
         let gone = self.web.gone.iter().filter(|(_, gone)| people.contains(&gone.identity));
         alive.chain(gone.map(|(key, _)| *key)).collect()
     }

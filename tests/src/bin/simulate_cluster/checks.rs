@@ -36,7 +36,7 @@ impl World {
         }
         for (person, owners) in self.etcd.places() {
             for holder in &owners.holders {
-                if self.sessions.get(session_of(&holder.safe_id)).is_none_or(|row| row.dead) {
+                if self.sessions.get(session_of(&holder.session)).is_none_or(|row| row.dead) {
                     broken.push(format!("person {person} has a place for what is over: {holder:?}"));
                 }
             }

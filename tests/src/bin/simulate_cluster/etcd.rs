@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use enforcer::registry::cluster::{Change, Condition, Key, Op, Outcome, Owners, Revision, Txn, Value};
-use enforcer::session::{Identity, SafeId};
+use enforcer::session::{Identity, SessionId};
 
 use super::cost::{self, Cost};
 use super::random::{SECOND, Time};
@@ -22,7 +22,7 @@ pub struct Etcd {
     pub revision: Revision,
     watched: BTreeMap<Key, (Value, Revision)>,
     owners: BTreeMap<u32, (Owners, Revision)>,
-    admissions: BTreeSet<SafeId>,
+    admissions: BTreeSet<SessionId>,
     log: VecDeque<Entry>,
     /// How many entries are gone before the first.
     gone: u64,
@@ -186,7 +186,7 @@ impl Etcd {
         self.owners.iter().map(|(who, (owners, _))| (*who, owners))
     }
 
-    pub fn admissions(&self) -> &BTreeSet<SafeId> {
+    pub fn admissions(&self) -> &BTreeSet<SessionId> {
         &self.admissions
     }
 }

@@ -8,7 +8,7 @@ use enforcer::registry::cluster::{
     Author, Cluster, ClusterEvent, ClusterRules, GatewayId, LetterKey, Limit, Over, Record, Revision, Ticket,
     Txn, WhenAway, Yields,
 };
-use enforcer::session::{DEFAULT_REALM, Identity, SafeId};
+use enforcer::session::{DEFAULT_REALM, Identity, SafeId, SessionId};
 
 use super::random::{SECOND, Time};
 
@@ -34,14 +34,15 @@ pub fn identity(person: u32) -> Identity {
     Identity { realm: DEFAULT_REALM.into(), name: format!("user{person:07}") }
 }
 
-pub fn cookie(session: u32) -> SafeId {
+pub fn cookie(session: u32) -> SessionId {
     let mut bytes = [0x5e; 20];
     bytes[..4].copy_from_slice(&session.to_be_bytes());
-    SafeId::from_bytes(bytes)
+    SessionId::Vpn(SafeId::from_bytes(bytes))
 }
 
 /// The other way round; whatever else it is, is nobody's.
-pub fn session_of(cookie: &SafeId) -> usize {
+pub fn session_of(cookie: &SessionId) -> usize {
+    let SessionId::Vpn(cookie) = cookie else { return usize::MAX };
     let [a, b, c, d, ..] = *cookie.as_bytes();
     u32::from_be_bytes([a, b, c, d]) as usize
 }

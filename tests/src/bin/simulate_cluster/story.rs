@@ -119,7 +119,7 @@ impl World {
             }
             60..75 => {
                 if let Some(session) = self.of_person[person as usize].first().copied() {
-                    self.decide(at, Over::Session(cookie(session)));
+                    self.decide(at, cookie(session).over());
                 }
             }
             75..80 => {

@@ -6,7 +6,7 @@ use enforcer::registry::cluster::{
     Author, Cluster, ClusterEffect, ClusterEvent, GatewayId, Key, Op, Over, Record, Revision, Trouble, Txn,
     Value,
 };
-use enforcer::session::{Identity, SafeId};
+use enforcer::session::{Identity, SessionId};
 
 use super::etcd::{Etcd, number_of};
 use super::gateway::{self, Gateway, Session, Ways, cookie, identity, limit, session_of, when_away};
@@ -129,7 +129,7 @@ impl World {
         let id = self.gateways[usize::from(at)].id;
         let mut then = vec![Op::Put(Key::Admission(id, identity(person), cookie(session)), Value::Admission)];
         if claimed {
-            let holders = vec![enforcer::registry::cluster::Holder { gateway: id, safe_id: cookie(session) }];
+            let holders = vec![enforcer::registry::cluster::Holder { gateway: id, session: cookie(session) }];
             let owners = enforcer::registry::cluster::Owners { generation: 1, holders };
             then.push(Op::Put(Key::Owners(identity(person)), Value::Owners(owners)));
         }
@@ -232,8 +232,8 @@ impl World {
                 let least = Author::Gateway(GatewayId::from_bytes([0; 16]));
                 disk.carried_out = disk.carried_out.split_off(&(revision + 1, least, Over::User(nobody)));
             }
-            ClusterEffect::Look { knock, safe_id } => {
-                let clear = self.is_clear(at, safe_id);
+            ClusterEffect::Look { knock, session } => {
+                let clear = self.is_clear(at, session);
                 self.give(at, ClusterEvent::Looked { knock, clear });
             }
             ClusterEffect::Admit { ask } => {
@@ -248,13 +248,13 @@ impl World {
                 self.counts.refused += 1;
                 self.gateway(at).asks.remove(&ask);
             }
-            ClusterEffect::End { safe_id, .. } => {
-                if let Ok(session) = u32::try_from(session_of(&safe_id)) {
+            ClusterEffect::End { session: ended, .. } => {
+                if let Ok(session) = u32::try_from(session_of(&ended)) {
                     self.end(session);
                 }
             }
-            ClusterEffect::Passed { safe_id, at: place, claimed } => {
-                if let Some(row) = self.sessions.get_mut(session_of(&safe_id)) {
+            ClusterEffect::Passed { session: passed, at: place, claimed } => {
+                if let Some(row) = self.sessions.get_mut(session_of(&passed)) {
                     (row.passed, row.claimed, row.at) = (true, claimed, place.unwrap_or(0));
                 }
             }
@@ -268,7 +268,7 @@ impl World {
         self.queue.give(when, What::InForce { at, life, errand });
     }
 
-    fn is_clear(&self, at: u16, id: SafeId) -> bool {
+    fn is_clear(&self, at: u16, id: SessionId) -> bool {
         let gateway = &self.gateways[usize::from(at)];
         self.sessions
             .get(session_of(&id))
@@ -282,7 +282,7 @@ impl World {
                 self.of_person.get(number_of(who) as usize).cloned().unwrap_or_default()
             }
             Over::Session(id) => {
-                let number = session_of(id);
+                let number = session_of(&SessionId::Vpn(*id));
                 let lives = self.sessions.get(number).is_some_and(|row| !row.dead);
                 u32::try_from(number).ok().filter(|_| lives).into_iter().collect()
             }
@@ -384,7 +384,7 @@ impl World {
         let event = ClusterEvent::Asked {
             ask,
             who: identity(row.person),
-            safe_id: cookie(session),
+            session: cookie(session),
             limit: limit(row.person),
             when_away: when_away(row.person),
         };
@@ -500,7 +500,7 @@ impl World {
             if row.passed && !row.dead {
                 let event = ClusterEvent::Remembered {
                     who: identity(row.person),
-                    safe_id: cookie(session),
+                    session: cookie(session),
                     at: (row.at > 0).then_some(row.at),
                     claimed: row.claimed,
                     limit: limit(row.person),
@@ -625,10 +625,10 @@ impl World {
                     return;
                 }
                 let row = self.sessions[session as usize];
-                self.give(at, ClusterEvent::CookieGone { safe_id: cookie(session) });
+                self.give(at, ClusterEvent::CookieGone { session: cookie(session) });
                 if stray || !row.passed {
                     let who = identity(row.person);
-                    self.give(at, ClusterEvent::Stray { who, safe_id: cookie(session) });
+                    self.give(at, ClusterEvent::Stray { who, session: cookie(session) });
                 }
                 if !self.etcd.admissions().contains(&cookie(session)) {
                     self.gateway(at).sessions.remove(&session);

@@ -60,8 +60,8 @@ fn record(number: u64) -> Record {
 }
 
 fn login(cluster: &mut Cluster, ask: u64, limit: Option<Limit>) -> Vec<ClusterEffect> {
-    let (who, safe_id) = (person("alice"), cookie(u32::try_from(ask).unwrap()));
-    cluster.handle(ClusterEvent::Asked { ask, who, safe_id, limit, when_away: WhenAway::Closed }, NOW)
+    let (who, session) = (person("alice"), cookie(u32::try_from(ask).unwrap()));
+    cluster.handle(ClusterEvent::Asked { ask, who, session, limit, when_away: WhenAway::Closed }, NOW)
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn r7_two_gateways_of_one_id_come_to_rest() {
         world.decide(1, Over::User(person("carol")));
         world.lift(0, 1, &person("bob"));
         world.settle();
-        let _ = (world.decide(0, Over::Session(other)), world.decide(1, Over::Session(one)));
+        let _ = (world.decide(0, other.over()), world.decide(1, one.over()));
         world.settle();
     }
     let carol = world.login(2, &person("carol"));
@@ -114,7 +114,7 @@ fn r7_an_acknowledgement_of_what_is_to_come_is_none() {
     let mut cluster = connected();
     changed(&mut cluster, 3, Key::Gateway(OTHER), Some(Value::Gateway { name: "gw2".into() }));
     changed(&mut cluster, 4, Key::Acknowledged(OTHER), Some(Value::Acknowledged(u64::MAX)));
-    let over = Over::Session(cookie(1));
+    let over = cookie(1).over();
     let out = cluster.handle(ClusterEvent::Decided { number: 1, over: over.clone(), record: record(1) }, NOW);
     answer(&mut cluster, &out, 5);
     let out =
@@ -143,7 +143,7 @@ fn claims(value: Value) -> Vec<(Ticket, Txn)> {
 }
 
 fn holders(count: usize) -> Value {
-    let holder = |n| Holder { gateway: OTHER, safe_id: cookie(u32::try_from(n).unwrap() + 1_000) };
+    let holder = |n| Holder { gateway: OTHER, session: cookie(u32::try_from(n).unwrap() + 1_000) };
     Value::Owners(Owners { generation: u64::MAX, holders: (0..count).map(holder).collect() })
 }
 
@@ -162,7 +162,10 @@ fn r7_whatever_stands_where_the_places_are_a_login_writes_what_etcd_takes() {
             _ => None,
         });
         assert_eq!(places, Some(1));
-        txn.then.iter().filter(|op| matches!(op, Op::Put(Key::Record(_, Over::Session(_)), _))).count()
+        txn.then
+            .iter()
+            .filter(|op| matches!(op, Op::Put(Key::Record(_, Over::Session(_) | Over::Web(_)), _)))
+            .count()
     };
     assert_eq!(displaced(holders(1)), 1);
     assert_eq!(displaced(holders(MOST_HOLDERS)), MOST_HOLDERS);
@@ -241,7 +244,7 @@ fn r7_more_than_may_wait_is_told_and_what_waits_stays() {
     use super::super::outbox::MOST_LETTERS;
     let mut cluster = cluster();
     let decide = |cluster: &mut Cluster, n: usize| {
-        let over = Over::Session(cookie(u32::try_from(n).unwrap()));
+        let over = cookie(u32::try_from(n).unwrap()).over();
         let number = u64::try_from(n).unwrap();
         notes(&cluster.handle(ClusterEvent::Decided { number, over, record: record(number) }, NOW))
     };

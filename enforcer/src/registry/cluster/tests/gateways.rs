@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{Identity, SafeId};
+use crate::session::{Identity, SessionId};
 
 use super::super::super::{Ask, Now, Number};
 use super::super::Cluster;
@@ -34,7 +34,7 @@ pub(super) struct Cookie {
 struct Disk {
     known: Revision,
     carried_out: BTreeSet<(Revision, Author, Over)>,
-    passed: BTreeMap<SafeId, (Identity, Option<Revision>, bool)>,
+    passed: BTreeMap<SessionId, (Identity, Option<Revision>, bool)>,
     /// In the order in which they were written.
     letters: Vec<(LetterKey, Letter)>,
 }
@@ -59,7 +59,7 @@ pub(super) struct Gateway {
     pub id: GatewayId,
     pub cluster: Cluster,
     disk: Disk,
-    pub cookies: BTreeMap<SafeId, Cookie>,
+    pub cookies: BTreeMap<SessionId, Cookie>,
     /// Where they stand; `None`: not in etcd yet.
     pub locks: BTreeMap<(Author, Identity), Option<Revision>>,
     /// Of those of its own.
@@ -78,8 +78,8 @@ pub(super) struct Gateway {
     late: VecDeque<Txn>,
     answers: VecDeque<(Ticket, Result<Outcome, Trouble>)>,
     errands: VecDeque<Started>,
-    dead: VecDeque<SafeId>,
-    asks: BTreeMap<Ask, SafeId>,
+    dead: VecDeque<SessionId>,
+    asks: BTreeMap<Ask, SessionId>,
     last_ask: Ask,
     next_number: Number,
 }
@@ -92,7 +92,7 @@ pub(super) struct World {
     pub when_away: WhenAway,
     next_cookie: u32,
     /// Of each person's records: what was there when it was written, and must be over in the end.
-    pub ended: Vec<(Revision, Over, Vec<SafeId>)>,
+    pub ended: Vec<(Revision, Over, Vec<SessionId>)>,
     pub notes: Vec<String>,
     /// How many cookies there were when that was decided.
     decided: BTreeMap<(GatewayId, Number), u32>,
@@ -171,8 +171,8 @@ impl World {
                 gateway.is_in_force(revision);
                 gateway.disk.known = revision;
             }
-            ClusterEffect::Look { knock, safe_id } => {
-                let clear = gateway.is_clear(safe_id);
+            ClusterEffect::Look { knock, session } => {
+                let clear = gateway.is_clear(session);
                 self.give(at, ClusterEvent::Looked { knock, clear });
             }
             ClusterEffect::Admit { ask } => {
@@ -184,12 +184,10 @@ impl World {
                 }
             }
             ClusterEffect::Refuse { ask, .. } => drop(gateway.asks.remove(&ask)),
-            ClusterEffect::End { safe_id, why } => {
-                gateway.end(&Over::Session(safe_id), &BTreeSet::new(), &why)
-            }
-            ClusterEffect::Passed { safe_id, at, claimed } => {
-                if let Some(cookie) = gateway.cookies.get(&safe_id) {
-                    gateway.disk.passed.insert(safe_id, (cookie.who.clone(), at, claimed));
+            ClusterEffect::End { session, why } => gateway.end(&session.over(), &BTreeSet::new(), &why),
+            ClusterEffect::Passed { session, at, claimed } => {
+                if let Some(cookie) = gateway.cookies.get(&session) {
+                    gateway.disk.passed.insert(session, (cookie.who.clone(), at, claimed));
                 }
             }
             ClusterEffect::Note { text } => self.notes.push(text),
@@ -197,7 +195,7 @@ impl World {
     }
 
     /// A fresh authentication, and its client at the gate.
-    pub fn login(&mut self, at: usize, who: &Identity) -> SafeId {
+    pub fn login(&mut self, at: usize, who: &Identity) -> SessionId {
         self.next_cookie += 1;
         let id = cookie(self.next_cookie);
         let fresh =
@@ -208,7 +206,7 @@ impl World {
     }
 
     /// A client comes with a cookie that it has.
-    pub fn knock(&mut self, at: usize, id: SafeId) {
+    pub fn knock(&mut self, at: usize, id: SessionId) {
         let (limit, when_away) = (self.limit, self.when_away);
         let gateway = &mut self.gateways[at];
         let Some(cookie) = gateway.cookies.get(&id) else { return };
@@ -218,10 +216,10 @@ impl World {
         gateway.last_ask += 1;
         let (ask, who) = (gateway.last_ask, cookie.who.clone());
         gateway.asks.insert(ask, id);
-        self.give(at, ClusterEvent::Asked { ask, who, safe_id: id, limit, when_away });
+        self.give(at, ClusterEvent::Asked { ask, who, session: id, limit, when_away });
     }
 
-    pub fn leave(&mut self, at: usize, id: SafeId) {
+    pub fn leave(&mut self, at: usize, id: SessionId) {
         if let Some(cookie) = self.gateways[at].cookies.get_mut(&id) {
             cookie.tunnel = false;
         }
@@ -303,12 +301,12 @@ impl World {
     }
 
     /// The cookies that there are, up to a number at each gateway.
-    fn meant(&self, over: &Over, most: impl Fn(GatewayId) -> u32) -> Vec<SafeId> {
+    fn meant(&self, over: &Over, most: impl Fn(GatewayId) -> u32) -> Vec<SessionId> {
         let mut ids = Vec::new();
         for gateway in &self.gateways {
             let most = most(gateway.id);
             let meant = gateway.cookies.iter().filter(|(id, cookie)| match over {
-                Over::Session(over) => over == *id,
+                Over::Session(_) | Over::Web(_) => *over == id.over(),
                 over => over.person() == Some(&cookie.who) && cookie.number <= most,
             });
             ids.extend(meant.map(|(id, _)| *id));
@@ -367,13 +365,13 @@ impl World {
 
     /// It finds that a cookie is gone.
     pub fn find_dead(&mut self, at: usize) -> bool {
-        let Some(safe_id) = self.gateways[at].dead.pop_front() else { return false };
-        let passed = self.gateways[at].disk.passed.remove(&safe_id);
-        self.give(at, ClusterEvent::CookieGone { safe_id });
-        let who = self.gateways[at].cookies.get(&safe_id).map(|cookie| cookie.who.clone());
+        let Some(session) = self.gateways[at].dead.pop_front() else { return false };
+        let passed = self.gateways[at].disk.passed.remove(&session);
+        self.give(at, ClusterEvent::CookieGone { session });
+        let who = self.gateways[at].cookies.get(&session).map(|cookie| cookie.who.clone());
         // as if its key was listed after a restart: whether it is there does not matter
         if let (None, Some(who), true) = (passed, who, self.gateways[at].has_crashed) {
-            self.give(at, ClusterEvent::Stray { who, safe_id });
+            self.give(at, ClusterEvent::Stray { who, session });
         }
         true
     }
@@ -421,9 +419,9 @@ impl World {
         gateway.dead = gateway.cookies.iter().filter(|(_, c)| c.dead).map(|(id, _)| *id).collect();
         let passed = gateway.disk.passed.clone();
         let letters = gateway.disk.letters.clone();
-        for (safe_id, (who, at_revision, claimed)) in passed {
+        for (session, (who, at_revision, claimed)) in passed {
             let limit = self.limit;
-            self.give(at, ClusterEvent::Remembered { who, safe_id, at: at_revision, claimed, limit });
+            self.give(at, ClusterEvent::Remembered { who, session, at: at_revision, claimed, limit });
         }
         for (key, letter) in letters {
             let event = match (key, letter) {
@@ -497,7 +495,7 @@ impl Gateway {
         }
     }
 
-    pub fn is_clear(&self, id: SafeId) -> bool {
+    pub fn is_clear(&self, id: SessionId) -> bool {
         self.cookies
             .get(&id)
             .is_some_and(|cookie| !cookie.dead && !self.locks.keys().any(|(_, locked)| *locked == cookie.who))
@@ -523,7 +521,7 @@ impl Gateway {
     }
 
     /// Nobody who was admitted after a record of his person is ended by it.
-    fn is_fair(&self, over: &Over, revision: Revision, spare: &BTreeSet<SafeId>) {
+    fn is_fair(&self, over: &Over, revision: Revision, spare: &BTreeSet<SessionId>) {
         let Some(person) = over.person() else { return };
         for (id, (who, at, _)) in &self.disk.passed {
             let after = who == person && *at > Some(revision);
@@ -538,10 +536,10 @@ impl Gateway {
         self.disk.letters.len()
     }
 
-    fn end(&mut self, over: &Over, spare: &BTreeSet<SafeId>, why: &str) {
+    fn end(&mut self, over: &Over, spare: &BTreeSet<SessionId>, why: &str) {
         for (id, cookie) in &mut self.cookies {
             let meant = match over {
-                Over::Session(over) => over == id,
+                Over::Session(_) | Over::Web(_) => *over == id.over(),
                 over => over.person() == Some(&cookie.who) && !spare.contains(id),
             };
             if meant && !cookie.dead {
@@ -552,7 +550,7 @@ impl Gateway {
         }
     }
 
-    pub fn alive(&self) -> impl Iterator<Item = (&SafeId, &Cookie)> {
+    pub fn alive(&self) -> impl Iterator<Item = (&SessionId, &Cookie)> {
         self.cookies.iter().filter(|(_, cookie)| !cookie.dead)
     }
 }

@@ -182,7 +182,7 @@ fn a_new_one_is_refused_where_it_has_to_yield_until_the_place_is_free() {
     world.settle();
     assert!(world.gateways[0].cookies[&first].tunnel && !world.gateways[1].cookies[&second].tunnel);
     assert!(!world.gateways[1].cookies[&second].dead, "it may come again");
-    world.decide(0, Over::Session(first));
+    world.decide(0, first.over());
     world.settle();
     world.knock(1, second);
     world.settle();
@@ -354,11 +354,11 @@ fn a_record_keeps_its_words() {
 fn r7_what_every_gateway_has_is_not_kept() {
     let mut world = three();
     for _ in 0..300 {
-        world.decide(0, Over::Session(super::cookie(77)));
+        world.decide(0, super::cookie(77).over());
         world.decide(1, Over::User(person("alice")));
     }
     for n in 0..300 {
-        world.decide(2, Over::Session(super::cookie(n)));
+        world.decide(2, super::cookie(n).over());
     }
     world.settle();
     let records = world.etcd.keys.keys().filter(|key| matches!(key, Key::Record(..))).count();
@@ -469,7 +469,7 @@ fn play(world: &mut World, step: &Step) {
         Step::End(at, which) => {
             // it may be another gateway's
             if let Some(id) = (0..3).find_map(|other| nth(world, (at + other + 1) % 3, which)) {
-                world.decide(at, Over::Session(id));
+                world.decide(at, id.over());
             }
         }
         Step::Lock(at, who) => drop(world.decide(at, Over::Lock(person(NAMES[who])))),
@@ -508,7 +508,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         let Value::Owners(owners) = value else { continue };
         for holder in &owners.holders {
             let mut cookies = world.gateways.iter().flat_map(|gateway| gateway.alive());
-            prop_assert!(cookies.any(|(id, _)| *id == holder.safe_id), "{key:?}: {holder:?} is over");
+            prop_assert!(cookies.any(|(id, _)| *id == holder.session), "{key:?}: {holder:?} is over");
         }
     }
     let lifts = world.etcd.keys.keys().filter(|key| matches!(key, Key::Lift(..))).count();
@@ -527,7 +527,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         prop_assert!(tunnels.values().all(|n| *n <= limit.most), "{tunnels:?}");
     }
     prop_assert!(
-        !world.etcd.keys.keys().any(|key| matches!(key, Key::Record(_, Over::Session(_)))),
+        !world.etcd.keys.keys().any(|key| matches!(key, Key::Record(_, Over::Session(_) | Over::Web(_)))),
         "what is everywhere is not kept"
     );
     Ok(())

@@ -72,6 +72,7 @@ impl World {
             | Effect::WebAnswer { .. }
             | Effect::WebListed { .. }
             | Effect::WebEnded { .. }
+            | Effect::WebOver { .. }
             | Effect::WebDestroy { .. }
             | Effect::WebBreak { .. } => {}
             effect @ (Effect::Decided { .. }
