@@ -370,6 +370,6 @@ fn an_administrator_sees_letters_and_admissions() {
         text("SELECT what || ' ' || kind || ' ' || subject FROM letter"),
         format!("decided session {}", safe_id(1))
     );
-    assert_eq!(text("SELECT safe_id || ' ' || revision FROM admission"), format!("{} 7002", safe_id(2)));
+    assert_eq!(text("SELECT session || ' ' || revision FROM admission"), format!("{} 7002", safe_id(2)));
     run.stop();
 }
