@@ -353,7 +353,7 @@ fn r7_writes_of_letters_and_admissions_use_an_index() {
         ["SEARCH letter USING INDEX letter_key (what=? AND author=? AND kind=? AND realm=? AND subject=?)"]
     );
     assert_eq!(
-        plan("DELETE FROM admission WHERE safe_id = 'a'"),
+        plan("DELETE FROM admission WHERE session = 'a'"),
         ["SEARCH admission USING INDEX admission_session (safe_id=?)"]
     );
     // and they are read in the order of the table itself, without sorting
