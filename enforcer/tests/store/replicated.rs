@@ -354,7 +354,7 @@ fn r7_writes_of_letters_and_admissions_use_an_index() {
     );
     assert_eq!(
         plan("DELETE FROM admission WHERE session = 'a'"),
-        ["SEARCH admission USING INDEX admission_session (safe_id=?)"]
+        ["SEARCH admission USING INDEX admission_session (session=?)"]
     );
     // and they are read in the order of the table itself, without sorting
     assert_eq!(plan("SELECT * FROM admission NOT INDEXED ORDER BY generation"), ["SCAN admission"]);
