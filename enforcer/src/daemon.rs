@@ -35,7 +35,7 @@ use crate::process;
 use crate::registry::{
     Adopted, Answer, Ask, Effect, Event, Left, Now, Number, Order, Registry, Request, Rules, SessionRow,
 };
-use crate::session::{Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
+use crate::session::{Author, Cookie, Device, Netns, Observed, Process, ServerName, SessionRecord, Stands};
 
 pub use checks::check_without_daemon;
 pub use state::{forget_etcd, repair};
@@ -248,6 +248,8 @@ impl Daemon {
             most_web_sessions: config.web.as_ref().map_or(0, |web| web.max_sessions as usize),
             most_web_bytes: config.web.as_ref().map_or(0, config::Web::most_bytes),
             replicates: config.cluster.as_ref().map(|_| answers::realms_of(&config)),
+            // what is no id is told below
+            author: loaded.gateway.parse().ok().map(Author::Gateway),
             ..Rules::default()
         };
         let left = cluster::Left {

@@ -33,7 +33,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::session::{Device, Netns, Realms, SafeId, ServerName};
+use crate::session::{Author, Device, Netns, Realms, SafeId, ServerName};
 
 pub use durable::Ticket;
 pub use holdings::Holdings;
@@ -77,6 +77,8 @@ pub struct Rules {
     pub most_web_bytes: usize,
     /// The realms that somebody is of, where other gateways have to be told of what is decided here.
     pub replicates: Option<BTreeSet<String>>,
+    /// Who this gateway is to the others.
+    pub author: Option<Author>,
 }
 
 impl Default for Rules {
@@ -92,6 +94,7 @@ impl Default for Rules {
             most_web_sessions: 100_000,
             most_web_bytes: 100_000 * 1_024,
             replicates: None,
+            author: None,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::registry::cluster::{Cluster, ClusterEffect, ClusterEvent, ClusterRules};
 use crate::registry::{Event, Request};
 use crate::session::{
-    Admission, Author, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over, SessionId, Write,
+    Admission, Author, GatewayId, KnownEtcd, Letter, LetterKey, Origin, Over, Revision, SessionId, Write,
 };
 
 use super::{Daemon, Input, now};
@@ -54,6 +54,8 @@ pub(super) struct Link {
     /// What etcd does not have yet, and whether this gateway's disk has it.
     letters: BTreeMap<LetterKey, (Letter, Kept)>,
     retried: Duration,
+    /// Where decisions stand that were lifted here, and not elsewhere, since another one about the same stands here.
+    unlifted: BTreeMap<Over, Revision>,
     shows: shows::Shows,
 }
 
@@ -112,6 +114,7 @@ pub(super) fn link(config: &Config, left: Left) -> anyhow::Result<Option<Link>> 
         admissions: BTreeMap::new(),
         letters: BTreeMap::new(),
         retried: Duration::ZERO,
+        unlifted: BTreeMap::new(),
         shows: shows::Shows::new(left_known.map(|known| known.cluster)),
     };
     let mut admissions = left.admissions;
@@ -353,16 +356,41 @@ impl Daemon {
         let me = Author::Gateway(link.me);
         let author = origin.map_or(me, |origin| origin.author);
         let up_to = origin.map(|origin| origin.revision);
-        // what was never told to anybody; and a later decision of ours about the same has its place in etcd, or is about to
-        if up_to == Some(0) || (author == me && self.registry.stands_anew(number, me)) {
+        // what was never told to anybody
+        if up_to == Some(0) {
             return;
         }
-        let letters: Vec<Letter> = (over.iter().cloned())
-            .map(|over| Letter::Lifted { author, over, up_to, by: by.clone(), at: now().wall })
-            .collect();
+        let mut letters = Vec::new();
+        for over in over {
+            let Some(link) = &mut self.cluster else { return };
+            let mut up_to = up_to;
+            if author == me {
+                let untold = link.rules.untold_of(&over);
+                if self.registry.stands_besides(number, &over, &untold, me) {
+                    let lifted = link.unlifted.entry(over).or_default();
+                    *lifted = up_to.map_or(*lifted, |up_to| up_to.max(*lifted));
+                    self.note(
+                        "cluster",
+                        format!(
+                            "revocation {number} is lifted on this gateway alone: another one of it stands here, and the \
+                             other gateways keep both until that is lifted as well"
+                        ),
+                    );
+                    continue;
+                }
+                // with those of which they were not told
+                let before = link.unlifted.remove(&over);
+                up_to = up_to.map(|up_to| before.map_or(up_to, |before| up_to.max(before)));
+            }
+            letters.push(Letter::Lifted { author, over, up_to, by: by.clone(), at: now().wall });
+        }
+        let Some(link) = self.cluster.as_mut().filter(|_| !letters.is_empty()) else { return };
         link.receipts.expect_lift(request, letters.iter().map(Letter::key).collect());
         for letter in letters {
             if let Some(link) = &mut self.cluster {
+                if !link.rules.has_room(&letter.key()) {
+                    link.receipts.no_room(request);
+                }
                 link.letters.insert(letter.key(), (letter.clone(), Kept::OnItsWay));
             }
             self.registry.write(Write::KeepLetter(letter.clone()));

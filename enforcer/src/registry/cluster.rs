@@ -161,6 +161,16 @@ impl Cluster {
         Some(self.delivered(self.outbox.revision_of(number)?))
     }
 
+    /// Whether that can be told to the others: not too much waits for etcd.
+    pub fn has_room(&self, key: &LetterKey) -> bool {
+        self.outbox.has_room(key)
+    }
+
+    /// Whose decisions of this gateway wait for etcd under that name.
+    pub fn untold_of(&self, over: &Over) -> BTreeSet<Number> {
+        self.outbox.numbers_of(over)
+    }
+
     /// The same of some lifts.
     pub fn delivery_of(&self, lifts: &[LetterKey]) -> Option<Delivery> {
         Some(self.delivered(self.outbox.revision_of_all(lifts)?))

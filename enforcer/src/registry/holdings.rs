@@ -407,6 +407,11 @@ impl Holdings {
         Some(self.until(entry, number).map_or(Want::Forever, Want::Until))
     }
 
+    /// How that number wants it.
+    pub(crate) fn want(&self, entry: &Entry, number: Number) -> Option<Want> {
+        self.entries.get(entry)?.wants.iter().find(|(whose, _)| *whose == number).map(|(_, want)| *want)
+    }
+
     pub(crate) fn numbers(&self, entry: &Entry) -> BTreeSet<Number> {
         self.entries
             .get(entry)

@@ -2,12 +2,14 @@
 //! revocation here carries out what another one has decided.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::session::{Author, Decision, Identity, Letter, Origin, Over, Revision, SafeId, Target, Write};
 
 use super::durable::Disk;
+use super::holdings::Want;
 use super::locks::lock_of;
-use super::revocation::State;
+use super::revocation::{Revocation, State};
 use super::{Answer, Effect, Effects, Now, Number, Order, Registry, Request, TakeBack};
 
 /// Which revocations here stand for which records.
@@ -71,8 +73,10 @@ impl Registry {
         if over.is_empty() {
             return;
         }
-        let lasts =
-            order.stands.map(|stands| stands.as_secs()).filter(|_| matches!(order.target, Target::Lock(_)));
+        let lasts = match &order.target {
+            Target::Lock(who) => self.lock_lasts(who, order.stands, now).map(whole_seconds),
+            _ => None,
+        };
         let decision = Decision {
             number,
             by: order.by.clone(),
@@ -145,16 +149,46 @@ impl Registry {
         })
     }
 
-    /// A later decision of that author's about the same, which stands: what the others are told of an earlier one would
-    /// lift it as well.
-    pub fn stands_anew(&self, number: Number, me: Author) -> bool {
-        let Some(order) = self.revocations.get(&number).map(|r| &r.order) else { return false };
-        self.revocations_after(number).any(|later| {
-            later.order.target == order.target
-                && later.order.server == order.server
-                && later.order.origin.is_none_or(|origin| origin.author == me)
-                && !matches!(later.state, State::Lifted | State::Expired)
-        })
+    /// Whether another decision of this gateway's (`me`) about the same stands: the others know all of them by one name, and what
+    /// they are told of this one would lift that as well. `untold`: those that wait for etcd under that name.
+    pub fn stands_besides(&self, number: Number, over: &Over, untold: &BTreeSet<Number>, me: Author) -> bool {
+        let stands = |other: &Revocation| {
+            other.number != number
+                && other.order.server.is_none()
+                && other.order.origin.is_none_or(|origin| origin.author == me)
+                && !matches!(other.state, State::Lifted | State::Expired)
+        };
+        let is_known = |other: &Number| self.revocations.get(other).is_some_and(|other| stands(other));
+        if let Over::Lock(who) = over {
+            // one that was taken back may have something else that stands
+            return self.holdings.numbers(&lock_of(who)).iter().any(is_known);
+        }
+        let told = self.replicated.numbers.get(&(me, over.clone()));
+        let target = self.revocations.get(&number).map(|r| &r.order.target);
+        told.into_iter().flatten().any(|(_, other)| is_known(other))
+            || untold.iter().any(is_known)
+            || self
+                .revocations_after(number)
+                .any(|later| Some(&later.order.target) == target && stands(later))
+    }
+
+    /// How long a lock of this gateway's is told to last, which was asked to last `stands`: as long as the longest of its locks
+    /// on that person, since the others keep the newest one's time alone. `None`: until it is lifted.
+    fn lock_lasts(&self, who: &Identity, stands: Option<Duration>, now: Now) -> Option<Duration> {
+        let entry = lock_of(who);
+        let is_own = |number: &Number| {
+            let origin = self.revocations.get(number).map(|r| r.order.origin);
+            origin.is_some_and(|origin| origin.is_none_or(|origin| Some(origin.author) == self.rules.author))
+        };
+        let others = self.holdings.numbers(&entry).into_iter().filter(is_own);
+        others.filter_map(|number| self.holdings.want(&entry, number)).fold(
+            stands,
+            |lasts, want| match want {
+                Want::Until(moment) => lasts.map(|lasts| lasts.max(moment.saturating_sub(now.mono))),
+                Want::Forever => None,
+                Want::Leased(_) => lasts,
+            },
+        )
     }
 
     pub(super) fn take_back(&mut self, request: Request, lift: TakeBack, now: Now, out: &mut Effects) {
@@ -186,4 +220,9 @@ impl Registry {
             _ => self.lift_these(request, numbers, by, true, now, out),
         }
     }
+}
+
+/// Rounded up: no lock ends early for having been told.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

@@ -46,3 +46,24 @@ fn r4_r5_a_lift_is_for_all_and_stays() {
     world.settled();
     world.lets_in_everywhere(&hers, "alice");
 }
+
+/// R2, R4: of two locks on one person the other one stands when one is lifted, on all gateways, also on one that reads everything
+/// anew; when that is lifted too, she is let in everywhere.
+#[test]
+fn r2_r4_of_two_locks_the_other_stands_everywhere() {
+    let mut world = Gateways::new("gws-two-locks");
+    let hers = world.lab.client("hers");
+    let numbers =
+        [(); 2].map(|()| world[A].order(&["lock", "user", "alice"]).code(0).receipt().number().unwrap());
+    world[A].order(&["lift", &numbers[1].to_string()]).code(0);
+    world.refuses_everywhere(&hers, "alice");
+    let events = world[A].enforcer.cli(&["show", "events"]).code(0);
+    assert!(events.stdout.contains("is lifted on this gateway alone"), "{}", events.stdout);
+    world[B].enforcer.kill();
+    world[B].enforcer.start();
+    world.settled();
+    world.refuses_everywhere(&hers, "alice");
+    let answer = world[A].order(&["lift", &numbers[0].to_string()]).code(0);
+    assert_eq!(answer.receipt().done("gateways"), 2, "{}", answer.stdout);
+    world.lets_in_everywhere(&hers, "alice");
+}

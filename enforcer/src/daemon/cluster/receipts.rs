@@ -11,7 +11,7 @@ use crate::registry::{Answer, Number, Request};
 use crate::session::{Decision, LetterKey, Over};
 
 use super::super::{Answerer, Daemon, answers};
-use super::Kept;
+use super::{Kept, Link};
 
 /// How long an answer waits where nobody has said how long: as long as the registry has for its own part.
 const WAIT: Duration = Duration::from_secs(4);
@@ -28,6 +28,8 @@ struct Held {
     number: Number,
     letters: Vec<LetterKey>,
     is_lift: bool,
+    /// A lift of which the others are not told.
+    no_room: bool,
     receipt: api::Receipt,
     /// What is answered where there are no other gateways.
     alone: Option<Status>,
@@ -50,6 +52,8 @@ pub(super) struct Receipts {
     told: BTreeSet<Number>,
     /// Taken back here, and to be taken back by the others: their letters.
     lifted: BTreeMap<Request, Vec<LetterKey>>,
+    /// Of these, more waits for etcd than there is room for.
+    no_room: BTreeSet<Request>,
 }
 
 impl Receipts {
@@ -68,6 +72,10 @@ impl Receipts {
 
     pub(super) fn expect_lift(&mut self, request: Request, letters: Vec<LetterKey>) {
         self.lifted.entry(request).or_default().extend(letters);
+    }
+
+    pub(super) fn no_room(&mut self, request: Request) {
+        self.no_room.insert(request);
     }
 
     fn forget(&mut self, number: Number) {
@@ -98,10 +106,12 @@ impl Daemon {
             let answer = answers::receipt(answer, asked.elapsed());
             if let (Some(link), Ok(Reply::Receipt(receipt))) = (&mut self.cluster, answer) {
                 let (number, for_all) = (receipt.number, wait.is_some());
+                let no_room = link.receipts.no_room.remove(&request);
                 link.receipts.held.push(Held {
                     number,
                     letters,
                     is_lift: true,
+                    no_room,
                     receipt: *receipt,
                     alone: None,
                     reply,
@@ -139,6 +149,7 @@ impl Daemon {
             number,
             letters,
             is_lift: false,
+            no_room: false,
             receipt,
             alone,
             reply,
@@ -169,7 +180,9 @@ impl Daemon {
 
     /// Answers whoever need not wait any longer.
     pub(super) fn settle_receipts(&mut self) {
-        let Some(link) = self.cluster.as_mut().filter(|link| !link.receipts.held.is_empty()) else { return };
+        // in the middle of an event nobody knows yet what follows from it
+        let is_due = |link: &&mut Box<Link>| !link.is_busy && !link.receipts.held.is_empty();
+        let Some(link) = self.cluster.as_mut().filter(is_due) else { return };
         let others = link.rules.gateways().iter().filter(|row| !row.is_me).count() as u64;
         let mut still = Vec::new();
         for held in std::mem::take(&mut link.receipts.held) {
@@ -181,7 +194,7 @@ impl Daemon {
             let kept: Vec<&Kept> =
                 held.letters.iter().filter_map(|key| link.letters.get(key)).map(|(_, kept)| kept).collect();
             // a lift that is remembered no longer is everywhere
-            let told = held.is_lift || link.receipts.told.contains(&held.number);
+            let told = (held.is_lift && !held.no_room) || link.receipts.told.contains(&held.number);
             let is_durable = match &delivery {
                 Some(Delivery { revision: Some(_), .. }) => true,
                 None if told => true,
@@ -214,8 +227,13 @@ impl Daemon {
 
     /// What the others are told of it, where it is the answer to a lift that they have to know of.
     fn lift_of(&mut self, request: Request, answer: &Answer) -> Option<Vec<LetterKey>> {
-        let letters = self.cluster.as_mut()?.receipts.lifted.remove(&request)?;
-        matches!(answer, Answer::Receipt(_)).then_some(letters)
+        let receipts = &mut self.cluster.as_mut()?.receipts;
+        let letters = receipts.lifted.remove(&request)?;
+        if !matches!(answer, Answer::Receipt(_)) {
+            receipts.no_room.remove(&request);
+            return None;
+        }
+        Some(letters)
     }
 }
 

@@ -119,6 +119,12 @@ impl Outbox {
             && self.litter.is_empty()
     }
 
+    /// Whose decisions wait for etcd under that name, or were told in this run.
+    pub(super) fn numbers_of(&self, over: &Over) -> BTreeSet<Number> {
+        let letter = self.letters.get(&LetterKey::Decided(over.clone()));
+        letter.map(|letter| letter.numbers.clone()).unwrap_or_default()
+    }
+
     /// How many are not in etcd, as far as is known.
     pub(super) fn untold(&self) -> usize {
         self.letters.len().saturating_sub(self.arrived.len() + self.outlived.len())
@@ -158,9 +164,14 @@ impl Outbox {
         self.put(LetterKey::Lifted(author, over), Content::Lift { up_to, by })
     }
 
+    /// One that waits already makes way for it.
+    pub(super) fn has_room(&self, key: &LetterKey) -> bool {
+        let takes_a_place = self.letters.get(key).is_none_or(|letter| matches!(letter.stage, Stage::At(_)));
+        !takes_a_place || self.untold() < MOST_LETTERS
+    }
+
     fn put(&mut self, key: LetterKey, content: Content) -> bool {
-        let takes_a_place = self.letters.get(&key).is_none_or(|letter| matches!(letter.stage, Stage::At(_)));
-        if takes_a_place && self.untold() >= MOST_LETTERS {
+        if !self.has_room(&key) {
             return false;
         }
         self.last_turn += 1;

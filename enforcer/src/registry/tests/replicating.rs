@@ -20,6 +20,7 @@ fn alice() -> Identity {
 fn clustered(realms: &[&str]) -> World {
     let rules = Rules {
         replicates: Some(realms.iter().map(|realm| (*realm).to_owned()).collect()),
+        author: Some(Author::Gateway(ME)),
         ..Rules::default()
     };
     World::with(&["vpn"], rules)
@@ -209,25 +210,81 @@ fn r5_whose_record_it_carries_out_outlives_the_daemon() {
     assert!(matches!(take_back(&mut world, OTHER, Over::Lock(alice()), 7), Answer::Receipt(_)));
 }
 
+/// R2: of two of one gateway's, whichever is lifted first, the other one stands elsewhere too.
 #[test]
-fn a_later_decision_about_the_same_stands() {
-    let mut world = clustered(&["default"]);
-    let mut numbers = Vec::new();
-    for _ in 0..2 {
-        let cookie = world.login("alice");
-        world.up(cookie);
-        world.revoke_user("alice");
-        numbers.push(decided(&world).last().unwrap().0);
-    }
+fn r2_what_stands_besides_keeps_the_others_from_being_told() {
     let me = Author::Gateway(ME);
-    assert!(world.registry.stands_anew(numbers[0], me) && !world.registry.stands_anew(numbers[1], me));
-    // R5: another gateway's stands by itself
+    let nothing = BTreeSet::new();
+    for told in [false, true] {
+        let mut world = clustered(&["default"]);
+        let mut numbers = Vec::new();
+        for revision in [5, 9] {
+            let cookie = world.login("alice");
+            world.up(cookie);
+            world.revoke_user("alice");
+            numbers.push(decided(&world).last().unwrap().0);
+            if told {
+                world.handle(Event::Told {
+                    number: numbers[numbers.len() - 1],
+                    origin: Origin { author: me, revision },
+                });
+                world.run();
+            }
+        }
+        let over = Over::User(alice());
+        let untold = if told { nothing.clone() } else { numbers.iter().copied().collect() };
+        for number in numbers.iter().copied() {
+            assert!(world.registry.stands_besides(number, &over, &untold, me), "{told} {number}");
+        }
+        world.lift(numbers[1]);
+        assert!(!world.registry.stands_besides(numbers[0], &over, &untold, me), "{told}");
+    }
+}
+
+/// R2, R5: the same of locks; another gateway's stands by itself.
+#[test]
+fn r2_r5_of_two_locks_the_other_stands() {
+    let me = Author::Gateway(ME);
+    let (over, nothing) = (Over::Lock(alice()), BTreeSet::new());
     let mut world = clustered(&["default"]);
     world.ask(World::order(Target::Lock(alice())));
     world.run();
-    let number = decided(&world)[0].0;
+    let first = decided(&world)[0].0;
     give(&mut world, vec![theirs(Target::Lock(alice()), 7)]);
-    assert!(!world.registry.stands_anew(number, me));
+    assert!(!world.registry.stands_besides(first, &over, &nothing, me));
+    world.ask(World::order(Target::Lock(alice())));
+    world.run();
+    let second = decided(&world)[1].0;
+    assert!(world.registry.stands_besides(first, &over, &nothing, me));
+    assert!(world.registry.stands_besides(second, &over, &nothing, me));
+    world.lift(first);
+    assert!(!world.registry.stands_besides(second, &over, &nothing, me));
+}
+
+/// R2: the others keep the newest one's time alone: a shorter lock does not let her in sooner there.
+#[test]
+fn r2_a_lock_is_told_to_last_as_long_as_the_longest() {
+    let lasts = |world: &mut World, stands: Option<u64>| {
+        let stands = stands.map(Duration::from_secs);
+        world.ask(Order { stands, ..World::order(Target::Lock(alice())) });
+        world.run();
+        decided(world).last().unwrap().2.lasts
+    };
+    let mut world = clustered(&["default"]);
+    assert_eq!(lasts(&mut world, Some(600)), Some(600));
+    let shorter = lasts(&mut world, Some(60)).unwrap();
+    assert!((590..=600).contains(&shorter), "{shorter}");
+    assert_eq!(lasts(&mut world, Some(6_000)), Some(6_000));
+    assert_eq!(lasts(&mut world, None), None);
+    assert_eq!(lasts(&mut world, Some(60)), None, "one of them stands until it is lifted");
+    // the twins: what was taken back, and what another gateway has decided, lengthens nothing
+    let request = Request::from(world.count());
+    world.handle(Event::Unlock { request, identity: alice(), by: "root".into() });
+    world.run();
+    assert_eq!(lasts(&mut world, Some(60)), Some(60));
+    let mut world = clustered(&["default"]);
+    give(&mut world, vec![theirs(Target::Lock(alice()), 7)]);
+    assert_eq!(lasts(&mut world, Some(60)), Some(60));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::super::Now;
 use super::super::words::{
     Author, Change, ClusterEffect, ClusterEvent, ClusterRules, Condition, GatewayId, Holder, Key, Knock,
-    Limit, Op, Outcome, Over, Owners, Record, Ticket, Trouble, Txn, Value, WhenAway, Yields,
+    LetterKey, Limit, Op, Outcome, Over, Owners, Record, Ticket, Trouble, Txn, Value, WhenAway, Yields,
 };
 use super::super::{Cluster, MOST_HOLDERS};
 use super::gateways::{ONE, World};
@@ -251,6 +251,10 @@ fn r7_more_than_may_wait_is_told_and_what_waits_stays() {
     assert_eq!((1..=MOST_LETTERS).map(|n| decide(&mut cluster, n)).sum::<usize>(), 0);
     assert_eq!(decide(&mut cluster, 7), 0, "a key that waits already");
     assert_eq!((decide(&mut cluster, MOST_LETTERS + 1), cluster.untold()), (1, MOST_LETTERS));
+    // R6: whoever asks before hears so
+    let name = |n: usize| LetterKey::Decided(cookie(u32::try_from(n).unwrap()).over());
+    assert!(cluster.has_room(&name(7)) && !cluster.has_room(&name(MOST_LETTERS + 1)));
+    assert!(!cluster.has_room(&LetterKey::Lifted(Author::Admin, cookie(7).over())));
     // what is in etcd takes no place
     let mut out = cluster.handle(ClusterEvent::Up { revision: 1, state: Some(Vec::new()) }, NOW);
     for revision in 2..100 {
@@ -260,6 +264,7 @@ fn r7_more_than_may_wait_is_told_and_what_waits_stays() {
             out.extend(changed(&mut cluster, 2, Key::Gateway(ME), Some(name)));
         }
     }
+    assert!(cluster.has_room(&name(MOST_LETTERS + 2)));
     assert_eq!((cluster.untold(), decide(&mut cluster, MOST_LETTERS + 2)), (0, 0));
 }
 
