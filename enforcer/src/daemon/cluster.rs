@@ -33,6 +33,8 @@ const TOLD: usize = 256;
 const ABSENT_AGAIN: Duration = Duration::from_secs(30);
 /// Who is in for so long has come by no door that would still tell of him.
 const SETTLED: Duration = Duration::from_secs(5);
+/// Of how many decisions it is remembered that they were lifted here alone.
+const MOST_UNLIFTED: usize = 100_000;
 /// How often what could not be carried out, or not be written, is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 
@@ -367,8 +369,11 @@ impl Daemon {
             if author == me {
                 let untold = link.rules.untold_of(&over);
                 if self.registry.stands_besides(number, &over, &untold, me) {
-                    let lifted = link.unlifted.entry(over).or_default();
-                    *lifted = up_to.map_or(*lifted, |up_to| up_to.max(*lifted));
+                    // without a place it is as after a restart: the others keep it
+                    if link.unlifted.len() < MOST_UNLIFTED || link.unlifted.contains_key(&over) {
+                        let lifted = link.unlifted.entry(over).or_default();
+                        *lifted = up_to.map_or(*lifted, |up_to| up_to.max(*lifted));
+                    }
                     self.note(
                         "cluster",
                         format!(

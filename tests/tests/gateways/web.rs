@@ -41,10 +41,10 @@ fn r1_r2_r3_she_goes_from_browser_to_tunnel_and_back() {
     world.lab.eventually("his browser's session is over", || at_a.was_ended(&bobs));
 }
 
-/// R3, R4: where new ones are refused, a browser is refused while the tunnel is there, and a tunnel while the browser's session
+/// R3, R4, R5: where new ones are refused, a browser is refused while the tunnel is there, and a tunnel while the browser's session
 /// is; who has logged out leaves the place at once.
 #[test]
-fn r3_r4_where_new_ones_are_refused_a_browser_is_one() {
+fn r3_r4_r5_where_new_ones_are_refused_a_browser_is_one() {
     let plan = counting("gws-web-refuse").set("policy", "when-full", "\"refuse-new\"");
     let mut world = plan.ocserv(|ocserv| ocserv.set("persistent-cookies", "false")).start();
     let at_c = world.web(C);
@@ -55,6 +55,11 @@ fn r3_r4_where_new_ones_are_refused_a_browser_is_one() {
     assert!(!vpn.tunnel.ended() && vpn.tunnel.reconnects() == 0);
     vpn.tunnel.log_out();
     let session = world.lab.eventually("her place is free", || at_c.login("alice", 3).ok());
+    // R5: her place is hers over a restart
+    world[C].enforcer.kill();
+    world[C].enforcer.start();
+    world.settled();
+    at_c.connected();
     world.refuses_everywhere(&other, "alice");
     at_c.runtime.block_on(at_c.link().end_key(&session.key, Cause::Logout)).unwrap();
     world.session(B, &other, "alice");
