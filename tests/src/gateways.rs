@@ -36,7 +36,7 @@ use crate::wire::Wire;
 
 pub use hammer::{Tried, hammered, none_let_in};
 pub use ledger::Ledger;
-pub use many::revoke_many;
+pub use many::{revoke_all, revoke_many};
 pub use plan::Plan;
 pub use settled::{PREFIX, Shown};
 

@@ -52,7 +52,11 @@ enum Purpose {
     Telling(Vec<outbox::Told>),
     /// For these logins; whether their places were read with it.
     Barrier(Vec<(Knock, bool)>),
-    Claim(Knock),
+    /// `is_first`: no earlier claim of that login's may have been done.
+    Claim {
+        knock: Knock,
+        is_first: bool,
+    },
     /// A session's place is given back.
     Leaving(Identity, SessionId),
     /// Keys of no more use are taken out: if one was written anew, none is, and each is looked at by itself.
@@ -67,7 +71,7 @@ impl Purpose {
         match self {
             Self::Telling(_) => "a revocation could not be told to the other gateways",
             Self::Acknowledging(_) => "the other gateways do not learn what is in force here",
-            Self::Barrier(_) | Self::Claim(_) => "logins wait",
+            Self::Barrier(_) | Self::Claim { .. } => "logins wait",
             Self::Registering | Self::Leaving(..) | Self::Tidying(_) | Self::Forgetting(..) => {
                 "the cluster's keys are not as they should be"
             }
@@ -126,6 +130,7 @@ impl Cluster {
             ClusterEvent::Down => self.down(now, &mut out),
             ClusterEvent::Done { ticket, outcome } => self.done(ticket, outcome, now, &mut out),
             ClusterEvent::Decided { number, over, record } => {
+                self.door.ended_here(&over);
                 if !self.outbox.decided(number, over, record, &mut out) {
                     out.push(no_room(&format!("revocation {number}")));
                 }
@@ -283,7 +288,7 @@ impl Cluster {
             | Purpose::Acknowledging(_)
             | Purpose::Telling(_)
             | Purpose::Barrier(_)
-            | Purpose::Claim(_) => {}
+            | Purpose::Claim { .. } => {}
         }
     }
 
@@ -374,8 +379,8 @@ impl Cluster {
                 self.door.barrier_failed(knocks);
                 self.expire_logins(now, out);
             }
-            (Purpose::Claim(knock), Ok(outcome)) => self.claimed(knock, &outcome),
-            (Purpose::Claim(knock), Err(_)) => {
+            (Purpose::Claim { knock, is_first }, Ok(outcome)) => self.claimed(knock, is_first, &outcome),
+            (Purpose::Claim { knock, .. }, Err(_)) => {
                 self.door.ask_again(knock);
                 self.expire_logins(now, out);
             }

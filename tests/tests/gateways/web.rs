@@ -1,7 +1,12 @@
 //! Sessions at web gateways that take a place, and such that take none.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use enforcer::session::WebDigest;
 use enforcer::web::link::{Cause, LinkError};
-use enforcer_tests::gateways::{A, B, C, Plan};
+use enforcer_tests::gateways::{A, B, C, Plan, revoke_all};
+use enforcer_tests::web_link::new_session;
+use futures::future::join_all;
 
 fn counting(name: &str) -> Plan {
     Plan::new(name).web().at_most(1).set("policy", "web-sessions", "\"count\"")
@@ -63,6 +68,77 @@ fn r3_r4_r5_where_new_ones_are_refused_a_browser_is_one() {
     world.refuses_everywhere(&other, "alice");
     at_c.runtime.block_on(at_c.link().end_key(&session.key, Cause::Logout)).unwrap();
     world.session(B, &other, "alice");
+}
+
+/// R1, R4: logins at A meet revocations on B: whose place is written before the revocation has no session after it, whose place is
+/// written later keeps it, and nobody else is ended. etcd's revisions are the judge; what it has stays, for C is away.
+#[test]
+fn r1_r4_of_logins_that_meet_revocations_those_that_came_first_are_ended() {
+    const MANY: u16 = 600;
+    const AT_ONCE: u16 = 30;
+    let mut world = counting("gws-web-meet").start();
+    let at_a = world.web(A);
+    world[C].enforcer.kill();
+    let name = |n: u16| if n.is_multiple_of(10) { format!("neighbour{n}") } else { format!("user{n}") };
+    let digest = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        WebDigest::from_bytes(std::array::from_fn(|place| if place.is_multiple_of(2) { high } else { low }))
+    };
+    let socket = world[B].enforcer.control_socket();
+    let mut answers = Vec::new();
+    for from in (0..MANY).step_by(usize::from(AT_ONCE)) {
+        let wave = from..from + AT_ONCE;
+        let revoked: Vec<String> = wave.clone().map(name).filter(|name| name.starts_with("user")).collect();
+        let logins =
+            wave.map(|n| at_a.link().create(new_session(&name(n), digest(n), vec![7; 60], "a browser")));
+        let is_over = AtomicBool::new(false);
+        answers.extend(std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // a part of them each time, so that some come behind the last
+                for some in revoked.chunks(4).cycle() {
+                    revoke_all(&socket, some, 1);
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let answers = at_a.runtime.block_on(join_all(logins));
+            is_over.store(true, Ordering::Relaxed);
+            answers
+        }));
+    }
+    world.lab.eventually("A has all of it in force", || {
+        let gateways = world[B].gateways();
+        let its = gateways.iter().find(|one| one.name() == world[A].name)?;
+        (world[B].letters() == 0 && its.pending() == 0).then_some(())
+    });
+    let stored = world.stored();
+    let by = world[B].id();
+    let (mut alive, mut ended, mut refused) = (0, 0, 0);
+    for (n, answer) in (0..MANY).zip(answers) {
+        let name = name(n);
+        let lives =
+            at_a.runtime.block_on(at_a.link().check(&digest(n))).expect("the daemon answers").is_some();
+        let owners = stored.get(&format!("owners/default/{name}"));
+        let record = stored.get(&format!("from/{by}/users/default/{name}"));
+        match (&answer, lives) {
+            (Ok(_), true) => alive += 1,
+            (Ok(_), false) => ended += 1,
+            (Err(LinkError::Gone), false) => refused += 1,
+            other => panic!("{name}: {other:?}"),
+        }
+        if lives {
+            let place = owners.unwrap_or_else(|| panic!("{name} has a place")).revision;
+            assert!(record.is_none_or(|record| place > record.revision), "{name}: {place}, {record:?}");
+        } else {
+            assert!(record.is_some(), "{name} was not meant");
+        }
+    }
+    println!("{alive} are there, {ended} were ended, {refused} were refused");
+    world.lab.eventually("who is not there has no place", || {
+        let stored = world.stored();
+        (stored.keys().filter(|key| key.starts_with("owners/")).count() == alive).then_some(())
+    });
 }
 
 /// The twin: sessions that do not count take no place, and their logins need no etcd; one that counts is refused while nobody can

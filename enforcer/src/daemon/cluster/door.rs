@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::{self, Config};
-use crate::registry::cluster::{ClusterEvent, Knock, Limit, Revision, WhenAway, Yields};
+use crate::registry::cluster::{ClusterEvent, Knock, Limit, Refusal, Revision, WhenAway, Yields};
 use crate::registry::{Ask, Event, Order, Phase, Sighting, Target, Verdict};
 use crate::session::{Admission, Author, Identity, Origin, SafeId, ServerName, SessionId, Write};
 
@@ -176,8 +176,8 @@ impl Daemon {
         self.handle(Event::GateAsked { ask: again, server, sighting, last });
     }
 
-    pub(super) fn cluster_refuses(&mut self, ask: Ask, why: String) {
-        if self.web_refuses(ask, &why) {
+    pub(super) fn cluster_refuses(&mut self, ask: Ask, why: Refusal) {
+        if self.web_refuses(ask, why) {
             return;
         }
         if let Some(asked) = self.asks.get(&ask) {
@@ -186,7 +186,7 @@ impl Daemon {
                 format!("{server}: {} (id {}) at the gate: {why}", seen.user.escape_default(), seen.id);
             self.note("gate", text);
         }
-        self.reply_to_gate(ask, Verdict::Refuse(why));
+        self.reply_to_gate(ask, Verdict::Refuse(why.to_string()));
     }
 
     pub(super) fn passed(&mut self, session: SessionId, at: Option<Revision>, claimed: bool) {

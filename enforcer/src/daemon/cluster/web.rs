@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tonic::Status;
 
-use crate::registry::cluster::ClusterEvent;
+use crate::registry::cluster::{ClusterEvent, Refusal};
 use crate::registry::{Ask, Event, NewWebSession, Request};
 use crate::session::{Admission, Identity, SessionId, WebKey};
 
@@ -97,12 +97,13 @@ impl Daemon {
     }
 
     /// The rules do not. False: it is no login at the web gateway.
-    pub(super) fn web_refuses(&mut self, ask: Ask, why: &str) -> bool {
+    pub(super) fn web_refuses(&mut self, ask: Ask, why: Refusal) -> bool {
         let Some(link) = &mut self.cluster else { return false };
         let Some(Login { request, who, .. }) = link.door.web.take(ask) else { return false };
-        let status = match link.rules.is_away() {
-            true => Status::unavailable(why),
-            false => Status::resource_exhausted(why),
+        let status = match why {
+            Refusal::Away => Status::unavailable(why.to_string()),
+            Refusal::Ended => Status::not_found(why.to_string()),
+            Refusal::Busy | Refusal::Full | Refusal::Contended => Status::resource_exhausted(why.to_string()),
         };
         self.note("web", format!("{who} at the web gateway: {why}"));
         self.web_refuse(request, status);

@@ -4,17 +4,20 @@
 //! places is read; everything before the barrier is read and known here; the registry looks again; where places are
 //! limited one is claimed, by compare-and-swap, and everything up to the claim is read once more; the registry looks for
 //! the last time. What is let in while etcd is away goes the same way once it is back.
+//!
+//! A login for which there is nothing yet that the registry could end, as at a web gateway, is ended here: a record of its
+//! person, or of the session that it would be, is against it where it stands above the login's place.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::session::{Identity, SessionId};
+use crate::session::{Identity, Over, SessionId};
 
 use super::super::{Ask, Now};
 use super::owners::{self, Claim, MOST_HOLDERS, claim};
 use super::words::{
-    Author, ClusterEffect, Condition, Holder, Key, Knock, Limit, Op, Out, Outcome, Owners, Record, Revision,
-    Txn, Value, WhenAway,
+    Author, ClusterEffect, Condition, Holder, Key, Knock, Limit, Op, Out, Outcome, Owners, Record, Refusal,
+    Revision, Txn, Value, WhenAway,
 };
 use super::{Cluster, MOST_IN_FLIGHT, Purpose};
 
@@ -24,6 +27,10 @@ const AT_ONCE: usize = 50;
 pub const MOST_LOGINS: usize = if cfg!(test) { 500 } else { 4_096 };
 /// How often a place is claimed that somebody else changes meanwhile.
 const TRIES: u32 = 16;
+/// Where a decision of this gateway stands that has no revision yet: whoever waits came before it.
+const JUST_DECIDED: Revision = Revision::MAX;
+/// Where a login stands that has no place yet: behind all that was read, but not behind what is decided here.
+const NOWHERE_YET: Revision = JUST_DECIDED - 1;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Login {
@@ -59,6 +66,21 @@ struct Entry {
     login: Login,
     stage: Stage,
     tries: u32,
+    /// It may have been given a place at that revision, and not before.
+    since: Option<Revision>,
+    /// The last of what is against it stands there.
+    ended: Option<Revision>,
+}
+
+impl Entry {
+    fn new(login: Login) -> Self {
+        Self { login, stage: Stage::Waiting, tries: 0, since: None, ended: None }
+    }
+
+    /// It was decided after it came. `registered`: where it stands if no claim of its own has had an effect.
+    fn is_over(&self, registered: Revision) -> bool {
+        self.ended.is_some_and(|ended| self.since.unwrap_or(registered) < ended)
+    }
 }
 
 /// A session that has passed.
@@ -74,6 +96,8 @@ pub(super) struct Passed {
 #[derive(Debug, Default)]
 pub(super) struct Door {
     logins: BTreeMap<Knock, Entry>,
+    /// Those at the gate, by whatever would be against them.
+    meant_by: BTreeMap<Over, BTreeSet<Knock>>,
     waiting: VecDeque<Knock>,
     /// Those that are [`Stage::Behind`], by how far has to be read.
     behind: BTreeSet<(Revision, Knock)>,
@@ -134,8 +158,41 @@ impl Door {
         if self.logins.contains_key(&knock) {
             return;
         }
-        self.logins.insert(knock, Entry { login, stage: Stage::Waiting, tries: 0 });
+        // what is inside is ended by the order itself
+        if matches!(knock, Knock::Gate(_)) {
+            for over in ends(&login) {
+                self.meant_by.entry(over).or_default().insert(knock);
+            }
+        }
+        self.logins.insert(knock, Entry::new(login));
         self.waiting.push_back(knock);
+    }
+
+    fn take(&mut self, knock: Knock) -> Option<Login> {
+        let Entry { login, .. } = self.logins.remove(&knock)?;
+        for over in ends(&login) {
+            if let Some(knocks) = self.meant_by.get_mut(&over) {
+                knocks.remove(&knock);
+                if knocks.is_empty() {
+                    self.meant_by.remove(&over);
+                }
+            }
+        }
+        Some(login)
+    }
+
+    /// A record was read.
+    pub(super) fn ended(&mut self, over: &Over, revision: Revision) {
+        for knock in self.meant_by.get(&watermark(over)).into_iter().flatten() {
+            if let Some(entry) = self.logins.get_mut(knock) {
+                entry.ended = entry.ended.max(Some(revision));
+            }
+        }
+    }
+
+    /// This gateway has decided it.
+    pub(super) fn ended_here(&mut self, over: &Over) {
+        self.ended(over, JUST_DECIDED);
     }
 
     fn wait_for(&mut self, knock: Knock, revision: Revision, next: Next) {
@@ -161,7 +218,7 @@ impl Door {
 impl Cluster {
     pub(super) fn asked(&mut self, ask: Ask, login: Login, now: Now, out: &mut Out) {
         if self.door.logins.len() >= MOST_LOGINS {
-            return out.push(ClusterEffect::Refuse { ask, why: "too many logins wait".into() });
+            return out.push(ClusterEffect::Refuse { ask, why: Refusal::Busy });
         }
         self.door.knock(Knock::Gate(ask), login);
         self.expire_logins(now, out);
@@ -232,10 +289,14 @@ impl Cluster {
         let Stage::Looking(revision, next) = entry.stage.clone() else { return };
         if !clear {
             // whoever looked has said why
-            if let Some(entry) = self.door.logins.remove(&knock) {
-                self.gives_up(entry.login);
+            if let Some(login) = self.door.take(knock) {
+                self.gives_up(login);
             }
             return;
+        }
+        let registered = if matches!(next, Next::Pass { .. }) { revision } else { NOWHERE_YET };
+        if entry.is_over(registered) {
+            return self.turn_away(knock, Refusal::Ended, out);
         }
         let login = entry.login.clone();
         match (next, login.limit) {
@@ -243,9 +304,7 @@ impl Cluster {
             (Next::Places(owners, since), Some(limit)) => {
                 match claim(&owners, self.rules.me, login.session, limit) {
                     Claim::Holds => self.pass(knock, Some(revision), true, out),
-                    Claim::Full => {
-                        self.turn_away(knock, "there are as many sessions of this user as are allowed", out)
-                    }
+                    Claim::Full => self.turn_away(knock, Refusal::Full, out),
                     Claim::Takes { owners, displaced } => {
                         self.claim(knock, &login, (owners, since), &displaced, out)
                     }
@@ -266,9 +325,11 @@ impl Cluster {
         let Some(entry) = self.door.logins.get_mut(&knock) else { return };
         entry.tries += 1;
         if entry.tries > TRIES {
-            return self.turn_away(knock, "others log in as this user all the time: try again", out);
+            return self.turn_away(knock, Refusal::Contended, out);
         }
         entry.stage = Stage::Asking;
+        let is_first = entry.since.is_none();
+        entry.since.get_or_insert(self.read);
         self.door.claims.insert(login.session, login.who.clone());
         let me = self.rules.me;
         let places = Key::Owners(login.who.clone());
@@ -293,16 +354,24 @@ impl Cluster {
         }
         let only_if = vec![Condition::Unchanged(places.clone(), since)];
         let otherwise = vec![Op::Put(Key::Barrier(me), Value::Barrier), Op::Get(places)];
-        self.commit(Txn { only_if, then, otherwise }, Purpose::Claim(knock), out);
+        self.commit(Txn { only_if, then, otherwise }, Purpose::Claim { knock, is_first }, out);
     }
 
-    pub(super) fn claimed(&mut self, knock: Knock, outcome: &Outcome) {
+    pub(super) fn claimed(&mut self, knock: Knock, is_first: bool, outcome: &Outcome) {
+        // what an earlier claim has done, whose answer was lost, nobody knows
+        if let Some(entry) = self.door.logins.get_mut(&knock).filter(|_| is_first) {
+            entry.since = outcome.held.then_some(outcome.revision);
+        }
         let next = if outcome.held { Next::Pass { claimed: true } } else { places(outcome.got.first()) };
         self.door.wait_for(knock, outcome.revision, next);
     }
 
     fn pass(&mut self, knock: Knock, at: Option<Revision>, claimed: bool, out: &mut Out) {
-        let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
+        let Some(entry) = self.door.logins.get(&knock) else { return };
+        if entry.is_over(at.unwrap_or_default()) {
+            return self.turn_away(knock, Refusal::Ended, out);
+        }
+        let Some(login) = self.door.take(knock) else { return };
         // a place that it has it keeps, also where nobody could be asked this time
         let claimed = claimed || self.door.passed.get(&login.session).is_some_and(|passed| passed.claimed);
         out.push(ClusterEffect::Passed { session: login.session, at, claimed });
@@ -312,11 +381,11 @@ impl Cluster {
         }
     }
 
-    fn turn_away(&mut self, knock: Knock, why: &str, out: &mut Out) {
-        let Some(Entry { login, .. }) = self.door.logins.remove(&knock) else { return };
+    fn turn_away(&mut self, knock: Knock, why: Refusal, out: &mut Out) {
+        let Some(login) = self.door.take(knock) else { return };
         match knock {
-            Knock::Gate(ask) => out.push(ClusterEffect::Refuse { ask, why: why.into() }),
-            Knock::Inside(_) => out.push(ClusterEffect::End { session: login.session, why: why.into() }),
+            Knock::Gate(ask) => out.push(ClusterEffect::Refuse { ask, why }),
+            Knock::Inside(_) => out.push(ClusterEffect::End { session: login.session, why: why.to_string() }),
         }
         self.gives_up(login);
     }
@@ -343,14 +412,14 @@ impl Cluster {
         for knock in late {
             match self.door.logins.get(&knock).map(|entry| entry.login.when_away) {
                 Some(WhenAway::Open) => self.pass(knock, None, false, out),
-                _ => self.turn_away(knock, "the other gateways cannot be asked: etcd does not answer", out),
+                _ => self.turn_away(knock, Refusal::Away, out),
             }
         }
         self.door.waiting.retain(|knock| self.door.logins.contains_key(knock));
     }
 
     pub(super) fn cookie_gone(&mut self, session: SessionId) {
-        self.door.logins.remove(&Knock::Inside(session));
+        self.door.take(Knock::Inside(session));
         // one that was let in while etcd was away may have been given a place by an earlier run
         let may_have = |passed: &Passed| passed.claimed || passed.at.is_none();
         let passed = self.door.forget(session).map(|passed| (passed.who.clone(), may_have(&passed)));
@@ -396,6 +465,16 @@ impl Cluster {
         let txn = Txn { only_if, then, otherwise: vec![Op::Get(key)] };
         self.commit(txn, Purpose::Leaving(who, session), out);
     }
+}
+
+/// Whatever would be against that login.
+fn ends(login: &Login) -> [Over; 2] {
+    [Over::User(login.who.clone()), login.session.over()]
+}
+
+/// A lock ends what a revocation of the person does.
+fn watermark(over: &Over) -> Over {
+    over.person().map_or_else(|| over.clone(), |who| Over::User(who.clone()))
 }
 
 /// What a `Get` of the places has found.

@@ -128,6 +128,10 @@ impl Cluster {
                 return;
             }
         }
+        // of what is read anew every login knows that has come since
+        if revision > self.read {
+            self.door.ended(&over, revision);
+        }
         let spare = over.person().map(|who| self.door.admitted_after(who, revision)).unwrap_or_default();
         if let Some(errand) = self.learning.begin((revision, author, over.clone())) {
             out.push(ClusterEffect::Order { errand, author, over, record, revision, spare });

@@ -265,7 +265,7 @@ pub enum ClusterEffect {
     },
     Refuse {
         ask: Ask,
-        why: String,
+        why: Refusal,
     },
     /// A session that was let in while etcd was away has to go: there is no place for it.
     End {
@@ -281,6 +281,22 @@ pub enum ClusterEffect {
     Note {
         text: String,
     },
+}
+
+/// Why a login is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("too many logins wait")]
+    Busy,
+    #[error("there are as many sessions of this user as are allowed")]
+    Full,
+    #[error("others log in as this user all the time: try again")]
+    Contended,
+    #[error("the other gateways cannot be asked: etcd does not answer")]
+    Away,
+    /// It came before what is against it.
+    #[error("the user was revoked, or has logged in elsewhere, while this login waited: log in again")]
+    Ended,
 }
 
 /// The settings of these rules.

@@ -23,6 +23,8 @@ pub(super) struct Cookie {
     pub who: Identity,
     pub dead: bool,
     pub tunnel: bool,
+    /// The registry knows of it, and can end it: a session at a web gateway is made once its login has passed.
+    pub is_there: bool,
     /// The how manieth it is.
     pub number: u32,
     /// What has ended it.
@@ -173,17 +175,24 @@ impl World {
             }
             ClusterEffect::Look { knock, session } => {
                 let clear = gateway.is_clear(session);
+                if !clear {
+                    gateway.no_session(session);
+                }
                 self.give(at, ClusterEvent::Looked { knock, clear });
             }
             ClusterEffect::Admit { ask } => {
-                if let Some(id) = gateway.asks.remove(&ask)
-                    && gateway.is_clear(id)
-                    && let Some(cookie) = gateway.cookies.get_mut(&id)
-                {
-                    cookie.tunnel = true;
+                let Some(id) = gateway.asks.remove(&ask) else { return };
+                if !gateway.is_clear(id) {
+                    gateway.no_session(id);
+                } else if let Some(cookie) = gateway.cookies.get_mut(&id) {
+                    (cookie.tunnel, cookie.is_there) = (true, true);
                 }
             }
-            ClusterEffect::Refuse { ask, .. } => drop(gateway.asks.remove(&ask)),
+            ClusterEffect::Refuse { ask, .. } => {
+                if let Some(id) = gateway.asks.remove(&ask) {
+                    gateway.no_session(id);
+                }
+            }
             ClusterEffect::End { session, why } => gateway.end(&session.over(), &BTreeSet::new(), &why),
             ClusterEffect::Passed { session, at, claimed } => {
                 if let Some(cookie) = gateway.cookies.get(&session) {
@@ -198,20 +207,44 @@ impl World {
     pub fn login(&mut self, at: usize, who: &Identity) -> SessionId {
         self.next_cookie += 1;
         let id = cookie(self.next_cookie);
-        let fresh =
-            Cookie { who: who.clone(), dead: false, tunnel: false, number: self.next_cookie, why: None };
+        // without a limit nobody is asked about a session at a web gateway
+        let is_made = is_web(&id) && self.limit.is_none() && !self.gateways[at].is_locked(who);
+        let fresh = Cookie {
+            who: who.clone(),
+            dead: false,
+            tunnel: is_made,
+            is_there: is_made || !is_web(&id),
+            number: self.next_cookie,
+            why: None,
+        };
         self.gateways[at].cookies.insert(id, fresh);
-        self.knock(at, id);
+        if !is_made {
+            self.ask(at, id);
+        }
         id
+    }
+
+    /// The next login is one at a web gateway.
+    pub fn web_login(&mut self, at: usize, who: &Identity) -> SessionId {
+        while !is_web(&cookie(self.next_cookie + 1)) {
+            self.next_cookie += 1;
+        }
+        self.login(at, who)
     }
 
     /// A client comes with a cookie that it has.
     pub fn knock(&mut self, at: usize, id: SessionId) {
+        if !is_web(&id) {
+            self.ask(at, id);
+        }
+    }
+
+    fn ask(&mut self, at: usize, id: SessionId) {
         let (limit, when_away) = (self.limit, self.when_away);
         let gateway = &mut self.gateways[at];
         let Some(cookie) = gateway.cookies.get(&id) else { return };
         if !gateway.is_clear(id) {
-            return;
+            return gateway.no_session(id);
         }
         gateway.last_ask += 1;
         let (ask, who) = (gateway.last_ask, cookie.who.clone());
@@ -220,7 +253,7 @@ impl World {
     }
 
     pub fn leave(&mut self, at: usize, id: SessionId) {
-        if let Some(cookie) = self.gateways[at].cookies.get_mut(&id) {
+        if let Some(cookie) = self.gateways[at].cookies.get_mut(&id).filter(|_| !is_web(&id)) {
             cookie.tunnel = false;
         }
     }
@@ -254,7 +287,13 @@ impl World {
             gateway.disk.write(LetterKey::Decided(over.clone()), Letter::Decided(number, record.clone()));
             // a lock may be lifted before anybody else hears of it
             if !matches!(over, Over::Lock(_)) {
-                let ids = self.meant(&over, |_| u32::MAX);
+                let mut ids = self.meant(&over, |_| u32::MAX);
+                // whoever waits here came before it
+                let gateway = &self.gateways[at];
+                let waits = |id: &SessionId| {
+                    gateway.cookies.get(id).is_some_and(|its| Some(&its.who) == over.person())
+                };
+                ids.extend(gateway.asks.values().copied().filter(waits));
                 self.ended.push((0, over.clone(), ids));
             }
             self.give(at, ClusterEvent::Decided { number, over, record });
@@ -300,7 +339,7 @@ impl World {
         outcome
     }
 
-    /// The cookies that there are, up to a number at each gateway.
+    /// The sessions that there are, or have a place already, up to a number at each gateway.
     fn meant(&self, over: &Over, most: impl Fn(GatewayId) -> u32) -> Vec<SessionId> {
         let mut ids = Vec::new();
         for gateway in &self.gateways {
@@ -308,6 +347,10 @@ impl World {
             let meant = gateway.cookies.iter().filter(|(id, cookie)| match over {
                 Over::Session(_) | Over::Web(_) => *over == id.over(),
                 over => over.person() == Some(&cookie.who) && cookie.number <= most,
+            });
+            let meant = meant.filter(|(id, cookie)| {
+                let place = || Key::Admission(gateway.id, cookie.who.clone(), **id);
+                cookie.is_there || self.etcd.keys.contains_key(&place())
             });
             ids.extend(meant.map(|(id, _)| *id));
         }
@@ -413,7 +456,8 @@ impl World {
         (gateway.is_new, gateway.has_crashed) = (true, true);
         gateway.lose();
         gateway.errands.clear();
-        gateway.asks.clear();
+        let waited: Vec<SessionId> = std::mem::take(&mut gateway.asks).into_values().collect();
+        waited.into_iter().for_each(|id| gateway.no_session(id));
         gateway.cluster =
             Cluster::new(rules(gateway.id, gateway.disk.known), Now { mono: self.now, wall: 0 });
         gateway.dead = gateway.cookies.iter().filter(|(_, c)| c.dead).map(|(id, _)| *id).collect();
@@ -496,9 +540,20 @@ impl Gateway {
     }
 
     pub fn is_clear(&self, id: SessionId) -> bool {
-        self.cookies
-            .get(&id)
-            .is_some_and(|cookie| !cookie.dead && !self.locks.keys().any(|(_, locked)| *locked == cookie.who))
+        self.cookies.get(&id).is_some_and(|cookie| !cookie.dead && !self.is_locked(&cookie.who))
+    }
+
+    fn is_locked(&self, who: &Identity) -> bool {
+        self.locks.keys().any(|(_, locked)| locked == who)
+    }
+
+    /// A cookie of a VPN may come again; of a login at a web gateway nothing is left.
+    fn no_session(&mut self, id: SessionId) {
+        if let Some(cookie) = self.cookies.get_mut(&id).filter(|cookie| !cookie.is_there && !cookie.dead) {
+            cookie.dead = true;
+            cookie.why = Some("its login was refused".into());
+            self.dead.push_back(id);
+        }
     }
 
     fn lose(&mut self) {
@@ -542,7 +597,7 @@ impl Gateway {
                 Over::Session(_) | Over::Web(_) => *over == id.over(),
                 over => over.person() == Some(&cookie.who) && !spare.contains(id),
             };
-            if meant && !cookie.dead {
+            if meant && cookie.is_there && !cookie.dead {
                 (cookie.dead, cookie.tunnel) = (true, false);
                 cookie.why = Some(why.to_owned());
                 self.dead.push_back(*id);
@@ -553,6 +608,10 @@ impl Gateway {
     pub fn alive(&self) -> impl Iterator<Item = (&SessionId, &Cookie)> {
         self.cookies.iter().filter(|(_, cookie)| !cookie.dead)
     }
+}
+
+fn is_web(id: &SessionId) -> bool {
+    matches!(id, SessionId::Web(_))
 }
 
 pub(super) const ONE: Limit = Limit { most: 1, yields: Yields::Oldest };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::session::Identity;
+use crate::session::{Identity, SessionId};
 
 use super::super::words::{Author, Key, Limit, Over, Value, WhenAway, Yields};
 use super::gateways::{LOGIN_WAIT, ONE, World};
@@ -364,6 +364,99 @@ fn r7_what_every_gateway_has_is_not_kept() {
     let records = world.etcd.keys.keys().filter(|key| matches!(key, Key::Record(..))).count();
     assert_eq!(records, 1, "the watermark of the one person");
     assert!((1..=300).all(|number| world.gateways[0].cluster.delivery(number).is_none()));
+}
+
+/// A login at a web gateway whose place is written, and whose gateway has not heard so: there is no session yet.
+fn at_the_web_gateway(who: &Identity) -> (World, SessionId) {
+    let mut world = World::new(3, Some(ONE), WhenAway::Closed);
+    world.settle();
+    let id = world.web_login(0, who);
+    let place = Key::Owners(who.clone());
+    while !world.etcd.keys.contains_key(&place) {
+        while world.read(0) | world.answer(0) {}
+        assert!(world.carry(0));
+    }
+    assert!(!world.gateways[0].cookies[&id].is_there);
+    (world, id)
+}
+
+fn nobody_has_a_place(world: &World) -> bool {
+    !world.etcd.keys.keys().any(|key| matches!(key, Key::Owners(_) | Key::Admission(..)))
+}
+
+#[test]
+fn r2_a_web_login_with_a_place_is_ended_by_what_is_read_before_its_session_is_made() {
+    let (alice, bob) = (person("alice"), person("bob"));
+    for over in
+        [Over::User(alice.clone()), Over::Lock(alice.clone()), Over::User(bob.clone()), Over::Lock(bob)]
+    {
+        let is_hers = over.person() == Some(&alice);
+        let (mut world, id) = at_the_web_gateway(&alice);
+        world.decide(1, over);
+        while world.carry(1) {}
+        while world.read(0) {}
+        world.settle();
+        assert_eq!(world.gateways[0].cookies[&id].is_there, !is_hers);
+        assert_eq!(nobody_has_a_place(&world), is_hers);
+    }
+}
+
+#[test]
+fn r2_r4_a_web_login_is_ended_by_what_its_own_gateway_decides_while_it_waits() {
+    let (alice, bob) = (person("alice"), person("bob"));
+    // however far it has come
+    for (steps, over) in (0..6).flat_map(|steps| [&alice, &bob].map(|who| (steps, Over::User(who.clone())))) {
+        let is_hers = over.person() == Some(&alice);
+        let mut world = World::new(3, Some(ONE), WhenAway::Closed);
+        world.settle();
+        let id = world.web_login(0, &alice);
+        for _ in 0..steps {
+            let _ = world.carry(0) || world.answer(0) || world.read(0);
+        }
+        if world.gateways[0].cookies[&id].is_there {
+            continue;
+        }
+        world.decide(0, over);
+        world.settle();
+        assert_eq!(world.gateways[0].cookies[&id].is_there, !is_hers, "{steps}");
+        let fresh = world.web_login(0, &alice);
+        world.settle();
+        assert!(world.gateways[0].cookies[&fresh].is_there, "{steps}");
+    }
+}
+
+#[test]
+fn r3_a_web_login_is_ended_by_a_login_elsewhere_that_comes_before_its_session_is_made() {
+    let alice = person("alice");
+    let (mut world, id) = at_the_web_gateway(&alice);
+    let later = world.login(1, &alice);
+    while world.carry(1) | world.answer(1) | world.read(1) {}
+    while world.read(0) {}
+    world.settle();
+    assert!(world.gateways[1].cookies[&later].tunnel && !world.gateways[0].cookies[&id].is_there);
+}
+
+#[test]
+fn r2_a_web_login_whose_claim_was_not_answered_is_ended_by_what_came_after_it() {
+    let alice = person("alice");
+    let (mut world, id) = at_the_web_gateway(&alice);
+    world.cut(0);
+    world.by_hand(Over::User(alice));
+    world.resume(0);
+    world.settle();
+    assert!(!world.gateways[0].cookies[&id].is_there && nobody_has_a_place(&world));
+}
+
+#[test]
+fn r4_a_web_login_after_a_revocation_is_let_in_also_where_that_is_read_while_it_waits() {
+    let alice = person("alice");
+    let mut world = World::new(3, Some(ONE), WhenAway::Closed);
+    world.settle();
+    world.decide(1, Over::User(alice.clone()));
+    while world.carry(1) {}
+    let id = world.web_login(0, &alice);
+    world.settle();
+    assert!(world.gateways[0].cookies[&id].is_there);
 }
 
 #[test]
