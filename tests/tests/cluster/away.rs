@@ -11,9 +11,21 @@ use crate::world::{Gateway, View, World, id, put, reason, session, swap, user};
 #[track_caller]
 fn write(gateway: &mut Gateway, name: &str, count: u32) -> u64 {
     (0..count)
-        .map(|number| gateway.done(put(user(1, &format!("{name}{number}")), reason(name))))
+        .map(|number| insist(gateway, &put(user(1, &format!("{name}{number}")), reason(name))))
         .max()
         .unwrap()
+}
+
+/// As often as it takes: of what is not answered in time nobody knows, and whoever ordered it gives it again.
+#[track_caller]
+fn insist(gateway: &mut Gateway, txn: &Txn) -> u64 {
+    loop {
+        match gateway.commit(txn.clone()) {
+            Outcome::Done { held: true, revision, .. } => return revision,
+            Outcome::NotSent { .. } | Outcome::NotKnown { .. } => gateway.until("it is up", |view| view.up),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[track_caller]
@@ -160,13 +172,7 @@ fn r5_a_member_that_has_lost_the_others_is_left() {
     assert_eq!(one.view.endpoint, alone);
     world.etcd.isolate(0);
     let txn = put(user(1, "meanwhile"), reason("x"));
-    let last = loop {
-        match one.commit(txn.clone()) {
-            Outcome::Done { revision, .. } => break revision,
-            Outcome::NotSent { .. } | Outcome::NotKnown { .. } => one.until("it is up", |view| view.up),
-            refused => panic!("{refused:?}"),
-        }
-    };
+    let last = insist(&mut one, &txn);
     one.until("it has read that elsewhere", |view| view.up && view.read >= last && view.endpoint != alone);
     other.until("the other one too", |view| view.up && view.read >= last && view.endpoint != alone);
     world.etcd.rejoin(0);
