@@ -1,5 +1,6 @@
 //! The command line.
 
+mod audit;
 mod bulk;
 mod cluster;
 mod gateway_keys;
@@ -195,6 +196,17 @@ pub enum Command {
     Cluster {
         #[command(subcommand)]
         what: cluster::Cluster,
+    },
+    /// The audit log: whether it is as it was written, and all of it as JSON lines
+    #[command(
+        subcommand_required = true,
+        after_help = "It reads [state] directory, with or without the daemon. Each command that ended, locked, \
+                      unlocked or lifted something has a line there, for as long as [state] audit-days and audit-rows say.\n\nExamples:\n  enforcer audit verify\n  enforcer audit \
+                      export > audit.jsonl\n  enforcer audit verify --from audit.jsonl"
+    )]
+    Audit {
+        #[command(subcommand)]
+        what: audit::Audit,
     },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,

@@ -22,6 +22,7 @@
 //! directory, nothing else.
 
 pub mod admission;
+pub mod chain;
 mod commit;
 mod connect;
 mod folder;
@@ -44,7 +45,7 @@ use std::path::PathBuf;
 
 pub use folder::{FILE, put_aside};
 pub use open::{Store, open, open_again};
-pub use reader::Reader;
+pub use reader::{AuditEnds, Reader};
 pub use salvage::{Salvaged, salvage};
 pub use trouble::{OpenError, ReadError};
 pub use writer::{Full, QUEUE, Writer};

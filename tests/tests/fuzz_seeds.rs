@@ -29,6 +29,7 @@ macro_rules! targets {
 
 // how many changed copies; of `orders` fewer, since a parser is built for each
 targets! {
+    audit 20_000
     cluster 20_000
     config 4_000
     conntrack 20_000

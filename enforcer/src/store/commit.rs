@@ -2,9 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::admission::{self, admission_row_of};
+use super::chain::AuditLine;
 use super::known::known_text;
 use super::letter::{self, letter_row_of};
 use super::load::Meta;
@@ -211,34 +212,75 @@ fn apply(db: &Connection, meta: &mut Meta, write: &Write) -> Result<(), Fault> {
 
 fn audit(db: &Connection, line: &Audit) -> Result<(), Fault> {
     let (at, number) = (tables::key("at", line.at)?, tables::key("number", line.number)?);
+    let (target, asked_by) = (cut(&line.target), cut(&line.by));
+    let (reason, text) = (cut(&line.reason), cut(&line.text));
     db.prepare_cached(
         "INSERT INTO audit (at, what, number, target, asked_by, reason, complete, text)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?
-    .execute(params![
-        at,
-        line.what,
-        number,
-        cut(&line.target),
-        cut(&line.by),
-        cut(&line.reason),
-        line.complete,
-        cut(&line.text)
-    ])?;
+    .execute(params![at, line.what, number, target, asked_by, reason, line.complete, text])?;
+    let place = db.last_insert_rowid();
+    let chained = AuditLine {
+        line: u64::try_from(place).unwrap_or_default(),
+        at: line.at,
+        what: line.what.to_owned(),
+        number: line.number,
+        target: target.into_owned(),
+        asked_by: asked_by.into_owned(),
+        reason: reason.into_owned(),
+        complete: line.complete,
+        text: text.into_owned(),
+        before: last_link(db, place)?,
+        chain: None,
+    };
+    db.prepare_cached("UPDATE audit SET chain = ?1 WHERE line = ?2")?
+        .execute(params![chained.link(), place])?;
     Ok(())
 }
 
-/// The audit log within its bounds; `now`: the time of its newest line.
+/// The digest of the line before that one.
+fn last_link(db: &Connection, place: i64) -> rusqlite::Result<Option<String>> {
+    db.prepare_cached("SELECT chain FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1")?
+        .query_row([place], |row| row.get(0))
+        .optional()
+        .map(Option::flatten)
+}
+
+/// The audit log within its bounds; `now`: the time of its newest line. The oldest lines go, whatever the clock said
+/// between them: what is left has no gaps, and what it follows from is noted. The newest one stays.
 fn prune(db: &Connection, settings: &Settings, now: u64) -> rusqlite::Result<()> {
-    // its lines are numbered without gaps, but for those that were pruned at the other end
-    db.prepare_cached("DELETE FROM audit WHERE line <= (SELECT max(line) FROM audit) - ?1")?
-        .execute([settings.audit_rows])?;
-    if settings.audit_days > 0 {
-        let oldest = now.saturating_sub(u64::from(settings.audit_days) * 86_400);
-        db.prepare_cached("DELETE FROM audit WHERE at < ?1")?
-            .execute([i64::try_from(oldest).unwrap_or(i64::MAX)])?;
-    }
+    let days = u64::from(settings.audit_days) * 86_400;
+    let oldest =
+        if days > 0 { i64::try_from(now.saturating_sub(days)).unwrap_or(i64::MAX) } else { i64::MIN };
+    let keep_from: Option<i64> = db
+        .prepare_cached(
+            "SELECT max(max(line) - ?1 + 1, coalesce((SELECT line FROM audit WHERE +at >= ?2 ORDER BY line LIMIT 1), 0))
+             FROM audit",
+        )?
+        .query_row(params![settings.audit_rows.max(1), oldest], |row| row.get(0))?;
+    let Some(keep_from) = keep_from else { return Ok(()) };
+    let last: Option<(i64, Option<String>)> = db
+        .prepare_cached("SELECT line, chain FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1")?
+        .query_row([keep_from], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((line, chain)) = last else { return Ok(()) };
+    tables::set_meta(db, AUDIT_BEFORE, &pruned_text(line, chain.as_deref()))?;
+    db.prepare_cached("DELETE FROM audit WHERE line < ?1")?.execute([keep_from])?;
     Ok(())
+}
+
+/// The key of `meta` that has the last line that was pruned.
+pub(super) const AUDIT_BEFORE: &str = "audit_before";
+
+/// Its number, and after a blank its digest, where it has one.
+fn pruned_text(line: i64, chain: Option<&str>) -> String {
+    chain.map_or_else(|| line.to_string(), |chain| format!("{line} {chain}"))
+}
+
+/// `None`: it is not what [`pruned_text`] writes.
+pub(super) fn pruned_of(text: &str) -> Option<(u64, Option<String>)> {
+    let (line, chain) = text.split_once(' ').map_or((text, None), |(line, chain)| (line, Some(chain)));
+    Some((line.parse().ok()?, chain.map(str::to_owned)))
 }
 
 /// At most [`AUDIT_TEXT`] bytes of it; that it was cut is said.

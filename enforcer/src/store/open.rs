@@ -314,6 +314,27 @@ mod tests {
         assert_eq!(is_there, Ok(0));
     }
 
+    /// R5: what several gateways share and the audit log of before it was a chain are there in the version that chains it.
+    #[test]
+    fn r5_a_state_of_before_the_audit_log_was_a_chain_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(&folder);
+        drop(open_as(&settings, &schema::STEPS[..4], None).map(drop));
+        let db = connect::writer(&settings.directory.join(FILE)).unwrap();
+        assert_eq!(schema::version(&db).unwrap(), 4);
+        tables::lift(&db, 7, "0123456789abcdef0123456789abcdef", 1, 5).unwrap();
+        db.execute("INSERT INTO audit VALUES (1, 5, 'lifted', 7, 'user x', 'root', '', 1, 'done')", [])
+            .unwrap();
+        drop(db);
+        let (store, loaded) = open(&settings).unwrap();
+        drop(store);
+        assert_eq!(loaded.lifted, [7]);
+        let db = Connection::open(settings.directory.join(FILE)).unwrap();
+        let line = db.query_row("SELECT text, chain FROM audit", [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(line, Ok(("done".to_owned(), None::<String>)));
+        assert_eq!(schema::version(&db).unwrap(), schema::version_of(schema::STEPS));
+    }
+
     #[test]
     fn r5_a_step_that_fails_leaves_the_version_before_it_whole() {
         let folder = tempfile::tempdir().unwrap();

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::chain::{AuditLine, Start};
 use super::folder::{self, FILE, Still};
-use super::row::{hex, natural};
+use super::row::{BadRow, hex, natural};
 use super::trouble::{bad_row, reading};
-use super::{ReadError, connect, load, open, schema, tables};
+use super::{ReadError, commit, connect, load, open, schema, tables};
 use crate::session::{CutoffKey, LockKey, SafeId};
 
 /// A look at the state, beside a writer or without one. It waits up to a second for a lock of SQLite's.
@@ -92,6 +93,76 @@ impl Reader {
         number.map(|number| natural("number", number).map_err(|why| bad(number, why))).transpose()
     }
 
+    /// Each line of the audit log that is newer than `after`, in their order, as they are at one moment; `begin` is told first
+    /// what they begin with. `each` says whether to go on.
+    pub fn audit(
+        &self,
+        after: u64,
+        begin: impl FnOnce(Start),
+        mut each: impl FnMut(AuditLine) -> bool,
+    ) -> Result<AuditEnds, ReadError> {
+        let failed = |error: rusqlite::Error| reading(&self.path, &error);
+        self.ask(|| {
+            let found = open::whose(&self.db, &self.path, schema::version_of(schema::STEPS))?;
+            if found < CHAINED_SINCE {
+                return Err(ReadError::Older { path: self.path.clone(), found, known: CHAINED_SINCE });
+            }
+            // one state, whatever the daemon writes meanwhile
+            let _moment = self.db.unchecked_transaction().map_err(failed)?;
+            let after_line = i64::try_from(after).unwrap_or(i64::MAX);
+            let mut before = None;
+            if after == 0 {
+                let pruned = self.pruned()?;
+                before = pruned.as_ref().and_then(|(_, chain)| chain.clone());
+                begin(Start::Log(pruned));
+            } else {
+                before = self.link_of(after_line).map_err(failed)?.or(before);
+                begin(Start::Part);
+            }
+            let mut lines = self
+                .db
+                .prepare(
+                    "SELECT line, at, what, number, target, asked_by, reason, complete, text, chain FROM audit
+                     WHERE line > ?1 ORDER BY line",
+                )
+                .map_err(failed)?;
+            let mut rows = lines.query([after_line]).map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                let mut line = audit_line(row).map_err(failed)?;
+                line.before = std::mem::replace(&mut before, line.chain.clone());
+                if !each(line) {
+                    break;
+                }
+            }
+            let given: Option<i64> = (self.db)
+                .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'audit'", [], |row| row.get(0))
+                .optional()
+                .map_err(failed)?;
+            Ok(AuditEnds { given: given.and_then(|given| u64::try_from(given).ok()) })
+        })
+    }
+
+    /// The last line that was pruned, and its digest.
+    fn pruned(&self) -> Result<Option<(u64, Option<String>)>, ReadError> {
+        for (key, value) in tables::meta(&self.db).map_err(|error| reading(&self.path, &error))? {
+            if key == commit::AUDIT_BEFORE {
+                let bad = |why| bad_row(&self.path, "meta", format_args!("{key:?}"), &why);
+                let text = value.map_err(bad)?;
+                let wanted = "a line's number and its digest";
+                let meaning = |found| BadRow::Meaning { column: "value", found, wanted };
+                return commit::pruned_of(&text).map(Some).ok_or_else(|| bad(meaning(text)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn link_of(&self, line: i64) -> rusqlite::Result<Option<String>> {
+        (self.db)
+            .query_row("SELECT chain FROM audit WHERE line = ?1", [line], |row| row.get(0))
+            .optional()
+            .map(Option::flatten)
+    }
+
     /// Number and moment of the strongest guard.
     fn guard(&self, kind: &str, id: &str) -> Result<Option<(u64, u64)>, ReadError> {
         self.ask(|| {
@@ -121,6 +192,35 @@ impl Reader {
     }
 }
 
+/// What the database says of the audit log besides its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEnds {
+    /// The number of the last line that was ever written.
+    pub given: Option<u64>,
+}
+
+fn audit_line(row: &rusqlite::Row<'_>) -> rusqlite::Result<AuditLine> {
+    let number = |column| {
+        let found: i64 = row.get(column)?;
+        u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
+    };
+    Ok(AuditLine {
+        line: number(0)?,
+        at: number(1)?,
+        what: row.get(2)?,
+        number: number(3)?,
+        target: row.get(4)?,
+        asked_by: row.get(5)?,
+        reason: row.get(6)?,
+        complete: row.get(7)?,
+        text: row.get(8)?,
+        before: None,
+        chain: row.get(9)?,
+    })
+}
+
+/// The version since which lines of the audit log have a digest.
+const CHAINED_SINCE: i64 = 5;
 /// The version since which the tables that are asked here are as they are: so the gate of a new enforcer also reads what
 /// the daemon of an older one has left, before the new one has brought it up to date.
 const ASKED_SINCE: i64 = 1;

@@ -8,7 +8,7 @@ use super::OpenError;
 pub(super) const APPLICATION_ID: i32 = 0x656e_6672;
 
 /// Step N makes version N + 1 out of version N. A step that was released is never changed: a new one is added.
-pub(super) const STEPS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH];
+pub(super) const STEPS: &[&str] = &[FIRST, SECOND, THIRD, FOURTH, FIFTH];
 
 const FIRST: &str = r"
 -- gateway, generation, next_number, wall, boot_id
@@ -184,6 +184,13 @@ CREATE TABLE admission (
   sum INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX admission_session ON admission (session);
+";
+
+const FIFTH: &str = r"
+-- meta also has audit_before: the last line of the audit log that was pruned, and its digest
+
+-- SHA-256 over this line and the digest of the one before it, in hexadecimal; NULL: it was written before there was that
+ALTER TABLE audit ADD COLUMN chain TEXT;
 ";
 
 /// The version that these steps lead to.

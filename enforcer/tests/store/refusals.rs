@@ -17,7 +17,7 @@ fn filled() -> Folder {
     folder
 }
 
-fn change(folder: &Folder, sql: &str) {
+pub fn change(folder: &Folder, sql: &str) {
     let db = rusqlite::Connection::open(folder.file()).unwrap();
     db.execute_batch(sql).unwrap();
     db.close().unwrap();
@@ -55,11 +55,11 @@ fn r5_another_programs_database_is_refused() {
 fn r5_a_newer_version_is_refused() {
     let folder = filled();
     change(&folder, "PRAGMA user_version = 99");
-    assert!(matches!(refused(&folder, &["newer", "99"]), OpenError::Newer { found: 99, known: 4, .. }));
+    assert!(matches!(refused(&folder, &["newer", "99"]), OpenError::Newer { found: 99, known: 5, .. }));
     assert!(matches!(Reader::open(&folder.path()), Err(OpenError::Newer { .. })));
     change(&folder, "PRAGMA user_version = 0");
     assert!(matches!(refused(&folder, &["version 0", "--repair"]), OpenError::Corrupt { .. }));
-    change(&folder, "PRAGMA user_version = 4");
+    change(&folder, "PRAGMA user_version = 5");
     assert_eq!(folder.load().records.len(), 20);
 }
 

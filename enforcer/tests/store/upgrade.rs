@@ -71,7 +71,7 @@ fn r5_states_of_older_versions_are_taken_over_with_all_they_hold() {
         let (mut run, loaded) = folder.open();
         check(&loaded, version);
         assert!(loaded.letters.is_empty() && loaded.admissions.is_empty() && loaded.known.is_none());
-        assert_eq!(look::<i64>(&folder.file(), "PRAGMA user_version"), 4);
+        assert_eq!(look::<i64>(&folder.file(), "PRAGMA user_version"), 5);
         assert_eq!(look::<String>(&folder.file(), "SELECT text FROM audit"), "a line");
         // and it takes what is new, beside the old and in its place
         run.done([Write::KeepLetter(letter(1)), Write::KeepAdmission(admission(1)), known(5)]);
@@ -126,7 +126,7 @@ fn r5_an_upgrade_that_a_power_cut_tears_anywhere_loses_nothing() {
         let mut dice = Dice::new(u64::from(version));
         let edges = (0..=frames).map(|frame| 32 + frame * FRAME);
         let inside = (0..frames).map(|_| dice.roll(wal.len() as u64) as usize).collect::<Vec<_>>();
-        let mut found = [0; 5];
+        let mut found = [0; 6];
         for length in edges.chain(inside).chain([0]) {
             let torn = Folder::new();
             fs::create_dir(torn.path()).unwrap();
@@ -136,9 +136,9 @@ fn r5_an_upgrade_that_a_power_cut_tears_anywhere_loses_nothing() {
             let looked = torn.crash_copy();
             found[look::<i64>(&looked.file(), "PRAGMA user_version") as usize] += 1;
             check(&torn.load(), version);
-            assert_eq!(look::<i64>(&torn.file(), "PRAGMA user_version"), 4);
+            assert_eq!(look::<i64>(&torn.file(), "PRAGMA user_version"), 5);
         }
-        assert!(found[version as usize] > 0 && found[4] > 0, "{found:?}");
+        assert!(found[version as usize] > 0 && found[5] > 0, "{found:?}");
     }
 }
 
@@ -159,7 +159,7 @@ fn r5_kill_9_while_a_state_is_brought_up_to_date_loses_nothing() {
     let seed = u64::from(std::process::id()) << 20 | 0xab1e;
     println!("{kills} kills, seed {seed}");
     let mut dice = Dice::new(seed);
-    let mut found = [0; 5];
+    let mut found = [0; 6];
     for round in 0..kills {
         let version = 1 + (round % 3) as u32;
         let folder = Folder::new();

@@ -1,6 +1,7 @@
 //! What each fuzz target does with its bytes, apart from libFuzzer: so that an ordinary test on a stable compiler can do
 //! the same with the seeds and with changed copies of them (`tests/tests/fuzz_seeds.rs`).
 
+pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod conntrack;
