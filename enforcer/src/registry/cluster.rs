@@ -52,7 +52,7 @@ enum Purpose {
     Telling(Vec<outbox::Told>),
     /// For these logins; whether their places were read with it.
     Barrier(Vec<(Knock, bool)>),
-    /// `is_first`: no earlier claim of that login's may have been done.
+    /// `is_first`: that login has claimed nothing before.
     Claim {
         knock: Knock,
         is_first: bool,

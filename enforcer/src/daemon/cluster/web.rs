@@ -101,9 +101,9 @@ impl Daemon {
         let Some(link) = &mut self.cluster else { return false };
         let Some(Login { request, who, .. }) = link.door.web.take(ask) else { return false };
         let status = match why {
-            Refusal::Away => Status::unavailable(why.to_string()),
+            Refusal::Away | Refusal::Busy => Status::unavailable(why.to_string()),
             Refusal::Ended => Status::not_found(why.to_string()),
-            Refusal::Busy | Refusal::Full | Refusal::Contended => Status::resource_exhausted(why.to_string()),
+            Refusal::Full | Refusal::Contended => Status::resource_exhausted(why.to_string()),
         };
         self.note("web", format!("{who} at the web gateway: {why}"));
         self.web_refuse(request, status);

@@ -5,8 +5,9 @@
 //! limited one is claimed, by compare-and-swap, and everything up to the claim is read once more; the registry looks for
 //! the last time. What is let in while etcd is away goes the same way once it is back.
 //!
-//! A login for which there is nothing yet that the registry could end, as at a web gateway, is ended here: a record of its
-//! person, or of the session that it would be, is against it where it stands above the login's place.
+//! At a web gateway there is no session yet that the registry could end while its login waits. So a login is ended here as
+//! well: by a record of its person, or of the session that it would be, that stands above the login's place, and by whatever
+//! this gateway decides of it meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -29,7 +30,8 @@ pub const MOST_LOGINS: usize = if cfg!(test) { 500 } else { 4_096 };
 const TRIES: u32 = 16;
 /// Where a decision of this gateway stands that has no revision yet: whoever waits came before it.
 const JUST_DECIDED: Revision = Revision::MAX;
-/// Where a login stands that has no place yet: behind all that was read, but not behind what is decided here.
+/// Where a login stands that has no place yet, also one that is let in while etcd is away: behind all that was read (its
+/// registry knows of that), but not behind what is decided here while it waits.
 const NOWHERE_YET: Revision = JUST_DECIDED - 1;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -368,7 +370,7 @@ impl Cluster {
 
     fn pass(&mut self, knock: Knock, at: Option<Revision>, claimed: bool, out: &mut Out) {
         let Some(entry) = self.door.logins.get(&knock) else { return };
-        if entry.is_over(at.unwrap_or_default()) {
+        if entry.is_over(at.unwrap_or(NOWHERE_YET)) {
             return self.turn_away(knock, Refusal::Ended, out);
         }
         let Some(login) = self.door.take(knock) else { return };

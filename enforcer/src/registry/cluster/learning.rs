@@ -128,7 +128,7 @@ impl Cluster {
                 return;
             }
         }
-        // of what is read anew every login knows that has come since
+        // what was read before was known when the logins that wait now came
         if revision > self.read {
             self.door.ended(&over, revision);
         }

@@ -460,6 +460,28 @@ fn r4_a_web_login_after_a_revocation_is_let_in_also_where_that_is_read_while_it_
 }
 
 #[test]
+fn r2_r4_who_is_let_in_while_etcd_is_away_is_ended_by_what_is_decided_here_and_not_by_what_is_read_anew() {
+    for ends in [false, true] {
+        let mut world = World::new(2, Some(ONE), WhenAway::Open);
+        world.settle();
+        let alice = person("alice");
+        world.by_hand(Over::User(alice.clone()));
+        world.settle();
+        world.crash(0);
+        let (vpn, web) = (world.login(0, &alice), world.web_login(0, &alice));
+        // the old record is read with all the rest, and then etcd is gone again
+        world.connect(0);
+        world.cut(0);
+        if ends {
+            world.decide(0, Over::User(alice));
+        }
+        world.wait(LOGIN_WAIT * 2);
+        let cookies = &world.gateways[0].cookies;
+        assert_eq!((cookies[&vpn].tunnel, cookies[&web].tunnel), (!ends, !ends));
+    }
+}
+
+#[test]
 fn by_hand_is_as_good_as_by_a_gateway() {
     let mut world = three();
     let alice = person("alice");
