@@ -58,7 +58,8 @@ use crate::session::{Admission, KnownEtcd, Letter, Process, Record, SessionRecor
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub directory: PathBuf,
-    /// Lines that are older than this are deleted; 0: by `audit_rows` alone.
+    /// Lines that are older than this are deleted, from the oldest up to the first that is not (a clock that was wrong may
+    /// have dated that one); 0: by `audit_rows` alone.
     pub audit_days: u32,
     /// At most so many lines, of at most 16 KiB each text.
     pub audit_rows: u32,

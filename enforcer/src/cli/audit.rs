@@ -14,6 +14,8 @@ use crate::store::chain::{AuditLine, Finding, Head, Start, Verified, Verifier};
 
 /// How many findings are told; the others are counted.
 const MOST: usize = 20;
+/// How many lines of an export are read at once.
+const AT_ONCE: u32 = 500;
 /// The longest line of an export, in bytes: four texts of 16 KiB, each byte written as `\u0000` at the worst.
 const LONGEST: u64 = 512 * 1024;
 
@@ -24,8 +26,10 @@ pub enum Audit {
         after_help = "Each line has a digest of itself and of the line before it. Who may write the database can write all of \
                       them anew: keep the head that is printed where they cannot write (on paper, in a ticket, on another \
                       host), and give it the next time. A head should be younger than [state] audit-days and audit-rows \
-                      keep lines.\n\nExit codes: 0 as it was written, 1 not so or not to be read, 3 there is no line.\n\n\
-                      Examples:\n  enforcer audit verify\n  enforcer audit verify --head 132:$(cat head)\n  enforcer audit \
+                      keep lines. Without one it is not seen that the newest lines were cut off by somebody who knew how.\n\n\
+                      Exit codes: 0 as it was written, 1 not so or not to be read, 3 there is no line, 4 not known: \
+                      --head is older than the first line, or no line has a digest.\n\n\
+                      Examples:\n  enforcer audit verify\n  enforcer audit verify --head $(cat head)\n  enforcer audit \
                       export | ssh log cat '>' vpn-1.jsonl; enforcer audit verify --from vpn-1.jsonl   (there)"
     )]
     Verify {
@@ -65,6 +69,8 @@ struct Shown {
     findings: Vec<String>,
     /// How many there are beyond those.
     more: usize,
+    /// What is not known.
+    doubts: Vec<String>,
 }
 
 pub(super) fn run(
@@ -94,15 +100,14 @@ fn verify_log(config: &Config, kept: Option<Head>, json: bool) -> anyhow::Result
     let mut findings = Findings::default();
     let (verifier, last) = (std::cell::RefCell::new(None), std::cell::Cell::new(None));
     let begin = |start| *verifier.borrow_mut() = Some(Verifier::new(start, kept));
-    let ends = reader.audit(0, begin, |line| {
+    let ends = reader.audit(0, None, begin, |line| {
         if let Some(verifier) = verifier.borrow_mut().as_mut() {
             findings.add(verifier.take(&line));
         }
         last.set(Some(line.line));
-        true
     })?;
     let verifier = verifier.into_inner().context("the log was not begun")?;
-    let (verified, rest) = verifier.end(ends.given);
+    let (verified, rest) = verifier.end(ends.given, ends.put_in);
     findings.add(rest);
     tell(&config.state.directory, verified, last.get(), findings, json)
 }
@@ -130,7 +135,7 @@ fn verify_export(path: &Path, kept: Option<Head>, json: bool) -> anyhow::Result<
         findings.add(verifier.take(&line));
         last = Some(line.line);
     }
-    let (verified, rest) = verifier.end(None);
+    let (verified, rest) = verifier.end(None, 0);
     findings.add(rest);
     tell(path, verified, last, findings, json)
 }
@@ -139,12 +144,15 @@ fn verify_export(path: &Path, kept: Option<Head>, json: bool) -> anyhow::Result<
 struct Findings {
     told: Vec<String>,
     more: usize,
+    doubts: Vec<String>,
 }
 
 impl Findings {
     fn add(&mut self, findings: Vec<Finding>) {
         for finding in findings {
-            if self.told.len() < MOST {
+            if finding.is_doubt() {
+                self.doubts.push(finding.to_string());
+            } else if self.told.len() < MOST {
                 self.told.push(finding.to_string());
             } else {
                 self.more += 1;
@@ -161,6 +169,12 @@ fn tell(
     json: bool,
 ) -> anyhow::Result<Code> {
     let intact = findings.told.is_empty();
+    let mut doubts = findings.doubts;
+    if intact && verified.lines > 0 && verified.unchained == verified.lines {
+        doubts.push(
+            "no line has a digest: they were written before there was that, or it was taken from them".into(),
+        );
+    }
     let shown = Shown {
         log: log.display().to_string(),
         intact,
@@ -171,10 +185,12 @@ fn tell(
         head: verified.head.map(|head| head.to_string()),
         findings: findings.told,
         more: findings.more,
+        doubts,
     };
     output::print(json, &shown, text)?;
     Ok(match (intact, shown.lines) {
         (false, _) => Code::Error,
+        _ if !shown.doubts.is_empty() => Code::Partial,
         (true, 0) => Code::Nothing,
         (true, _) => Code::Done,
     })
@@ -192,17 +208,21 @@ fn text(shown: &Shown) -> String {
         text.push_str(&format!("NOT AS IT WAS WRITTEN: {finding}\n"));
     }
     if shown.more > 0 {
-        text.push_str(&format!("… and {} more of that kind\n", shown.more));
+        text.push_str(&format!("… and {} more findings\n", shown.more));
     }
-    if shown.intact && shown.lines > 0 {
-        text.push_str(if shown.unchained == shown.lines {
-            "None of them has a digest: they were written before there was that.\n"
+    let chained = shown.lines.saturating_sub(shown.unchained);
+    if shown.intact && chained > 0 {
+        text.push_str(&if shown.unchained == 0 {
+            "Each follows from the one before it.\n".to_owned()
         } else {
-            "Each follows from the one before it.\n"
+            format!(
+                "Each of the last {chained} follows from the one before it; {} are of before there were digests.\n",
+                shown.unchained
+            )
         });
     }
-    if shown.unchained > 0 && shown.unchained < shown.lines {
-        text.push_str(&format!("{} lines have no digest.\n", shown.unchained));
+    for doubt in &shown.doubts {
+        text.push_str(&format!("Not known: {doubt}\n"));
     }
     if let Some(head) = &shown.head {
         text.push_str(&format!("Head: {head}\n"));
@@ -212,20 +232,28 @@ fn text(shown: &Shown) -> String {
 
 fn export(config: &Config, after: u64) -> anyhow::Result<Code> {
     let reader = open(config)?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let (mut lines, mut trouble) = (0_u64, None);
-    reader.audit(after, drop, |line| {
-        let written = serde_json::to_vec(&line).map_err(std::io::Error::from).and_then(|mut text| {
+    let mut out = std::io::stdout().lock();
+    let (mut last, mut lines) = (after, 0_u64);
+    loop {
+        // whoever reads this may take his time, and the daemon must not wait for him: nothing is held meanwhile
+        let mut text = Vec::new();
+        let mut trouble = None;
+        let so_far = lines;
+        reader.audit(last, Some(AT_ONCE), drop, |line| {
+            (last, lines) = (line.line, lines + 1);
+            trouble = trouble.take().or(serde_json::to_writer(&mut text, &line).err());
             text.push(b'\n');
-            out.write_all(&text)
-        });
-        lines += 1;
-        trouble = written.err();
-        trouble.is_none()
-    })?;
-    let end = trouble.map_or_else(|| out.flush(), Err);
-    match end {
-        Err(error) if !output::has_read_enough(&error) => Err(error).context("cannot write the lines"),
-        _ => Ok(if lines == 0 { Code::Nothing } else { Code::Done }),
+        })?;
+        if let Some(trouble) = trouble {
+            return Err(trouble).context("a line cannot be written as JSON");
+        }
+        match out.write_all(&text).and_then(|()| out.flush()) {
+            Err(error) if output::has_read_enough(&error) => break,
+            written => written.context("cannot write the lines")?,
+        }
+        if lines == so_far {
+            break;
+        }
     }
+    Ok(if lines == 0 { Code::Nothing } else { Code::Done })
 }

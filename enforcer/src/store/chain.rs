@@ -133,8 +133,17 @@ pub enum Finding {
     WrittenAnew(u64),
     /// The line of a head that was kept is not there any more, and is newer than the last one.
     CutOff(u64),
-    /// The line of a head that was kept was deleted since, as `audit-days` and `audit-rows` say.
-    Pruned(u64),
+    /// The line of a head that was kept is older than the first one here: nothing can be told of it.
+    TooOld(u64),
+    /// So many lines stand before the first.
+    PutIn(u64),
+}
+
+impl Finding {
+    /// Something is not known, and nothing is wrong.
+    pub fn is_doubt(&self) -> bool {
+        matches!(self, Self::TooOld(_))
+    }
 }
 
 impl fmt::Display for Finding {
@@ -156,20 +165,30 @@ impl fmt::Display for Finding {
                 write!(f, "line {line} is another one than that of --head: the log was written anew")
             }
             Self::CutOff(line) => write!(f, "line {line}, of --head, is not there: the log was cut off"),
-            Self::Pruned(line) => write!(
+            Self::TooOld(line) => write!(
                 f,
-                "line {line}, of --head, was deleted since ([state] audit-days, audit-rows): whether what is there goes \
-                 back to it cannot be told; keep a newer head"
+                "line {line}, of --head, is older than the first line here: whether what is here goes back to it cannot be \
+                 told. Keep a newer head ([state] audit-days and audit-rows say how long lines are kept)"
             ),
+            Self::PutIn(1) => f.write_str("a line stands before line 1"),
+            Self::PutIn(lines) => write!(f, "{lines} lines stand before line 1"),
         }
     }
 }
 
+/// A line's number and its digest: what the next one follows from.
+pub type Before = (u64, Option<String>);
+
 /// What the lines begin with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// All of the log, whose last line that was pruned is that one, if any was.
-    Log(Option<(u64, Option<String>)>),
+    /// All of the log.
+    Log {
+        /// The last line that was pruned, and its digest, if any was.
+        pruned: Option<Before>,
+        /// The first line that has to have a digest: those before it were written, and pruned, by older versions.
+        chained_since: u64,
+    },
     /// A part of it: its first line says what it follows from.
     Part,
 }
@@ -179,8 +198,9 @@ pub enum Start {
 pub struct Verifier {
     start: Start,
     kept: Option<Head>,
-    /// The last line, and its digest.
-    last: Option<(u64, Option<String>)>,
+    /// What the first line follows from.
+    begins: Option<Before>,
+    last: Option<Before>,
     first: Option<u64>,
     lines: u64,
     unchained: u64,
@@ -201,33 +221,32 @@ pub struct Verified {
 impl Verifier {
     /// `kept`: what an earlier look has found to be the last line.
     pub fn new(start: Start, kept: Option<Head>) -> Self {
-        Self { start, kept, last: None, first: None, lines: 0, unchained: 0, kept_was_seen: false }
+        let begins = match &start {
+            Start::Log { pruned, .. } => Some(pruned.clone().unwrap_or_default()),
+            Start::Part => None,
+        };
+        Self { start, kept, begins, last: None, first: None, lines: 0, unchained: 0, kept_was_seen: false }
     }
 
     pub fn take(&mut self, line: &AuditLine) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let last = match (&self.last, &self.start) {
-            (Some(last), _) => Some(last.clone()),
-            (None, Start::Log(Some(pruned))) => Some(pruned.clone()),
-            // what has no digest may follow from what nobody has noted
-            (None, Start::Log(None)) if line.chain.is_some() => Some((0, None)),
-            (None, Start::Log(None)) => None,
-            (None, Start::Part) => Some((line.line.saturating_sub(1), line.before.clone())),
-        };
-        let follows = match &last {
-            Some((number, _)) if line.line <= *number => {
-                findings.push(Finding::Disorder(line.line));
-                false
-            }
-            Some((number, _)) if line.line > number + 1 => {
-                findings.push(Finding::Missing(number + 1, line.line - 1));
-                false
-            }
-            _ => true,
-        };
-        let before = last.and_then(|(_, chain)| chain);
+        let said = || (line.line.saturating_sub(1), line.before.clone());
+        let begins = self.begins.get_or_insert_with(said);
+        let (number, before) = self.last.clone().unwrap_or_else(|| begins.clone());
+        let chained_since = self.chained_since();
+        let mut follows = true;
+        if line.line <= number {
+            findings.push(Finding::Disorder(line.line));
+            follows = false;
+        } else if let Some(missing) = missing(number, line.line, chained_since) {
+            findings.push(missing);
+            follows = false;
+        }
+        let is_whole = matches!(self.start, Start::Log { .. });
         match &line.chain {
-            None if before.is_some() => findings.push(Finding::Unchained(line.line)),
+            None if before.is_some() || is_whole && line.line >= chained_since => {
+                findings.push(Finding::Unchained(line.line));
+            }
             None => {}
             Some(chain) if follows => {
                 let right = AuditLine { before, ..line.clone() }.link();
@@ -250,31 +269,47 @@ impl Verifier {
         findings
     }
 
-    /// `given`: the last line's number as the database has noted it beside the lines, if it has.
-    pub fn end(self, given: Option<u64>) -> (Verified, Vec<Finding>) {
-        let mut findings = Vec::new();
-        let last = self.last.as_ref().map_or(0, |(number, _)| *number);
-        if let Some(given) = given.filter(|given| *given > last) {
-            findings.push(Finding::Missing(last + 1, given));
+    fn chained_since(&self) -> u64 {
+        match self.start {
+            Start::Log { chained_since, .. } => chained_since,
+            Start::Part => 0,
+        }
+    }
+
+    /// `given`: the last line's number as the database has noted it beside the lines, if it has. `put_in`: how many lines stand
+    /// before line 1.
+    pub fn end(self, given: Option<u64>, put_in: u64) -> (Verified, Vec<Finding>) {
+        let chained_since = self.chained_since();
+        let begins = self.begins.unwrap_or_default();
+        let last = self.last.as_ref().map_or(begins.0, |(number, _)| *number);
+        let mut findings: Vec<Finding> = (given.and_then(|given| given.checked_add(1)))
+            .and_then(|next| missing(last, next, chained_since))
+            .into_iter()
+            .collect();
+        if put_in > 0 {
+            findings.push(Finding::PutIn(put_in));
         }
         if let Some(kept) = self.kept.filter(|_| !self.kept_was_seen) {
-            let is_last_pruned = match &self.start {
-                Start::Log(Some((number, chain))) => {
-                    (*number == kept.line).then(|| chain.as_ref() == Some(&kept.chain))
+            if kept.line == begins.0 {
+                if begins.1.as_ref() != Some(&kept.chain) {
+                    findings.push(Finding::WrittenAnew(kept.line));
                 }
-                _ => None,
-            };
-            match is_last_pruned {
-                Some(true) => {}
-                Some(false) => findings.push(Finding::WrittenAnew(kept.line)),
-                None if kept.line > last => findings.push(Finding::CutOff(kept.line)),
-                None => findings.push(Finding::Pruned(kept.line)),
+            } else if kept.line > last {
+                findings.push(Finding::CutOff(kept.line));
+            } else {
+                findings.push(Finding::TooOld(kept.line));
             }
         }
         let head = self.last.and_then(|(line, chain)| chain.map(|chain| Head { line, chain }));
         let (lines, first, unchained) = (self.lines, self.first, self.unchained);
         (Verified { lines, first, unchained, head }, findings)
     }
+}
+
+/// Lines between two that have to be there.
+fn missing(before: u64, line: u64, chained_since: u64) -> Option<Finding> {
+    let (from, to) = (before.saturating_add(1).max(chained_since), line.saturating_sub(1));
+    (from <= to).then_some(Finding::Missing(from, to))
 }
 
 #[cfg(test)]
@@ -307,12 +342,19 @@ mod tests {
     fn verify(lines: &[AuditLine], start: Start, kept: Option<Head>, given: Option<u64>) -> Vec<Finding> {
         let mut verifier = Verifier::new(start, kept);
         let mut findings: Vec<Finding> = lines.iter().flat_map(|line| verifier.take(line)).collect();
-        findings.extend(verifier.end(given).1);
+        findings.extend(verifier.end(given, 0).1);
         findings
     }
 
+    const ALL: Start = Start::Log { pruned: None, chained_since: 1 };
+
+    fn since(all: &[AuditLine], pruned: usize) -> Start {
+        let before = (pruned as u64, all[pruned - 1].chain.clone());
+        Start::Log { pruned: Some(before), chained_since: 1 }
+    }
+
     fn whole(lines: &[AuditLine]) -> Vec<Finding> {
-        verify(lines, Start::Log(None), None, Some(lines.len() as u64))
+        verify(lines, ALL, None, Some(lines.len() as u64))
     }
 
     fn head(line: &AuditLine) -> Head {
@@ -340,11 +382,12 @@ mod tests {
     #[test]
     fn what_was_pruned_and_what_is_older_than_the_chain_is_no_finding() {
         let all = log(9);
-        let pruned = |line: usize| Start::Log(Some((line as u64, all[line - 1].chain.clone())));
-        assert_eq!(verify(&all[4..], pruned(4), None, Some(9)), []);
-        assert_eq!(verify(&all[4..], pruned(3), None, Some(9)), [Finding::Missing(4, 4)]);
-        assert_eq!(verify(&all[4..], Start::Log(None), None, None), [Finding::Missing(1, 4)]);
+        assert_eq!(verify(&all[4..], since(&all, 4), None, Some(9)), []);
+        assert_eq!(verify(&all[4..], since(&all, 3), None, Some(9)), [Finding::Missing(4, 4)]);
+        assert_eq!(verify(&all[4..], ALL, None, None), [Finding::Missing(1, 4)]);
         assert_eq!(verify(&all[4..], Start::Part, None, None), []);
+        assert_eq!(verify(&[], since(&all, 9), None, Some(9)), []);
+        assert_eq!(verify(&[], since(&all, 7), None, Some(9)), [Finding::Missing(8, 9)]);
         // five lines of before there was a chain, of which two are there
         let mut old = all.clone();
         let mut before = None;
@@ -353,10 +396,18 @@ mod tests {
             line.chain = (line.line > 5).then(|| line.link());
             before = line.chain.clone();
         }
-        assert_eq!(verify(&old[3..], Start::Log(None), None, Some(9)), []);
-        assert_eq!(verify(&old[5..], Start::Log(Some((5, None))), None, Some(9)), []);
+        let later = |pruned| Start::Log { pruned, chained_since: 6 };
+        assert_eq!(verify(&old[3..], later(None), None, Some(9)), []);
+        assert_eq!(verify(&old[5..], later(Some((5, None))), None, Some(9)), []);
+        // an older version has left gaps where a clock had jumped
+        let gaps = [&old[..2], &old[3..4], &old[5..]].concat();
+        assert_eq!(verify(&gaps, later(None), None, Some(9)), []);
+        assert_eq!(verify(&old[..4], later(None), None, Some(5)), []);
+        assert_eq!(verify(&old[6..], later(Some((5, None))), None, Some(9)), [Finding::Missing(6, 6)]);
+        let bare: Vec<AuditLine> = all.iter().map(|line| AuditLine { chain: None, ..line.clone() }).collect();
+        assert_eq!(whole(&bare), (1..=9).map(Finding::Unchained).collect::<Vec<_>>());
         old[7].chain = None;
-        assert_eq!(whole(&old), [Finding::Unchained(8), Finding::Altered(9)]);
+        assert_eq!(verify(&old, later(None), None, Some(9)), [Finding::Unchained(8), Finding::Altered(9)]);
     }
 
     #[test]
@@ -369,13 +420,18 @@ mod tests {
         }
         assert_eq!(whole(&anew), [], "the chain alone does not show it");
         let kept = Some(head(&all[4]));
-        assert_eq!(verify(&all, Start::Log(None), kept.clone(), Some(9)), []);
-        assert_eq!(verify(&anew, Start::Log(None), kept.clone(), Some(9)), [Finding::WrittenAnew(5)]);
-        assert_eq!(verify(&all[..3], Start::Log(None), kept.clone(), None), [Finding::CutOff(5)]);
-        assert_eq!(verify(&all[..3], Start::Log(None), None, Some(9)), [Finding::Missing(4, 9)]);
-        let pruned = |line: usize| Start::Log(Some((line as u64, all[line - 1].chain.clone())));
-        assert_eq!(verify(&all[5..], pruned(5), kept.clone(), Some(9)), []);
-        assert_eq!(verify(&all[6..], pruned(6), kept, Some(9)), [Finding::Pruned(5)]);
+        assert_eq!(verify(&all, ALL, kept.clone(), Some(9)), []);
+        assert_eq!(verify(&anew, ALL, kept.clone(), Some(9)), [Finding::WrittenAnew(5)]);
+        assert_eq!(verify(&all[..3], ALL, kept.clone(), None), [Finding::CutOff(5)]);
+        assert_eq!(verify(&all[..3], ALL, None, Some(9)), [Finding::Missing(4, 9)]);
+        assert_eq!(verify(&all[5..], since(&all, 5), kept.clone(), Some(9)), []);
+        assert_eq!(verify(&all[6..], since(&all, 6), kept.clone(), Some(9)), [Finding::TooOld(5)]);
+        assert_eq!(
+            verify(&all[5..], Start::Part, kept.clone(), None),
+            [],
+            "its first line says what it follows from"
+        );
+        assert_eq!(verify(&anew[5..], Start::Part, kept, None), [Finding::WrittenAnew(5)]);
     }
 
     #[test]
@@ -416,7 +472,7 @@ mod tests {
                 }
             }
             prop_assert_ne!(&lines, &before);
-            let found = verify(&lines, Start::Log(None), None, Some(20));
+            let found = verify(&lines, ALL, None, Some(20));
             prop_assert_eq!(found.len(), 1, "{:?}", found);
         }
 

@@ -240,14 +240,20 @@ fn audit(db: &Connection, line: &Audit) -> Result<(), Fault> {
 
 /// The digest of the line before that one.
 fn last_link(db: &Connection, place: i64) -> rusqlite::Result<Option<String>> {
-    db.prepare_cached("SELECT chain FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1")?
-        .query_row([place], |row| row.get(0))
+    db.prepare_cached("SELECT CAST(chain AS BLOB) FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1")?
+        .query_row([place], |row| row.get::<_, Option<Vec<u8>>>(0))
         .optional()
-        .map(Option::flatten)
+        .map(|chain| chain.flatten().map(readable))
 }
 
-/// The audit log within its bounds; `now`: the time of its newest line. The oldest lines go, whatever the clock said
-/// between them: what is left has no gaps, and what it follows from is noted. The newest one stays.
+/// A text that decides nothing, whatever a disk has made of it: what is no UTF-8 stops nobody, and is found by who verifies.
+pub(super) fn readable(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// The audit log within its bounds; `now`: the time of its newest line. The oldest lines go, up to the first one that is
+/// young enough: what is left has no gaps, whatever the clock said between them, and what it follows from is noted. The
+/// newest one stays.
 fn prune(db: &Connection, settings: &Settings, now: u64) -> rusqlite::Result<()> {
     let days = u64::from(settings.audit_days) * 86_400;
     let oldest =
@@ -259,12 +265,14 @@ fn prune(db: &Connection, settings: &Settings, now: u64) -> rusqlite::Result<()>
         )?
         .query_row(params![settings.audit_rows.max(1), oldest], |row| row.get(0))?;
     let Some(keep_from) = keep_from else { return Ok(()) };
-    let last: Option<(i64, Option<String>)> = db
-        .prepare_cached("SELECT line, chain FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1")?
+    let last: Option<(i64, Option<Vec<u8>>)> = db
+        .prepare_cached(
+            "SELECT line, CAST(chain AS BLOB) FROM audit WHERE line < ?1 ORDER BY line DESC LIMIT 1",
+        )?
         .query_row([keep_from], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((line, chain)) = last else { return Ok(()) };
-    tables::set_meta(db, AUDIT_BEFORE, &pruned_text(line, chain.as_deref()))?;
+    tables::set_meta(db, AUDIT_BEFORE, &pruned_text(line, chain.map(readable).as_deref()))?;
     db.prepare_cached("DELETE FROM audit WHERE line < ?1")?.execute([keep_from])?;
     Ok(())
 }

@@ -93,13 +93,14 @@ impl Reader {
         number.map(|number| natural("number", number).map_err(|why| bad(number, why))).transpose()
     }
 
-    /// Each line of the audit log that is newer than `after`, in their order, as they are at one moment; `begin` is told first
-    /// what they begin with. `each` says whether to go on.
+    /// Lines of the audit log that are newer than `after`, in their order, as they are at one moment, `most` at the most;
+    /// `begin` is told first what they begin with. `each` must not wait for anybody: the daemon's log grows meanwhile.
     pub fn audit(
         &self,
         after: u64,
+        most: Option<u32>,
         begin: impl FnOnce(Start),
-        mut each: impl FnMut(AuditLine) -> bool,
+        mut each: impl FnMut(AuditLine),
     ) -> Result<AuditEnds, ReadError> {
         let failed = |error: rusqlite::Error| reading(&self.path, &error);
         self.ask(|| {
@@ -110,35 +111,40 @@ impl Reader {
             // one state, whatever the daemon writes meanwhile
             let _moment = self.db.unchecked_transaction().map_err(failed)?;
             let after_line = i64::try_from(after).unwrap_or(i64::MAX);
-            let mut before = None;
-            if after == 0 {
-                let pruned = self.pruned()?;
-                before = pruned.as_ref().and_then(|(_, chain)| chain.clone());
-                begin(Start::Log(pruned));
+            let pruned = self.pruned()?;
+            let mut before = match self.link_before(after_line).map_err(failed)? {
+                Some(link) => link,
+                None => pruned.as_ref().and_then(|(_, chain)| chain.clone()),
+            };
+            let number = |sql: &str| -> Result<Option<u64>, ReadError> {
+                let found: Option<i64> =
+                    self.db.query_row(sql, [], |row| row.get(0)).optional().map_err(failed)?;
+                Ok(found.and_then(|found| u64::try_from(found).ok()))
+            };
+            begin(if after == 0 {
+                let chained_since = number("SELECT first FROM audit_chain")?.unwrap_or(1);
+                Start::Log { pruned, chained_since }
             } else {
-                before = self.link_of(after_line).map_err(failed)?.or(before);
-                begin(Start::Part);
-            }
-            let mut lines = self
-                .db
+                Start::Part
+            });
+            let mut lines = (self.db)
                 .prepare(
-                    "SELECT line, at, what, number, target, asked_by, reason, complete, text, chain FROM audit
-                     WHERE line > ?1 ORDER BY line",
+                    "SELECT line, at, number, complete, CAST(what AS BLOB), CAST(target AS BLOB), CAST(asked_by AS BLOB),
+                       CAST(reason AS BLOB), CAST(text AS BLOB), CAST(chain AS BLOB)
+                     FROM audit WHERE line > ?1 ORDER BY line LIMIT ?2",
                 )
                 .map_err(failed)?;
-            let mut rows = lines.query([after_line]).map_err(failed)?;
+            let most = most.map_or(-1, i64::from);
+            let mut rows = lines.query([after_line, most]).map_err(failed)?;
             while let Some(row) = rows.next().map_err(failed)? {
                 let mut line = audit_line(row).map_err(failed)?;
                 line.before = std::mem::replace(&mut before, line.chain.clone());
-                if !each(line) {
-                    break;
-                }
+                each(line);
             }
-            let given: Option<i64> = (self.db)
-                .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'audit'", [], |row| row.get(0))
-                .optional()
-                .map_err(failed)?;
-            Ok(AuditEnds { given: given.and_then(|given| u64::try_from(given).ok()) })
+            Ok(AuditEnds {
+                given: number("SELECT seq FROM sqlite_sequence WHERE name = 'audit'")?,
+                put_in: number("SELECT count(*) FROM audit WHERE line < 1")?.unwrap_or(0),
+            })
         })
     }
 
@@ -156,11 +162,16 @@ impl Reader {
         Ok(None)
     }
 
-    fn link_of(&self, line: i64) -> rusqlite::Result<Option<String>> {
+    /// The digest of the last line up to that one; `None`: there is no such line.
+    fn link_before(&self, line: i64) -> rusqlite::Result<Option<Option<String>>> {
         (self.db)
-            .query_row("SELECT chain FROM audit WHERE line = ?1", [line], |row| row.get(0))
+            .query_row(
+                "SELECT CAST(chain AS BLOB) FROM audit WHERE line BETWEEN 1 AND ?1 ORDER BY line DESC LIMIT 1",
+                [line],
+                |row| row.get::<_, Option<Vec<u8>>>(0),
+            )
             .optional()
-            .map(Option::flatten)
+            .map(|chain| chain.map(|chain| chain.map(commit::readable)))
     }
 
     /// Number and moment of the strongest guard.
@@ -197,25 +208,29 @@ impl Reader {
 pub struct AuditEnds {
     /// The number of the last line that was ever written.
     pub given: Option<u64>,
+    /// How many lines stand before line 1.
+    pub put_in: u64,
 }
 
+/// What is no text any more is read as far as it is: who verifies finds that it was changed.
 fn audit_line(row: &rusqlite::Row<'_>) -> rusqlite::Result<AuditLine> {
     let number = |column| {
         let found: i64 = row.get(column)?;
         u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
     };
+    let text = |column| row.get(column).map(commit::readable);
     Ok(AuditLine {
         line: number(0)?,
         at: number(1)?,
-        what: row.get(2)?,
-        number: number(3)?,
-        target: row.get(4)?,
-        asked_by: row.get(5)?,
-        reason: row.get(6)?,
-        complete: row.get(7)?,
-        text: row.get(8)?,
+        number: number(2)?,
+        complete: row.get(3)?,
+        what: text(4)?,
+        target: text(5)?,
+        asked_by: text(6)?,
+        reason: text(7)?,
+        text: text(8)?,
         before: None,
-        chain: row.get(9)?,
+        chain: row.get::<_, Option<Vec<u8>>>(9)?.map(commit::readable),
     })
 }
 

@@ -189,6 +189,10 @@ CREATE UNIQUE INDEX admission_session ON admission (session);
 const FIFTH: &str = r"
 -- meta also has audit_before: the last line of the audit log that was pruned, and its digest
 
+-- the first line of the audit log that has a digest
+CREATE TABLE audit_chain (first INTEGER NOT NULL) STRICT;
+INSERT INTO audit_chain SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'audit';
+
 -- SHA-256 over this line and the digest of the one before it, in hexadecimal; NULL: it was written before there was that
 ALTER TABLE audit ADD COLUMN chain TEXT;
 ";

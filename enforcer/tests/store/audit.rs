@@ -12,13 +12,11 @@ fn verify(folder: &Folder) -> (Vec<Finding>, Verified, Vec<AuditLine>) {
     let reader = Reader::open(&folder.path()).unwrap().unwrap();
     let (mut start, mut lines) = (None, Vec::new());
     let begin = |begins: Start| start = Some(begins);
-    let ends = reader.audit(0, begin, |line| {
-        lines.push(line);
-        true
-    });
+    let ends = reader.audit(0, None, begin, |line| lines.push(line));
     let mut verifier = Verifier::new(start.unwrap(), None);
     let mut findings: Vec<_> = lines.iter().flat_map(|line| verifier.take(line)).collect();
-    let (verified, rest) = verifier.end(ends.unwrap().given);
+    let ends = ends.unwrap();
+    let (verified, rest) = verifier.end(ends.given, ends.put_in);
     findings.extend(rest);
     (findings, verified, lines)
 }
@@ -48,18 +46,15 @@ fn r6_the_chain_goes_on_over_restarts_and_over_what_is_pruned() {
     let (_, verified, lines) = verify(&folder);
     assert_eq!((verified.lines, verified.first), (10, Some(19)));
     assert_eq!(lines[2].chain, Some(heads[2].chain.clone()), "line 21 is what it was");
-    // a part of it stands by itself
+    // a part of it stands by itself, wherever it begins: also where what it follows from was pruned
     let reader = Reader::open(&folder.path()).unwrap().unwrap();
-    let mut verifier = Verifier::new(Start::Part, None);
-    let mut findings = Vec::new();
-    let begin = |start| assert_eq!(start, Start::Part);
-    reader
-        .audit(24, begin, |line| {
-            findings.extend(verifier.take(&line));
-            true
-        })
-        .unwrap();
-    assert_eq!((findings, verifier.end(None).0.lines), (vec![], 4));
+    for (after, parts) in [(24, 4), (19, 9), (18, 10), (17, 10), (1, 10), (28, 0)] {
+        let mut verifier = Verifier::new(Start::Part, None);
+        let mut findings = Vec::new();
+        let begin = |start| assert_eq!(start, Start::Part);
+        reader.audit(after, None, begin, |line| findings.extend(verifier.take(&line))).unwrap();
+        assert_eq!((findings, verifier.end(None, 0).0.lines), (vec![], parts), "{after}");
+    }
 }
 
 /// However the clock went: what is pruned is the oldest lines, and no line between others.
@@ -92,6 +87,14 @@ fn r6_what_was_changed_by_hand_is_found() {
         ("DELETE FROM audit WHERE line > 7", vec![Finding::Missing(8, 9)]),
         ("DELETE FROM audit", vec![Finding::Missing(1, 9)]),
         ("UPDATE audit SET line = 40 WHERE line = 4", vec![Finding::Missing(4, 4), Finding::Missing(10, 39)]),
+        ("UPDATE audit SET chain = NULL", (1..=9).map(Finding::Unchained).collect()),
+        // what a disk makes of a text stops nobody
+        ("UPDATE audit SET chain = CAST(x'ff' AS TEXT) WHERE line = 9", vec![Finding::Altered(9)]),
+        ("UPDATE audit SET text = CAST(x'ff' AS TEXT) WHERE line = 3", vec![Finding::Altered(3)]),
+        (
+            "INSERT INTO audit SELECT -1, at, what, 1, target, '', '', 1, '', '' FROM audit LIMIT 1",
+            vec![Finding::PutIn(1)],
+        ),
         ("CREATE INDEX more ON audit (what)", vec![]),
     ] {
         let folder = Folder::new();
@@ -125,7 +128,7 @@ fn r5_r6_lines_of_before_there_was_a_chain_stay_and_those_after_them_have_one() 
     let folder = Folder::new();
     old(&folder, 3);
     let reader = Reader::open(&folder.path()).unwrap().unwrap();
-    let error = reader.audit(0, drop, |_| true).unwrap_err().to_string();
+    let error = reader.audit(0, None, drop, drop).unwrap_err().to_string();
     assert!(error.contains('3') && error.contains('5'), "{error}");
     drop(reader);
     assert_eq!(look::<i64>(&folder.file(), "SELECT count(*) FROM audit"), 1);

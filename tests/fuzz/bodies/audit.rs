@@ -18,5 +18,5 @@ pub fn body(input: &[u8]) {
         }
         last = Some(line);
     }
-    verifier.end(None);
+    verifier.end(None, 0);
 }
