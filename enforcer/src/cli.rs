@@ -10,6 +10,7 @@ mod occtl;
 mod output;
 mod passwd;
 mod run;
+mod setup;
 mod words;
 
 use std::ffi::OsString;
@@ -200,13 +201,24 @@ pub enum Command {
     /// The audit log: whether it is as it was written, and all of it as JSON lines
     #[command(
         subcommand_required = true,
-        after_help = "It reads [state] directory, with or without the daemon. Each command that ended, locked, \
-                      unlocked or lifted something has a line there, for as long as [state] audit-days and audit-rows say.\n\nExamples:\n  enforcer audit verify\n  enforcer audit \
+        after_help = "It reads [state] directory, with or without the daemon. Each revocation, lock, unlock \
+                      and lift has a line there, a list in bulk has one for all of it, and ocserv's own disconnect has none; for as \
+                      long as [state] audit-days and audit-rows say.\n\nExamples:\n  enforcer audit verify\n  enforcer audit \
                       export > audit.jsonl\n  enforcer audit verify --from audit.jsonl"
     )]
     Audit {
         #[command(subcommand)]
         what: audit::Audit,
+    },
+    /// What the enforcer needs in ocserv's configuration: shown, made, taken back
+    #[command(
+        subcommand_required = true,
+        after_help = "Examples:\n  enforcer setup ocserv              what would be changed\n  enforcer setup ocserv --apply && \
+                      systemctl restart ocserv"
+    )]
+    Setup {
+        #[command(subcommand)]
+        what: setup::Setup,
     },
     /// Take everything out of the kernel: programs, maps, pins. Nothing is in force after it
     Unload,

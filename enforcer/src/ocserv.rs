@@ -9,6 +9,7 @@ mod frame;
 mod messages;
 mod name;
 mod scripts;
+pub mod setup;
 
 /// The messages of `proto/ocserv.proto`.
 mod wire {
@@ -21,7 +22,9 @@ pub use feed::{FeedEvent, FeedState, Mode, run};
 pub use frame::{Command, Frame, FrameError, MAX_REPLY, MAX_REQUEST};
 pub use messages::{Cookies, Listing, Odd};
 pub use name::{from_wire as name_from_bytes, printable};
-pub use scripts::{Scripts, ScriptsError, is_shell_script, names_gate, scripts};
+pub use scripts::{
+    Scripts, ScriptsError, is_gate_here, is_shell_script, is_shell_script_here, names_gate, scripts,
+};
 
 /// What ocserv hands us, as bytes: the ways in for the fuzz targets (`tests/fuzz`), which must neither panic nor
 /// hang.

@@ -288,6 +288,11 @@ impl Server {
         &self.config.name
     }
 
+    /// The file that it reads when it starts.
+    pub fn conf(&self) -> PathBuf {
+        self.config.file("conf")
+    }
+
     pub fn config(&self) -> &Ocserv {
         &self.config
     }

@@ -67,6 +67,7 @@ fn try_run(cli: Cli) -> anyhow::Result<Code> {
         Command::Cluster { what } if cluster::needs_no_daemon(&what) => {
             cluster::run(&what, &config()?, cli.common.json)
         }
+        Command::Setup { what } => super::setup::run(&what, &config()?, cli.common.json),
         Command::Audit { what } => super::audit::run(&what, config, cli.common.json),
         Command::Passwd(asked) => super::passwd::run(asked, cli.common.json),
         Command::Unload => {
@@ -180,6 +181,7 @@ async fn ask(common: &Common, command: Command) -> anyhow::Result<Code> {
         | Command::Gateway
         | Command::GatewayKeys { .. }
         | Command::Audit { .. }
+        | Command::Setup { .. }
         | Command::Unload
         | Command::Cluster { .. }
         | Command::Passwd(_) => Err(anyhow::anyhow!("not a question to the daemon")),

@@ -133,7 +133,7 @@ fn from_command_line(pid: i32) -> Option<PathBuf> {
     None
 }
 
-type Pair = (Vec<u8>, Vec<u8>, Vec<u8>);
+pub(super) type Pair = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 fn trim(text: &[u8]) -> &[u8] {
     text.trim_ascii()
@@ -142,7 +142,7 @@ fn trim(text: &[u8]) -> &[u8] {
 /// Section, name and value as inih reads them (`src/inih/ini.c`): comments start with `;` or `#`, `=` or `:` after
 /// the name, ` ;` starts a comment within a line, and an **indented line goes on with the previous name**, whatever
 /// it looks like.
-fn pairs(text: &[u8]) -> Vec<Pair> {
+pub(super) fn pairs(text: &[u8]) -> Vec<Pair> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut section = Vec::new();
     let mut previous: Option<Vec<u8>> = None;
@@ -211,14 +211,27 @@ pub fn names_gate(main: Process, script: &Path) -> bool {
     names_gate_in(&PathBuf::from(format!("/proc/{}/root", main.pid)), script)
 }
 
+/// The same of a file of this host, whoever is to run it.
+pub fn is_gate_here(script: &Path) -> bool {
+    names_gate_in(Path::new("/"), script)
+}
+
+/// As [`is_shell_script`], of a file of this host.
+pub fn is_shell_script_here(script: &Path) -> bool {
+    is_shell_script_in(Path::new("/"), script)
+}
+
 /// Whether a script of `main`'s configuration is a shell script, and no program: only such a one can stand behind
 /// ocserv's own firewall script.
 pub fn is_shell_script(main: Process, script: &Path) -> bool {
+    is_shell_script_in(&PathBuf::from(format!("/proc/{}/root", main.pid)), script)
+}
+
+fn is_shell_script_in(root: &Path, script: &Path) -> bool {
     use std::io::Read as _;
-    let root = PathBuf::from(format!("/proc/{}/root", main.pid));
     let mut head = [0; 2];
-    let read = resolve(&root, script).0;
-    fs::File::open(within(&root, &read)).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+    let read = resolve(root, script).0;
+    fs::File::open(within(root, &read)).and_then(|mut file| file.read_exact(&mut head)).is_ok()
         && head == *b"#!"
 }
 
